@@ -1,0 +1,138 @@
+"""Commands of the control API to the node, and their results. Addresses are text here (CIDR where a prefix matters)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from weavenet.core.errors import Failure
+from weavenet.core.report import NodeReport
+
+
+class Allocate(msgspec.Struct, frozen=True):
+    """An address for ``ident`` in ``subnet`` (CIDR; empty: the default subnet). The same ident and subnet get the same
+    address again. Waits without limit for the ring and for space. Result: ``Addresses`` of one."""
+
+    ident: str
+    subnet: str = ""
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """``ident`` uses exactly ``address`` (``ip/prefix``). In range: owned or obtained from its owner; out of range:
+    recorded."""
+
+    ident: str
+    address: str
+
+
+class Release(msgspec.Struct, frozen=True):
+    """Free the given addresses (no prefix), or all of ``ident`` when empty. Result: ``Addresses`` that were freed."""
+
+    ident: str
+    addresses: tuple[str, ...] = ()
+
+
+class Lookup(msgspec.Struct, frozen=True):
+    """Addresses of ``ident``, or every held address when empty. Result: ``Addresses`` or ``Holdings``."""
+
+    ident: str = ""
+    subnet: str = ""
+
+
+class Died(msgspec.Struct, frozen=True):
+    """The container's process is gone: keep its addresses 30 s. ``Revived`` within that time keeps them."""
+
+    ident: str
+
+
+class Revived(msgspec.Struct, frozen=True):
+    ident: str
+
+
+class Destroyed(msgspec.Struct, frozen=True):
+    """The container is gone for good: free its addresses and forget its attachment at once."""
+
+    ident: str
+
+
+class Attachment(msgspec.Struct, frozen=True, array_like=True):
+    """What was asked for, and remembered. ``requested``: the addr arguments as given (empty: default subnet).
+    ``addresses``: what it has, CIDR text. ``live``: the interface exists now, so its MAC is announced."""
+
+    ident: str
+    container: str
+    mac: bytes
+    requested: tuple[str, ...]
+    addresses: tuple[str, ...]
+    multicast_route: bool
+    live: bool
+
+
+class PutAttachment(msgspec.Struct, frozen=True):
+    attachment: Attachment
+
+
+class RemoveAttachment(msgspec.Struct, frozen=True):
+    """Forgets the attachment and withdraws its endpoint; addresses are freed by ``Release``."""
+
+    ident: str
+
+
+class ListAttachments(msgspec.Struct, frozen=True):
+    """Result: ``Attachments``."""
+
+
+class Connect(msgspec.Struct, frozen=True):
+    targets: tuple[str, ...]
+    replace: bool = False
+
+
+class Forget(msgspec.Struct, frozen=True):
+    targets: tuple[str, ...]
+
+
+class Consense(msgspec.Struct, frozen=True):
+    """Force the initial division of addresses; answered when genesis and ring are durable here. Result: ``Done`` whose
+    text is ``elector`` or ``member, not elector``."""
+
+
+class GetReport(msgspec.Struct, frozen=True):
+    """Result: ``NodeReport``."""
+
+
+Command = (
+    Allocate
+    | Claim
+    | Release
+    | Lookup
+    | Died
+    | Revived
+    | Destroyed
+    | PutAttachment
+    | RemoveAttachment
+    | ListAttachments
+    | Connect
+    | Forget
+    | Consense
+    | GetReport
+)
+
+
+class Done(msgspec.Struct, frozen=True):
+    text: str = ""
+
+
+class Addresses(msgspec.Struct, frozen=True):
+    """CIDR text each."""
+
+    addresses: tuple[str, ...]
+
+
+class Holdings(msgspec.Struct, frozen=True):
+    holdings: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+class Attachments(msgspec.Struct, frozen=True):
+    attachments: tuple[Attachment, ...]
+
+
+Result = Done | Addresses | Holdings | Attachments | NodeReport | Failure

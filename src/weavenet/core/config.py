@@ -1,0 +1,49 @@
+"""What a node is told at start. Built by the runtime from flags, environment, file and store; the simulator makes its
+own."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from weavenet.core.limits import CONN_LIMIT_DEFAULT, MTU_DEFAULT, PORT_DEFAULT
+from weavenet.core.types import PeerId
+
+
+class GenesisMode(StrEnum):
+    """How this peer takes part in the first division of addresses."""
+
+    CONSENSUS = "consensus"
+    SEED = "seed"
+    OBSERVER = "observer"
+
+
+class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """``ranges``: CIDRs; empty switches IPAM off. ``count``: N of ``consensus=N``, 0 when not given. ``seeds``:
+    sorted peer names of ``seed=``. ``seed_salt``: public fingerprint of the password's CA; shares of seeds depend on
+    it. ``conf_targets`` come from the configuration file, ``launch_targets`` from the command line (None: none were
+    given, resume the persisted ones). ``local_hosts``: addresses of this host, to recognise ourselves among targets."""
+
+    peer: PeerId
+    name: str
+    nickname: str
+    software: str = "0"
+    port: int = PORT_DEFAULT
+    ranges: tuple[str, ...] = ("10.32.0.0/12",)
+    range_explicit: bool = False
+    default_subnet: str = ""
+    mode: GenesisMode = GenesisMode.CONSENSUS
+    count: int = 0
+    seeds: tuple[str, ...] = ()
+    seed_salt: bytes = b""
+    first_start: bool = False
+    conf_targets: tuple[str, ...] = ()
+    launch_targets: tuple[str, ...] | None = None
+    discovery: bool = True
+    conn_limit: int = CONN_LIMIT_DEFAULT
+    planes: tuple[str, ...] = ("fastdp",)
+    mtu: int = MTU_DEFAULT
+    mtu_explicit: bool = False
+    local_hosts: tuple[str, ...] = ()
+    authenticated: bool = False

@@ -1,0 +1,144 @@
+"""What a core wants done, in order.
+
+**The one rule**: a ``Send``, ``Reply``, ``SetPlane`` or ``SetBlocked`` leaves only when every ``Persist`` emitted
+before it, by this or any earlier event of the node, is durable. Persists may share one commit. Only a ``Send`` or
+``Probe`` marked ``stateless`` passes ahead. A persist that fails ends the node: the driver stops executing effects
+and restarts it from what is on disk.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from weavenet.core.commands import Result
+from weavenet.core.errors import RefusalCode
+from weavenet.core.messages import Body, Message
+from weavenet.core.types import PeerId
+
+
+class Change(msgspec.Struct, frozen=True):
+    """Put ``value`` at (table, key), or delete it when ``value`` is None."""
+
+    table: str
+    key: bytes
+    value: bytes | None
+
+
+class Persist(msgspec.Struct, frozen=True):
+    changes: tuple[Change, ...]
+
+
+class Send(msgspec.Struct, frozen=True):
+    link: int
+    message: Message
+    stateless: bool = False
+
+
+class Reply(msgspec.Struct, frozen=True):
+    request: int
+    result: Result
+
+
+class Resolve(msgspec.Struct, frozen=True):
+    """Resolve ``target`` (``host[:port]``); the driver answers with a ``Resolved`` event, always."""
+
+    target: str
+
+
+class Dial(msgspec.Struct, frozen=True):
+    """Open a connection; the driver answers with ``LinkOpened`` or ``DialFailed`` carrying ``dial``, always."""
+
+    dial: int
+    host: str
+    port: int
+
+
+class CloseLink(msgspec.Struct, frozen=True):
+    """Flush what was sent, then close. The driver answers with ``LinkClosed``."""
+
+    link: int
+    code: RefusalCode
+    sentence: str
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """A remote container port: MAC and addresses (CIDR text)."""
+
+    mac: bytes
+    addresses: tuple[str, ...]
+
+
+class PlanePeer(msgspec.Struct, frozen=True):
+    """An open data path: the peer's underlay address, the MAC of its plane device, and what lives behind it."""
+
+    peer: PeerId
+    host: str
+    mac: bytes
+    endpoints: tuple[Endpoint, ...]
+
+
+class SetPlane(msgspec.Struct, frozen=True):
+    """The whole desired state of the data path; the plane diffs it with the kernel's."""
+
+    peers: tuple[PlanePeer, ...]
+
+
+class SetBlocked(msgspec.Struct, frozen=True):
+    """The whole set of (ident, address) whose frames this host's bridge drops at the container's port."""
+
+    blocked: tuple[tuple[str, str], ...]
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """A heartbeat frame on the data path to ``mac``; always stateless."""
+
+    peer: PeerId
+    mac: bytes
+    nonce: int
+    is_answer: bool
+
+
+class Note(msgspec.Struct, frozen=True):
+    """A line for the log (and the simulator's trace). ``level``: debug, info, warning, error."""
+
+    level: str
+    topic: str
+    text: str
+
+
+class Unicast(msgspec.Struct, frozen=True):
+    """Internal: the node lowers it to a ``Send`` of a ``Routed`` on the next hop, or drops it when there is none."""
+
+    destination: PeerId
+    body: Body
+
+
+Effect = Persist | Send | Reply | Resolve | Dial | CloseLink | SetPlane | SetBlocked | Probe | Note
+"""What a driver executes."""
+
+Internal = Effect | Unicast
+"""What sub-cores append to their :class:`Outbox`."""
+
+
+class Outbox:
+    """Ordered collector of effects, shared by the sub-cores of one node."""
+
+    def __init__(self) -> None:
+        self.effects: list[Internal] = []
+
+    def append(self, effect: Internal) -> None:
+        self.effects.append(effect)
+
+    def persist(self, *changes: Change) -> None:
+        if changes:
+            self.effects.append(Persist(changes))
+
+    def note(self, level: str, topic: str, text: str) -> None:
+        self.effects.append(Note(level, topic, text))
+
+    def unicast(self, destination: PeerId, body: Body) -> None:
+        self.effects.append(Unicast(destination, body))
+
+    def drain(self) -> list[Internal]:
+        drained, self.effects = self.effects, []
+        return drained

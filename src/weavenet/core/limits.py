@@ -1,0 +1,96 @@
+"""Every bound of the product: value, unit, and why. What happens when a bound is reached is said beside it."""
+
+from __future__ import annotations
+
+# --- protocol ---
+PROTOCOL_MIN = 1
+PROTOCOL_MAX = 1
+PORT_DEFAULT = 6783
+VXLAN_PORT = 6784
+VXLAN_VNI = 6784
+HEARTBEAT_ETHERTYPE = 0x88B5
+"""IEEE 802 local experimental ethertype 1."""
+
+# --- links ---
+HELLO_BYTES_MAX = 16 * 1024
+"""Before a link is up nobody may make us hold more; a longer frame closes the connection."""
+MESSAGE_BYTES_MAX = 256 * 1024
+"""One framed message. Larger state is paged; a longer frame closes the link with a refusal."""
+PAGE_BYTES_MAX = 64 * 1024
+"""Senders split gossip and ring pages at this size, well below MESSAGE_BYTES_MAX."""
+LINK_QUEUE_BYTES_MAX = 8 * 1024 * 1024
+"""Unsent bytes per link; a peer that reads slower is disconnected and resynchronises later."""
+UNAUTHENTICATED_LINKS_MAX = 64
+"""Connections that have not finished TLS + hello; above it the oldest is closed."""
+UNAUTHENTICATED_PER_HOST_MAX = 16
+"""Of one source address; above it the new connection is closed at once."""
+ACCEPT_BURST = 50
+ACCEPTS_PER_S = 50
+"""Accept token bucket; above it new connections wait in the kernel's backlog."""
+HANDSHAKE_TIMEOUT_S = 8.0
+"""From accept to hello; a slow-loris is closed after it."""
+CONNECT_TIMEOUT_S = 4.0
+CONN_LIMIT_DEFAULT = 200
+PEERS_MAX = 4096
+"""Known origins; records of further peers are refused and reported."""
+
+# --- targets ---
+TARGETS_MAX = 1024
+RETRY_FIRST_S = 0.5
+RETRY_FACTOR = 1.5
+RETRY_CAP_S = 8.0
+RETRY_REFUSED_CAP_S = 60.0
+"""After a refusal (other cluster, password, removed) there is no hurry."""
+RETRY_JITTER = 0.25
+RESOLVED_ADDRESSES_MAX = 64
+
+# --- heartbeats and gossip ---
+HEARTBEAT_BUSY_S = 1.0
+HEARTBEAT_IDLE_S = 5.0
+HEARTBEAT_MISSES = 3
+SILENCE_MAX_S = 10.0
+LAZY_DIGEST_DELAY_S = 0.15
+"""A change is announced on non-tree links after this pause; whoever still lacks it pulls (Plumtree's IHAVE)."""
+DIGEST_BUCKETS = 64
+RECORD_BYTES_MAX = 2048
+RECORDS_PER_ORIGIN_MAX = 16_384
+RECORD_ABSENT_EXPIRY_S = 24 * 3600.0
+ROUTE_HOPS_MAX = 16
+
+# --- ring and IPAM ---
+SEGMENTS_MAX = 65_536
+SUBNET_ADDRESSES_MIN = 4
+GRANT_ADDRESSES_MIN = 4
+FREED_QUIET_S = 5.0
+"""A freed address rests this long before it is handed out again, unless nothing else is left."""
+DEAD_KEEP_S = 30.0
+"""A dead container may restart and finds its address again."""
+SPACE_RETRY_S = 1.0
+SPACE_WAIT_NOTICE_S = 2.0
+PENDING_REQUESTS_MAX = 1024
+"""Waiting allocations and claims; a further one fails with `busy`."""
+IDENT_BYTES_MAX = 128
+ADDRESSES_PER_IDENT_MAX = 256
+
+# --- election ---
+ELECTION_GRACE_S = 2.0
+"""After a quorum answered, wait this long for the rest of N, then decide among those heard from."""
+ELECTION_RETRY_S = 1.0
+TARGET_SETTLE_S = 1.0
+"""Our count of targets is not announced before each was tried once, or this much time passed (self-detection)."""
+ELECTORS_MAX = 256
+VOTERS_MAX = 7
+
+# --- planes ---
+PROBE_BUSY_S = 0.5
+PROBE_QUIET_S = 5.0
+PROBE_IDLE_MIN_S = 60.0
+PROBE_IDLE_MAX_S = 120.0
+PROBE_MISSES = 3
+TRAFFIC_BUSY_S = 10.0
+TRAFFIC_IDLE_S = 60.0
+HANDOVER_RETRY_S = 2.0
+MTU_DEFAULT = 1376
+MTU_MIN = 576
+MTU_MAX = 65_535
+ENDPOINT_ADDRESSES_MAX = 256

@@ -1,0 +1,142 @@
+"""Replication of shared state: one ring, one decree log, and records that only their origin writes.
+
+Changes are pushed along a self-building tree (Plumtree: Leitão, Pereira, Rodrigues, "Epidemic Broadcast Trees", SRDS
+2007): a push that taught nothing is answered by ``Prune``, and the link becomes lazy. Lazy links and heartbeats carry a
+``Digest``; a difference is repaired by buckets, then marks, then a push with ``repair`` set, which makes the link
+eager.
+
+Records of one origin: ``sequence`` is gap-free per (origin, incarnation); ``top`` is the high-water mark. A record at
+or below my mark that I do not hold was deleted. A higher incarnation replaces the lower one entirely.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from weavenet.core.types import Bytes6, Bytes8, Label, LogEntry, Segment, Uint, WirePeerId
+
+# --- record bodies (msgpack inside Record.body; unknown kinds are carried untouched) ---
+
+KIND_PEER = 1
+KIND_NEIGHBOUR = 2
+KIND_ENDPOINT = 3
+
+
+class PeerRecord(msgspec.Struct, frozen=True, array_like=True):
+    """One per origin. ``settled_n``: count of electors it would demand for genesis (0: not settled yet).
+    ``wants_genesis``: somebody there waits for the ring."""
+
+    name: Label
+    nickname: Label
+    software: Label
+    elector: bool
+    settled_n: Uint
+    wants_genesis: bool
+    port: Uint
+    mtu: Uint
+    planes: tuple[Label, ...]
+
+
+class NeighbourRecord(msgspec.Struct, frozen=True, array_like=True):
+    """The origin has a link to ``peer`` and reaches it at ``host``:``port`` (its listening port)."""
+
+    peer: WirePeerId
+    host: Label
+    port: Uint
+    outbound: bool
+
+
+class EndpointRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A MAC on the origin's bridge with its addresses in CIDR form."""
+
+    ident: Label
+    mac: Bytes6
+    addresses: Annotated[tuple[Label, ...], msgspec.Meta(max_length=256)]
+
+
+# --- transport ---
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True):
+    sequence: Uint
+    kind: Uint
+    body: Annotated[bytes, msgspec.Meta(max_length=2048)]
+
+
+class OriginDelta(msgspec.Struct, frozen=True, array_like=True):
+    """Everything live with ``base < sequence <= top``. ``dropped`` names sequences at or below ``base`` that this delta
+    deletes. With ``live`` (catch-up after the deletions were forgotten) the sequences at or below ``base`` that still
+    exist; all others are gone. ``age_s``: how long the origin has been unreachable for the sender."""
+
+    origin: WirePeerId
+    incarnation: Uint
+    base: Uint
+    top: Uint
+    records: tuple[Record, ...]
+    dropped: tuple[Uint, ...]
+    live: tuple[Uint, ...] | None
+    age_s: Uint
+
+
+class RingDelta(msgspec.Struct, frozen=True, array_like=True):
+    """Segments of range number ``range_index``; a receiver whose log is shorter than ``log_length`` stores nothing of
+    it and asks for the log first (I3)."""
+
+    range_index: Uint
+    log_length: Uint
+    segments: tuple[Segment, ...]
+
+
+class Push(msgspec.Struct, frozen=True, array_like=True, tag=16):
+    """``log`` is applied first, then ``ring``, then ``records``. ``log_start`` is the index of ``log[0]``."""
+
+    log_start: Uint
+    log: tuple[LogEntry, ...]
+    ring: tuple[RingDelta, ...]
+    records: tuple[OriginDelta, ...]
+    repair: bool = False
+
+
+class Prune(msgspec.Struct, frozen=True, array_like=True, tag=17):
+    """Your push taught me nothing: send me digests instead."""
+
+
+class LogPull(msgspec.Struct, frozen=True, array_like=True, tag=18):
+    start: Uint
+
+
+class RingBuckets(msgspec.Struct, frozen=True, array_like=True, tag=19):
+    """Hash per 1/64 of the range, sent when ring hashes differ. The answer is a repair push of the differing buckets
+    and, if ``reply`` was set, the answerer's own RingBuckets."""
+
+    range_index: Uint
+    hashes: Annotated[tuple[Bytes8, ...], msgspec.Meta(min_length=64, max_length=64)]
+    reply: bool
+
+
+class RecordBuckets(msgspec.Struct, frozen=True, array_like=True, tag=20):
+    """Hash per bucket of origins (first byte of the PeerId modulo 64), sent when roots differ."""
+
+    hashes: Annotated[tuple[Bytes8, ...], msgspec.Meta(min_length=64, max_length=64)]
+
+
+class Mark(msgspec.Struct, frozen=True, array_like=True):
+    origin: WirePeerId
+    incarnation: Uint
+    top: Uint
+
+
+class RecordMarks(msgspec.Struct, frozen=True, array_like=True, tag=21):
+    """All marks of the named buckets. The receiver pushes where it is ahead and pulls where it is behind; with
+    ``reply`` set it also answers with its own marks of those buckets."""
+
+    buckets: tuple[Uint, ...]
+    marks: tuple[Mark, ...]
+
+
+class RecordPull(msgspec.Struct, frozen=True, array_like=True, tag=22):
+    """Send me what you have beyond these marks (incarnation 0, top 0: everything)."""
+
+    marks: tuple[Mark, ...]

@@ -1,0 +1,73 @@
+"""Messages between the two ends of one link.
+
+A link is up once both hellos are accepted. ``Heartbeat`` is the only message that may overtake unfinished persists: it
+shows no state. ``Digest`` shows state and therefore waits (history *leak-before-fsync*).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from weavenet.core.errors import RefusalCode
+from weavenet.core.types import Bytes6, Bytes8, Bytes16, Label, Sentence, Uint, WirePeerId
+
+
+class PlaneOffer(msgspec.Struct, frozen=True, array_like=True):
+    """A data path this peer can receive on: kind (``fastdp``, later ``wireguard``, ``sleeve``), UDP port, inner MAC."""
+
+    kind: Label
+    port: Uint
+    mac: Bytes6
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """First message in each direction. ``cluster`` is empty before genesis. ``range_explicit``: an operator chose
+    ``ranges``. ``settled_n`` is the sender's count of electors for genesis, 0 while unsettled. ``known`` is the highest
+    (incarnation, sequence) the sender holds of the receiver. ``singleton``: this cluster is one unused peer, which
+    yields. ``seeds``: digest of the seed set, or empty. The connection whose ``link_nonce`` XOR is lowest survives."""
+
+    protocol_min: Uint
+    protocol_max: Uint
+    features: Annotated[tuple[Label, ...], msgspec.Meta(max_length=64)]
+    software: Label
+    peer: WirePeerId
+    name: Label
+    nickname: Label
+    incarnation: Uint
+    cluster: Annotated[bytes, msgspec.Meta(max_length=16)]
+    ranges: Annotated[tuple[Label, ...], msgspec.Meta(max_length=4)]
+    range_explicit: bool
+    singleton: bool
+    seeds: Annotated[bytes, msgspec.Meta(max_length=16)]
+    elector: bool
+    settled_n: Uint
+    port: Uint
+    link_nonce: Uint
+    planes: Annotated[tuple[PlaneOffer, ...], msgspec.Meta(max_length=8)]
+    known: tuple[Uint, Uint]
+    observed_host: Label
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """The last message before a deliberate close."""
+
+    code: RefusalCode
+    sentence: Sentence
+
+
+class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """Stateless sign of life. ``sent_us`` is echoed back in ``echo_us`` of the next one, for the round trip."""
+
+    sent_us: Uint
+    echo_us: Uint
+
+
+class Digest(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """What the sender durably holds: root of all records, hash of the ring, length and last hash of the log."""
+
+    records_root: Bytes8
+    ring_hash: Bytes16
+    log_length: Uint
+    log_hash: Bytes16

@@ -1,0 +1,104 @@
+"""What a node says about itself: the source of ``weave status``, ``weave report`` and metrics.
+
+Values are text or numbers ready for people and JSON; peers carry hex PeerId, label and nickname.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class TargetReport(msgspec.Struct, frozen=True):
+    """``state``: resolving, connecting, connected, waiting, self, unresolved. ``origin``: conf, cli."""
+
+    target: str
+    origin: str
+    addresses: tuple[str, ...]
+    state: str
+    info: str
+    retry_in_s: float | None
+
+
+class ConnectionReport(msgspec.Struct, frozen=True):
+    """``state``: connecting, handshake, established, retrying, failed, refused. ``plane``: data path in use, e.g.
+    ``fastdp``, or ``no data path``; ``plane_reason`` says why. ``security``: ``unauthenticated`` or ``password line
+    N``."""
+
+    address: str
+    outbound: bool
+    state: str
+    info: str
+    peer: str
+    name: str
+    nickname: str
+    security: str
+    plane: str
+    plane_reason: str
+    link_rtt_ms: float | None
+    plane_rtt_ms: float | None
+    plane_loss_percent: float | None
+
+
+class PeerReport(msgspec.Struct, frozen=True):
+    peer: str
+    name: str
+    nickname: str
+    software: str
+    elector: bool
+    reachable: bool
+    neighbours: tuple[tuple[str, str, str, bool], ...]
+    """(name, nickname, address, outbound) of each link the peer reports."""
+
+
+class OwnerReport(msgspec.Struct, frozen=True):
+    """``unreachable_s``: seconds since this owner was last reachable, None while it is."""
+
+    peer: str
+    name: str
+    nickname: str
+    addresses: int
+    percent: float
+    is_self: bool
+    unreachable_s: float | None
+
+
+class IpamReport(msgspec.Struct, frozen=True):
+    """``state``: ready, idle, awaiting consensus, waiting for space, all owners unreachable, off."""
+
+    state: str
+    detail: str
+    range: str
+    range_addresses: int
+    default_subnet: str
+    active: int
+    owners: tuple[OwnerReport, ...]
+    electors: tuple[str, ...]
+    is_elector: bool
+    quorum: int
+    electors_known: int
+    electors_missing: tuple[str, ...]
+    pending: tuple[str, ...]
+    blocked: tuple[str, ...]
+    segments: int
+
+
+class NodeReport(msgspec.Struct, frozen=True):
+    peer: str
+    name: str
+    nickname: str
+    incarnation: int
+    cluster: str
+    discovery: bool
+    encryption: str
+    mtu: int
+    mtu_reason: str
+    warnings: tuple[str, ...]
+    """Each a full sentence with the next step; the verdict of ``weave status``."""
+    targets: tuple[TargetReport, ...]
+    connections: tuple[ConnectionReport, ...]
+    peers: tuple[PeerReport, ...]
+    ipam: IpamReport
+    attachments: int
+    log_length: int
+    ring_hash: str
+    terminations: int

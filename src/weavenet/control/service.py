@@ -1,0 +1,66 @@
+"""What the control API needs of a daemon, and the shapes it speaks in.
+
+Handlers see only this Protocol, so that tests put a daemon of a few lines behind a real socket. Waiting is expressed by
+awaiting: when a client goes away its task is cancelled, and the daemon must then cancel the command in the node.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from weavenet.core.commands import Addresses, Attachments, Command, Result
+from weavenet.core.errors import Failure
+
+
+class AttachSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``container``: ``netns:NAME``, ``netns:/path`` or ``pid:N``. ``addresses``: the addr arguments as given
+    (``[ip:]CIDR``, ``net:CIDR``, ``net:default``; empty means ``net:default``)."""
+
+    container: str
+    addresses: tuple[str, ...] = ()
+    multicast_route: bool = True
+
+
+class DetachSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``addresses`` empty: all addresses in the default subnet."""
+
+    container: str
+    addresses: tuple[str, ...] = ()
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """What stays the same while the daemon runs."""
+
+    version: str
+    pid: int
+    started_at: float
+    """Unix time in seconds."""
+    name: str
+    nickname: str
+    port: int
+    log_path: str = ""
+    """Empty: the log goes to stderr of a foreground daemon."""
+
+
+class Daemon(Protocol):
+    """The running daemon as the control API sees it."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+    async def request(self, command: Command) -> Result:
+        """Run one command in the node; cancelling this coroutine cancels the command."""
+
+    async def attach(self, spec: AttachSpec) -> Addresses | Failure:
+        """Give a container its interface and addresses (CIDR text); waits for addresses without limit."""
+
+    async def detach(self, spec: DetachSpec) -> Addresses | Failure:
+        """Take addresses away; answers with those that were removed."""
+
+    async def ps(self, containers: tuple[str, ...]) -> Attachments | Failure:
+        """Attachments of the given containers (as named to ``attach``), or all when empty."""
+
+    def request_stop(self) -> None:
+        """Begin a clean stop; returns at once."""

@@ -91,12 +91,14 @@ class SpaceDenied(msgspec.Struct, frozen=True, array_like=True, tag=18):
 
 
 class HandoverOffer(msgspec.Struct, frozen=True, array_like=True, tag=32):
-    """Open a path to me once you durably merged this state of mine. ``session`` names it in the answer."""
+    """Open a path to me once you durably merged this state of mine. ``session`` names it in the answer. ``seeking``: I
+    have not seen an offer of yours yet, so repeat it."""
 
     session: Uint
     ring_hash: Bytes16
     log_length: Uint
     log_hash: Bytes16
+    seeking: bool
 
 
 class HandoverPull(msgspec.Struct, frozen=True, array_like=True, tag=33):

@@ -1,0 +1,66 @@
+"""What is attached to this host's bridge, remembered, and told to the others as endpoint records.
+
+An attachment is kept across restarts of daemon and host; its MAC and addresses are announced while its interface is
+live. A restarted daemon announces what was live when it stopped, so the others never see it empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import msgspec
+
+from weavenet.core.commands import Attachment
+from weavenet.core.effects import Change, Outbox
+from weavenet.core.messages.gossip import KIND_ENDPOINT, EndpointRecord
+
+TABLE = "attachments"
+
+
+class Publisher(Protocol):
+    def publish(self, now: float, kind: int, key: bytes, body: bytes) -> None: ...
+    def withdraw(self, now: float, kind: int, key: bytes) -> None: ...
+
+
+class Endpoints:
+    def __init__(self, rows: Iterable[tuple[bytes, bytes]], outbox: Outbox, publisher: Publisher) -> None:
+        self._outbox = outbox
+        self._publisher = publisher
+        self._attachments: dict[str, Attachment] = {
+            key.decode(): msgspec.msgpack.decode(value, type=Attachment) for key, value in rows
+        }
+
+    def __len__(self) -> int:
+        return len(self._attachments)
+
+    @property
+    def any_live(self) -> bool:
+        return any(attachment.live for attachment in self._attachments.values())
+
+    def start(self, now: float) -> None:
+        for attachment in self._attachments.values():
+            self._announce(now, attachment)
+
+    def all(self) -> tuple[Attachment, ...]:
+        return tuple(self._attachments[ident] for ident in sorted(self._attachments))
+
+    def put(self, now: float, attachment: Attachment) -> None:
+        if self._attachments.get(attachment.ident) == attachment:
+            return
+        self._attachments[attachment.ident] = attachment
+        self._outbox.persist(Change(TABLE, attachment.ident.encode(), msgspec.msgpack.encode(attachment)))
+        self._announce(now, attachment)
+
+    def remove(self, now: float, ident: str) -> None:
+        if self._attachments.pop(ident, None) is not None:
+            self._outbox.persist(Change(TABLE, ident.encode(), None))
+            self._publisher.withdraw(now, KIND_ENDPOINT, ident.encode())
+
+    def _announce(self, now: float, attachment: Attachment) -> None:
+        key = attachment.ident.encode()
+        if attachment.live and attachment.mac:
+            record = EndpointRecord(attachment.ident, attachment.mac, attachment.addresses)
+            self._publisher.publish(now, KIND_ENDPOINT, key, msgspec.msgpack.encode(record))
+        else:
+            self._publisher.withdraw(now, KIND_ENDPOINT, key)

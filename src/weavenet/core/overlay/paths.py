@@ -1,0 +1,159 @@
+"""Heartbeats on the data path: does it work, how long is the round trip, how much is lost.
+
+"Works" is measured, never assumed. Intervals (spec 06): 500 ms until answered and while frames flowed in the last 10 s
+(bad after 3 misses); 5 s while in use but quiet; 60-120 s with jitter when idle; unanswered paths back off to 60 s.
+Loss is counted in probes, not in time, so a suspended host wakes up without false alarms.
+"""
+
+from __future__ import annotations
+
+import random
+from enum import Enum
+
+from weavenet.core.effects import Outbox, Probe
+from weavenet.core.limits import (
+    PROBE_BUSY_S,
+    PROBE_IDLE_MAX_S,
+    PROBE_IDLE_MIN_S,
+    PROBE_MISSES,
+    PROBE_QUIET_S,
+    TRAFFIC_BUSY_S,
+    TRAFFIC_IDLE_S,
+)
+from weavenet.core.types import PeerId, plane_mac
+
+_EAGER_PROBES = 20
+"""An unanswered path is probed this often at 500 ms before the interval grows."""
+_BACKOFF = 1.5
+_SMOOTHING = 0.2
+
+
+class PathState(Enum):
+    """UNPROVEN: nothing came back yet. WORKING: the last probes were answered. BROKEN: three in a row were not."""
+
+    UNPROVEN = "unproven"
+    WORKING = "working"
+    BROKEN = "broken"
+
+
+class _Path:
+    __slots__ = ("in_use", "loss", "misses", "next_at", "nonce", "rtt_s", "sent_at", "state")
+
+    def __init__(self, now: float) -> None:
+        self.state = PathState.UNPROVEN
+        self.next_at = now
+        self.sent_at: float | None = None
+        self.nonce = 0
+        self.misses = 0
+        self.rtt_s: float | None = None
+        self.loss = 0.0
+        self.in_use = True
+
+
+class Paths:
+    """One path per open peer. ``changed`` is set when a path's state changed; the node clears it."""
+
+    def __init__(self, *, outbox: Outbox, rng: random.Random) -> None:
+        self._outbox = outbox
+        self._rng = rng
+        self._paths: dict[PeerId, _Path] = {}
+        self._by_mac: dict[bytes, PeerId] = {}
+        self._traffic_at: float | None = None
+        self.changed = False
+
+    def state(self, peer: PeerId) -> PathState | None:
+        path = self._paths.get(peer)
+        return path.state if path else None
+
+    def rtt_ms(self, peer: PeerId) -> float | None:
+        path = self._paths.get(peer)
+        return round(path.rtt_s * 1000, 3) if path and path.rtt_s is not None else None
+
+    def loss_percent(self, peer: PeerId) -> float | None:
+        path = self._paths.get(peer)
+        return round(path.loss * 100, 1) if path and path.state is not PathState.UNPROVEN else None
+
+    def deadline(self) -> float | None:
+        return min((path.next_at for path in self._paths.values()), default=None)
+
+    def set_peers(self, now: float, in_use: dict[PeerId, bool]) -> None:
+        """``in_use`` names every open peer: whether containers on both sides may be talking."""
+        for peer in [peer for peer in self._paths if peer not in in_use]:
+            del self._paths[peer]
+            del self._by_mac[plane_mac(peer)]
+        for peer, use in in_use.items():
+            path = self._paths.get(peer)
+            if path is None:
+                path = self._paths[peer] = _Path(now)
+                self._by_mac[plane_mac(peer)] = peer
+            elif use and not path.in_use:
+                path.next_at = min(path.next_at, now + PROBE_QUIET_S)
+            path.in_use = use
+
+    def kick(self, now: float, peer: PeerId) -> None:
+        """The underlay changed (a link came up): probe at once instead of waiting out a backoff."""
+        path = self._paths.get(peer)
+        if path is not None and path.state is not PathState.WORKING:
+            path.next_at = now
+            path.misses = min(path.misses, PROBE_MISSES)
+
+    def traffic(self, now: float) -> None:
+        """Frames flowed on the plane: paths in use are watched closely."""
+        was_busy = self._traffic_at is not None and now - self._traffic_at < TRAFFIC_BUSY_S
+        self._traffic_at = now
+        if was_busy:
+            return
+        for path in self._paths.values():
+            if path.in_use:
+                path.next_at = min(path.next_at, now + PROBE_BUSY_S)
+
+    def received(self, now: float, mac: bytes, nonce: int, is_answer: bool) -> None:
+        peer = self._by_mac.get(mac)
+        if peer is None:
+            return  # a peer whose path is not open gets no answer
+        if not is_answer:
+            self._outbox.append(Probe(peer, mac, nonce, is_answer=True))
+            return
+        path = self._paths[peer]
+        if nonce != path.nonce or path.sent_at is None:
+            return
+        sample = max(0.0, now - path.sent_at)
+        path.rtt_s = sample if path.rtt_s is None else path.rtt_s + _SMOOTHING * (sample - path.rtt_s)
+        path.sent_at = None
+        path.misses = 0
+        path.loss *= 1 - _SMOOTHING
+        if path.state is not PathState.WORKING:
+            path.state = PathState.WORKING
+            self.changed = True
+        path.next_at = now + self._interval(now, path)
+
+    def tick(self, now: float) -> None:
+        for peer, path in self._paths.items():
+            if now < path.next_at:
+                continue
+            if path.sent_at is not None:
+                self._missed(path)
+            path.nonce = self._rng.getrandbits(62)
+            path.sent_at = now
+            self._outbox.append(Probe(peer, plane_mac(peer), path.nonce, is_answer=False))
+            path.next_at = now + self._unanswered_interval(path)
+
+    def _missed(self, path: _Path) -> None:
+        path.misses += 1
+        path.loss += _SMOOTHING * (1 - path.loss)
+        if path.misses >= PROBE_MISSES and path.state is not PathState.BROKEN:
+            path.state = PathState.BROKEN
+            self.changed = True
+
+    def _unanswered_interval(self, path: _Path) -> float:
+        """Until its answer comes, a probe counts as the first of a series at 500 ms."""
+        extra = path.misses - _EAGER_PROBES
+        return PROBE_BUSY_S if extra <= 0 else min(PROBE_BUSY_S * _BACKOFF**extra, PROBE_IDLE_MIN_S)
+
+    def _interval(self, now: float, path: _Path) -> float:
+        quiet_s = now - self._traffic_at if self._traffic_at is not None else TRAFFIC_IDLE_S
+        if path.in_use and quiet_s < TRAFFIC_BUSY_S:
+            return PROBE_BUSY_S
+        if path.in_use and quiet_s < TRAFFIC_IDLE_S:
+            return PROBE_QUIET_S
+        return PROBE_IDLE_MIN_S + self._rng.random() * (PROBE_IDLE_MAX_S - PROBE_IDLE_MIN_S)

@@ -1,0 +1,215 @@
+"""The genesis election over a fake wire: cores only, messages delivered by hand."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from weavenet.core.effects import Outbox, Persist, Unicast
+from weavenet.core.election import Acceptor, Electorate, GenesisElection
+from weavenet.core.election.electorate import quorum
+from weavenet.core.types import Genesis, PeerId
+
+
+class Elector:
+    """One elector with its disk; `crash()` restarts it from what was persisted."""
+
+    def __init__(self, number: int, given: int) -> None:
+        self.id = PeerId(bytes([number]) * 16)
+        self.given = given
+        self.disk: dict[tuple[str, bytes], bytes] = {}
+        self.starts = 0
+        self.crash()
+
+    def crash(self) -> None:
+        self.starts += 1
+        self.rng = random.Random(f"{self.id.hex()}-{self.starts}")
+        self.outbox = Outbox()
+        met, heard = Electorate.disk_keys()
+        self.electorate = Electorate(
+            me=self.id,
+            given=self.given,
+            met_row=self.disk.get(met),
+            heard_row=self.disk.get(heard),
+            outbox=self.outbox,
+        )
+        self.acceptor = Acceptor(self.disk.get(Acceptor.disk_key()), self.outbox)
+        self.election = GenesisElection(
+            me=self.id,
+            electorate=self.electorate,
+            acceptor=self.acceptor,
+            outbox=self.outbox,
+            rng=self.rng,
+            draft=lambda electors: Genesis(self.rng.randbytes(16), ("10.32.0.0/12",), electors, electors),
+        )
+
+    def drain(self) -> list[Unicast]:
+        sent = []
+        for effect in self.outbox.drain():
+            if isinstance(effect, Persist):
+                for change in effect.changes:
+                    key = (change.table, change.key)
+                    if change.value is None:
+                        self.disk.pop(key, None)
+                    else:
+                        self.disk[key] = change.value
+            elif isinstance(effect, Unicast):
+                sent.append(effect)
+        return sent
+
+
+class Wire:
+    def __init__(self, electors: list[Elector], seed: int = 0, loss: float = 0.0) -> None:
+        self.electors = {elector.id: elector for elector in electors}
+        self.rng = random.Random(seed)
+        self.loss = loss
+        self.now = 0.0
+        self.pending: list[tuple[PeerId, Unicast]] = []
+        self.cut: set[PeerId] = set()
+
+    def step(self, wanted: bool = True) -> None:
+        self.now += 0.05
+        ids = tuple(sorted(set(self.electors) - self.cut))
+        for elector in self.electors.values():
+            if elector.id not in self.cut:
+                elector.election.advance(self.now, wanted=wanted, electors=ids)
+                self.collect(elector)
+        batch, self.pending = self.pending, []
+        self.rng.shuffle(batch)
+        for source, unicast in batch:
+            if self.rng.random() < self.loss or {source, unicast.destination} & self.cut:
+                continue
+            elector = self.electors[unicast.destination]
+            elector.election.handle(self.now, source, unicast.body)  # type: ignore[arg-type]
+            self.collect(elector)
+
+    def collect(self, elector: Elector) -> None:
+        self.pending += [(elector.id, unicast) for unicast in elector.drain()]
+
+    def decided(self) -> set[Genesis]:
+        return {e.election.decided for e in self.electors.values() if e.election.decided is not None}
+
+    def run_until_decided(self, steps: int = 2000) -> Genesis:
+        for _ in range(steps):
+            self.step()
+            if self.decided():
+                break
+        (genesis,) = self.decided()
+        return genesis
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (7, 4)])
+def test_quorum_is_a_majority(n: int, expected: int) -> None:
+    assert quorum(n) == expected
+
+
+def test_a_lone_elector_decides_at_once() -> None:
+    wire = Wire([Elector(1, given=1)])
+    wire.step()
+    (genesis,) = wire.decided()
+    assert genesis.electors == (PeerId(b"\x01" * 16),)
+
+
+def test_all_n_heard_decides_without_the_grace_period() -> None:
+    electors = [Elector(number, given=3) for number in (1, 2, 3)]
+    wire = Wire(electors)
+    genesis = wire.run_until_decided()
+    assert wire.now < 1.0
+    assert genesis.electors == tuple(sorted(elector.id for elector in electors))
+
+
+def test_a_quorum_decides_among_those_heard_from_after_the_grace_period() -> None:
+    electors = [Elector(number, given=3) for number in (1, 2, 3)]
+    wire = Wire(electors)
+    wire.cut = {electors[2].id}
+    genesis = wire.run_until_decided()
+    assert wire.now >= 2.0
+    assert genesis.electors == (electors[0].id, electors[1].id)
+
+
+def test_a_minority_never_decides() -> None:
+    electors = [Elector(number, given=5) for number in (1, 2)]
+    wire = Wire(electors)
+    for _ in range(400):
+        wire.step()
+    assert not wire.decided()
+
+
+def test_nobody_votes_before_its_targets_were_tried() -> None:
+    electors = [Elector(number, given=0) for number in (1, 2)]
+    wire = Wire(electors)
+    for elector in electors:
+        elector.electorate.count_targets(2, settled=False)
+    for _ in range(50):
+        wire.step()
+    assert not wire.decided()
+    for elector in electors:
+        elector.electorate.count_targets(2, settled=True)
+    wire.run_until_decided()
+
+
+def test_the_larger_count_of_electors_wins() -> None:
+    small, large = Elector(1, given=1), Elector(2, given=3)
+    small.electorate.met(large.id)
+    assert small.electorate.n == 2
+    small.electorate.heard(3)
+    assert small.electorate.quorum == 2
+    small.electorate.heard(2)
+    assert small.electorate.n == 3
+
+
+def test_an_accepted_value_survives_its_proposer() -> None:
+    """*proposer dies between accept and decide*: whoever leads next finds the value at a quorum and keeps it."""
+    electors = [Elector(number, given=3) for number in (1, 2, 3)]
+    wire = Wire(electors)
+    leader = electors[0]
+    while electors[1].acceptor.state.accepted is None:
+        wire.step()
+    wire.pending.clear()  # the leader never hears that its value was accepted
+    value = electors[1].acceptor.state.accepted
+    wire.cut = {leader.id}
+    assert wire.run_until_decided() == value
+
+
+def test_a_restarted_acceptor_keeps_its_promise() -> None:
+    electors = [Elector(number, given=3) for number in (1, 2, 3)]
+    wire = Wire(electors)
+    while electors[1].acceptor.state.promised.round == 0:
+        wire.step()
+    promised = electors[1].acceptor.state.promised
+    electors[1].crash()
+    assert electors[1].acceptor.state.promised == promised
+
+
+def test_ballots_of_two_starts_differ_even_with_a_blank_store() -> None:
+    """*lost-disk-elector*: the nonce of the start keeps a reborn proposer from reusing its old ballot."""
+    elector = Elector(1, given=1)
+    wire = Wire([elector])
+    wire.step()
+    first = elector.acceptor.state.promised
+    elector.disk.clear()
+    elector.crash()
+    wire.now = 0.0
+    wire.step()
+    assert elector.acceptor.state.promised.round == first.round
+    assert elector.acceptor.state.promised != first
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_at_most_one_genesis_under_loss_and_crashes(seed: int) -> None:
+    rng = random.Random(seed)
+    count = rng.choice([3, 4, 5])
+    electors = [Elector(number + 1, given=count) for number in range(count)]
+    wire = Wire(electors, seed=seed, loss=rng.choice([0.0, 0.2, 0.4]))
+    everything: set[Genesis] = set()
+    for _ in range(500):
+        wire.step()
+        everything |= wire.decided()
+        if rng.random() < 0.02:
+            victim = rng.choice(electors)
+            victim.crash()
+        assert len(everything) <= 1
+    wire.loss = 0.0
+    everything |= {wire.run_until_decided()}
+    assert len(everything) == 1

@@ -1,0 +1,17 @@
+"""What the launcher runs, without ``site``: puts the two folders that are needed on the path, then starts the CLI.
+
+Not a module to import. Kept tiny, since a script is compiled at every start while modules are not.
+"""
+
+import sys
+
+source = __file__.rpartition("/weavenet/")[0]
+environment = sys.executable.rpartition("/bin/")[0]
+sys.path[:0] = [
+    source,
+    f"{environment}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages",
+]
+
+from weavenet.cli.quick import start  # noqa: E402
+
+sys.exit(start(sys.argv[1:]))

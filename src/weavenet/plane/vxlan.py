@@ -1,0 +1,367 @@
+"""The ``fastdp`` plane: kernel VXLAN, programmed from control state.
+
+One device per underlay family, ``vxlan-6784`` for IPv4 and, once a peer has an IPv6 underlay address,
+``vxlan6-6784``: the kernel serves one family per device, and lets two devices share VNI and port when the family
+differs. Both are isolated ports of the bridge, so nothing is forwarded from one host through a second to a third.
+Learning is off everywhere on these ports; every entry is ours.
+
+Invariants:
+- Devices and entries outlive the daemon. :meth:`open` adopts what it finds and removes nothing; the first
+  :meth:`apply` removes what is no longer wanted, after adding what is.
+- Our picture of the entries in the kernel is fed by our own requests and by deletion events; a dump happens only when
+  a device is opened or events were lost. Whatever others delete comes back within a second.
+
+It does not decide who is a peer, and knows no containers of this host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from weavenet.core.effects import PlanePeer
+from weavenet.core.limits import VXLAN_PORT, VXLAN_VNI
+from weavenet.host import netns, sysctl
+from weavenet.host.bridge import BRIDGE, Bridge, is_port_name
+from weavenet.host.kernel import Kernel
+from weavenet.host.links import GoneNeighbour, Link, PortFlags, VxlanSettings
+from weavenet.host.netlink import FLOOD_MAC
+from weavenet.plane.forwarding import Entry, Kind, Present, canonical, difference, wanted
+from weavenet.plane.heartbeat import Heartbeat
+from weavenet.plane.traffic import Counters
+
+DEVICES = {4: f"vxlan-{VXLAN_PORT}", 6: f"vxlan6-{VXLAN_PORT}"}
+OVERHEAD_BYTES = {4: 50, 6: 70}
+"""Inner Ethernet 14, VXLAN 8, UDP 8, IP 20 or 40 (RFC 7348)."""
+OVERLAY_PORT = PortFlags(hairpin=False, learning=False, neigh_suppress=True, isolated=True)
+SETTINGS = VxlanSettings(VXLAN_VNI, VXLAN_PORT, False)
+NO_ENTRY = Entry(Kind.NEIGHBOUR, 0, b"", "")
+DEBOUNCE_S = 0.1
+"""A burst of deletions (a flush) is repaired in one go."""
+RETRY_S = 1.0
+TRAFFIC_POLL_S = 1.0
+IP_MTU, IPV6_MTU = 14, 24
+
+
+class PlaneFirewall(Protocol):
+    """What the plane asks of the firewall: heartbeats stay on the host, VXLAN comes only from peers."""
+
+    async def set_plane(self, devices: tuple[str, ...], mac: bytes, hosts: frozenset[str]) -> None: ...
+
+
+def underlay_mtu(host: str) -> int:
+    """MTU of the path to ``host`` as the routing table knows it; 0 without a route. Sends nothing."""
+    is_ipv6 = ipaddress.ip_address(host).version == 6
+    with socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((host, VXLAN_PORT))
+            if is_ipv6:
+                return sock.getsockopt(socket.IPPROTO_IPV6, IPV6_MTU)
+            return sock.getsockopt(socket.IPPROTO_IP, IP_MTU)
+        except OSError:
+            return 0
+
+
+class VxlanPlane:
+    """Implements :class:`weavenet.plane.plane.Plane`. ``mac``: plane_mac(peer); ``mtu``: that of the containers."""
+
+    def __init__(
+        self, kernel: Kernel, bridge: Bridge, *, mac: bytes, mtu: int, firewall: PlaneFirewall | None = None
+    ) -> None:
+        self.on_probe: Callable[[bytes, int, bool], None] = lambda mac, nonce, is_answer: None
+        self.on_traffic: Callable[[], None] = lambda: None
+        self._kernel = kernel
+        self._bridge = bridge
+        self._mac = mac
+        self._mtu = mtu
+        self._firewall = firewall
+        self._peers: tuple[PlanePeer, ...] | None = None
+        self._hosts: dict[bytes, int] = {}
+        self._present = Present()
+        self._devices: dict[int, int] = {}
+        self._heartbeats: dict[int, Heartbeat] = {}
+        self._bridge_index = 0
+        self._stale = True
+        self._lock = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._counters: Counters | None = None
+        self._complaints: tuple[str, ...] = ()
+        self._refused: dict[Entry, str] = {}
+        self._path_mtus: dict[str, int] = {}
+        self._trouble = ""
+        self._trouble_ipv6 = ""
+
+    # --- the Plane protocol ---
+
+    async def open(self) -> None:
+        links = self._kernel.links
+        async with self._lock:
+            await self._ensure_devices()
+        self._counters = Counters(self._kernel.namespace)
+        links.on_link.append(self._link_changed)
+        links.on_neighbour_gone.append(self._neighbour_gone)
+        links.on_overflow.append(self._events_lost)
+        self._tasks = [asyncio.create_task(self._repair()), asyncio.create_task(self._poll_traffic())]
+
+    async def apply(self, peers: tuple[PlanePeer, ...]) -> None:
+        async with self._lock:
+            self._peers = peers
+            await self._apply()
+
+    def probe(self, mac: bytes, nonce: int, is_answer: bool) -> None:
+        heartbeat = self._heartbeats.get(self._hosts.get(mac, 4))
+        if heartbeat is not None:
+            heartbeat.send(mac, nonce, is_answer)
+
+    def warnings(self) -> tuple[str, ...]:
+        found = [text for text in (self._trouble, self._trouble_ipv6) if text]
+        found += self._complaints
+        found += sorted(set(self._refused.values()))[:5]
+        for host, path_mtu in sorted(self._path_mtus.items()):
+            overhead = OVERHEAD_BYTES[6 if ":" in host else 4]
+            if path_mtu and self._mtu + overhead > path_mtu:
+                found.append(
+                    f"containers use MTU {self._mtu}, which needs {self._mtu + overhead} bytes to {host}, but the path "
+                    f"takes {path_mtu}: launch with --mtu {path_mtu - overhead} or less on every peer"
+                )
+        return tuple(found)
+
+    async def close(self) -> None:
+        links = self._kernel.links
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        if self._link_changed in links.on_link:
+            links.on_link.remove(self._link_changed)
+            links.on_neighbour_gone.remove(self._neighbour_gone)
+            links.on_overflow.remove(self._events_lost)
+        for heartbeat in self._heartbeats.values():
+            heartbeat.close()
+        self._heartbeats.clear()
+        if self._counters is not None:
+            self._counters.close()
+            self._counters = None
+
+    # --- devices ---
+
+    async def _ensure_devices(self) -> None:
+        """Bridge and the devices that are needed are there and as wanted; our picture of their entries is true."""
+        bridge = await self._bridge.ensure()
+        if bridge.index != self._bridge_index:
+            self._bridge_index, self._stale = bridge.index, True
+        needed = {4} | {family for family, name in DEVICES.items() if self._kernel.links.get(name) is not None}
+        needed |= set(self._hosts.values())
+        self._trouble_ipv6 = ""
+        for family in sorted(needed):
+            try:
+                link = await self._ensure_device(family, bridge)
+            except OSError as error:
+                if family == 4:
+                    raise
+                self._trouble_ipv6 = f"no data path to peers with an IPv6 underlay address: {error}"
+                continue
+            if self._devices.get(family) != link.index:
+                self._devices[family], self._stale = link.index, True
+                self._open_heartbeat(family)
+        if self._stale:
+            await self._read_present()
+        if self._firewall is not None:
+            devices = tuple(DEVICES[family] for family in sorted(self._devices))
+            hosts = frozenset(canonical(peer.host) for peer in self._peers or () if _is_address(peer.host))
+            await self._firewall.set_plane(devices, self._mac, hosts)
+
+    async def _ensure_device(self, family: int, bridge: Link) -> Link:
+        netlink, links, name = self._kernel.netlink, self._kernel.links, DEVICES[family]
+        link = links.get(name)
+        if link is not None and link.vxlan != SETTINGS:
+            await netlink.delete_link(link.index)
+            link = links.get(name)
+        if link is None:
+            await netlink.add_vxlan(
+                name, vni=VXLAN_VNI, port=VXLAN_PORT, mac=self._mac, mtu=self._mtu, is_ipv6=family == 6
+            )
+            sysctl.write(self._kernel.namespace, sysctl.quiet_port(name))
+            link = self._found(name)
+        if link.mac != self._mac:
+            await netlink.set_mac(link.index, self._mac)
+        if link.mtu != self._mtu:
+            await netlink.set_mtu(link.index, self._mtu)
+        if link.master != bridge.index:
+            await netlink.set_master(link.index, bridge.index)
+        if self._found(name).port != OVERLAY_PORT:
+            await netlink.set_port(link.index, OVERLAY_PORT)
+        if not link.is_up:
+            await netlink.set_up(link.index)
+        return self._found(name)
+
+    def _found(self, name: str) -> Link:
+        link = self._kernel.links.get(name)
+        if link is None:
+            raise OSError(19, f"{name} vanished while it was set up")
+        return link
+
+    def _open_heartbeat(self, family: int) -> None:
+        old = self._heartbeats.pop(family, None)
+        if old is not None:
+            old.close()
+        heartbeat = Heartbeat(DEVICES[family], self._mac, self._heard)
+        heartbeat.open(self._kernel.namespace)
+        self._heartbeats[family] = heartbeat
+
+    def _heard(self, mac: bytes, nonce: int, is_answer: bool) -> None:
+        self.on_probe(mac, nonce, is_answer)  # looked up late: the daemon sets it after construction
+
+    async def _read_present(self) -> None:
+        """Dump what the kernel has. Events that arrive meanwhile concern the new picture, so forget the old first."""
+        self._stale = False
+        self._present = Present()
+        for family, index in self._devices.items():
+            for item in await self._kernel.netlink.forwarding(index):
+                if item.master:
+                    self._present.add(Entry(Kind.PIN, family, item.mac, ""))
+                elif item.mac == FLOOD_MAC:
+                    self._present.add(Entry(Kind.FLOOD, family, b"", canonical(item.host)))
+                else:
+                    self._present.add(Entry(Kind.DEVICE, family, item.mac, canonical(item.host)))
+        for address, mac in (await self._kernel.netlink.neighbours(self._bridge_index)).items():
+            self._present.add(Entry(Kind.NEIGHBOUR, 0, mac, canonical(address)))
+
+    # --- entries ---
+
+    async def _apply(self) -> None:
+        """Make the kernel's entries those of ``_peers``. Call with the lock held."""
+        if self._peers is None:
+            return
+        target, self._complaints = wanted(self._peers)
+        self._hosts = {entry.mac: entry.family for entry in target if entry.kind is Kind.DEVICE}
+        await self._ensure_devices()
+        puts, removes = difference(self._present, (e for e in target if not e.family or e.family in self._devices))
+        self._refused = {}
+        for entry in puts:
+            try:
+                await self._put(entry)
+            except OSError as error:
+                self._refused[entry] = f"{error.strerror}: it is tried again"
+            else:
+                self._present.add(entry)
+        for entry in removes:
+            self._present.discard(entry)  # before the request: its deletion event is then not taken for a stranger's
+            try:
+                await self._remove(entry)
+            except OSError as error:
+                self._refused[entry] = f"{error.strerror}: it is tried again"
+                self._present.add(entry)
+        self._kernel.links.drain()
+        self._measure_paths({entry.where for entry in target if entry.kind is Kind.FLOOD})
+        if self._refused:
+            asyncio.get_running_loop().call_later(RETRY_S, self._wake.set)
+
+    async def _put(self, entry: Entry) -> None:
+        netlink = self._kernel.netlink
+        match entry.kind:
+            case Kind.DEVICE:
+                await netlink.replace_device_entry(self._devices[entry.family], entry.mac, entry.where)
+            case Kind.PIN:
+                await netlink.replace_bridge_entry(self._devices[entry.family], entry.mac)
+            case Kind.NEIGHBOUR:
+                await netlink.replace_neighbour(self._bridge_index, entry.where, entry.mac)
+            case Kind.FLOOD:
+                await netlink.append_flood(self._devices[entry.family], entry.where)
+
+    async def _remove(self, entry: Entry) -> None:
+        netlink = self._kernel.netlink
+        match entry.kind:
+            case Kind.DEVICE:
+                await netlink.delete_device_entry(self._devices[entry.family], entry.mac, entry.where)
+            case Kind.PIN:
+                await netlink.delete_bridge_entry(self._devices[entry.family], entry.mac)
+            case Kind.NEIGHBOUR:
+                await netlink.delete_neighbour(self._bridge_index, entry.where)
+            case Kind.FLOOD:
+                await netlink.delete_device_entry(self._devices[entry.family], FLOOD_MAC, entry.where)
+
+    def _measure_paths(self, hosts: set[str]) -> None:
+        fresh = hosts - self._path_mtus.keys()
+        self._path_mtus = {host: mtu for host, mtu in self._path_mtus.items() if host in hosts}
+        if fresh:
+            self._path_mtus |= netns.call(self._kernel.namespace, lambda: {host: underlay_mtu(host) for host in fresh})
+
+    # --- what others do ---
+
+    def _link_changed(self, link: Link, gone: bool) -> None:
+        ours = link.name == BRIDGE or link.name in DEVICES.values()
+        if ours or (is_port_name(link.name) and not gone and link.master != self._bridge_index):
+            self._wake.set()
+
+    def _neighbour_gone(self, gone: GoneNeighbour) -> None:
+        family = next((family for family, index in self._devices.items() if index == gone.index), None)
+        if gone.is_forwarding and family is not None:
+            if gone.master:
+                entry = Entry(Kind.PIN, family, gone.mac, "")
+            elif gone.mac == FLOOD_MAC:
+                entry = Entry(Kind.FLOOD, family, b"", gone.address)
+            else:
+                entry = Entry(Kind.DEVICE, family, gone.mac, gone.address)
+        elif not gone.is_forwarding and gone.index == self._bridge_index:
+            # a deleted neighbour's event no longer carries its MAC
+            entry = self._present.neighbour(gone.address) or NO_ENTRY
+        else:
+            return
+        if entry in self._present:
+            self._present.discard(entry)
+            self._wake.set()
+
+    def _events_lost(self) -> None:
+        self._stale = True
+        self._wake.set()
+
+    async def _repair(self) -> None:
+        """Puts back what others changed. Also the retry after a refusal."""
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(DEBOUNCE_S)
+            self._wake.clear()
+            try:
+                async with self._lock:
+                    if self._peers is None:
+                        await self._ensure_devices()
+                    else:
+                        await self._apply()
+                self._trouble = ""
+            except Exception as error:  # whatever it is, the data path is tried again rather than left broken
+                self._trouble = f"the data path could not be restored: {error}; see `ip -d link show {DEVICES[4]}`"
+                self._stale = True
+                await asyncio.sleep(RETRY_S)
+                self._wake.set()
+
+    async def _poll_traffic(self) -> None:
+        last = self._other_frames()
+        while True:
+            await asyncio.sleep(TRAFFIC_POLL_S)
+            now = self._other_frames()
+            if now > last:
+                self.on_traffic()
+            last = now
+
+    def _other_frames(self) -> int:
+        """Frames on our devices that were no heartbeats of ours."""
+        if self._counters is None:
+            return 0
+        own = sum(heartbeat.sent + heartbeat.received for heartbeat in self._heartbeats.values())
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            return self._counters.frames(DEVICES[family] for family in self._devices) - own
+        return 0
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

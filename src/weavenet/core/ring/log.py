@@ -1,0 +1,224 @@
+"""The decree log: what the electors decided, in order, and what follows from it.
+
+Invariants: entry 0 is the only Genesis; entry i has number i; epochs never decrease; each entry names the hash of its
+predecessor (zeros for the genesis). A log is immutable and never stored in derived form: removed peers, heirs and
+electors are computed from the entries.
+
+Merge (spec: "IPAM state and merge"): of two logs where one continues the other, the longer; after a fork the one of the
+greater epoch; within one epoch, which cannot happen without amnesia, the one with the smaller hash at the fork, and the
+fork is reported. A different genesis is another cluster's and never merged.
+
+A decree that is invalid in context (an heir who was removed earlier or is removed by it) is a no-op but stays in the
+chain. It does not decide anything, and it does not act on decrees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from weavenet.core.effects import Change
+from weavenet.core.ring.segments import unreadable_row
+from weavenet.core.types import (
+    GENESIS_POSITION,
+    ZERO16,
+    Decree,
+    Electors,
+    Genesis,
+    LogEntry,
+    PeerId,
+    Position,
+    Remove,
+    entry_hash,
+)
+
+LOG_TABLE = "log"
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder: msgspec.msgpack.Decoder[LogEntry] = msgspec.msgpack.Decoder(LogEntry)
+
+
+class LogInvalid(Exception):
+    """Entries that do not form a chain; the text says which."""
+
+
+class Log:
+    """An immutable chain of decided decrees; empty before genesis."""
+
+    __slots__ = ("electors", "entries", "hashes", "removed")
+
+    entries: tuple[LogEntry, ...]
+    hashes: tuple[bytes, ...]
+    removed: Mapping[PeerId, tuple[PeerId, Position]]
+    """Removed peer → (heir named by the decree, position of the decree)."""
+    electors: tuple[PeerId, ...]
+    """In force after the last entry."""
+
+    def __init__(self, entries: Sequence[LogEntry] = ()) -> None:
+        """Raises LogInvalid unless ``entries`` are a whole chain from the genesis."""
+        self.entries = tuple(entries)
+        self.hashes = _chain(self.entries)
+        self.removed, self.electors = _derive(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Log) and self.hashes == other.hashes
+
+    def __hash__(self) -> int:
+        return hash(self.hashes)
+
+    def __repr__(self) -> str:
+        return f"Log({list(self.entries)!r})"
+
+    @property
+    def hash(self) -> bytes:
+        """Hash of the last entry, which covers the whole chain; zeros when empty."""
+        return self.hashes[-1] if self.hashes else ZERO16
+
+    @property
+    def position(self) -> Position | None:
+        """Position of the last entry: no stamp in our ring may be beyond it."""
+        return self.entries[-1].position if self.entries else None
+
+    @property
+    def genesis(self) -> Genesis | None:
+        decree = self.entries[0].decree if self.entries else None
+        return decree if isinstance(decree, Genesis) else None
+
+    def heir(self, peer: PeerId) -> PeerId:
+        """heir*: who stands for ``peer`` now; itself unless removed. Ends, since an heir was not removed earlier."""
+        while peer in self.removed:
+            peer = self.removed[peer][0]
+        return peer
+
+    def tail(self, start: int) -> tuple[LogEntry, ...]:
+        return self.entries[start:]
+
+    def with_decree(self, position: Position, decree: Decree) -> Log:
+        """This log and one more entry. Raises LogInvalid."""
+        return Log((*self.entries, LogEntry(position, self.hash, decree)))
+
+    def merge(self, start: int, entries: Sequence[LogEntry]) -> LogMerge:
+        """Merge what another peer holds from index ``start`` on."""
+        if not entries:
+            return LogMerge(self)
+        if start > len(self):
+            return LogMerge(self, pull_from=len(self))
+        if start > 0 and entries[0].predecessor != self.hashes[start - 1]:
+            return LogMerge(self, pull_from=0)
+        try:
+            theirs = Log((*self.entries[:start], *entries))
+        except LogInvalid as error:
+            return LogMerge(self, problem=f"refused a decree log: {error}")
+        return self._choose(theirs)
+
+    def _choose(self, theirs: Log) -> LogMerge:
+        fork = next(
+            (i for i, pair in enumerate(zip(self.hashes, theirs.hashes, strict=False)) if pair[0] != pair[1]), None
+        )
+        if fork is None:
+            return LogMerge(theirs if len(theirs) > len(self) else self)
+        if fork == 0:
+            return LogMerge(self, problem="refused a decree log that begins with another genesis")
+        mine_epoch, their_epoch = _epoch(self), _epoch(theirs)
+        if mine_epoch != their_epoch:
+            return LogMerge(theirs if their_epoch > mine_epoch else self)
+        problem = (
+            f"the decree log forks at entry {fork} within one epoch ({self.hashes[fork].hex()} here, "
+            f"{theirs.hashes[fork].hex()} there): an elector has lost or restored its disk"
+        )
+        return LogMerge(theirs if theirs.hashes[fork] < self.hashes[fork] else self, problem=problem)
+
+
+@dataclass(frozen=True, slots=True)
+class LogMerge:
+    """``log`` is what to hold from now on. ``pull_from``: the sender's entries do not connect, ask it for its log from
+    this index. ``problem``: a sentence to report, or empty."""
+
+    log: Log
+    pull_from: int | None = None
+    problem: str = ""
+
+
+def genesis_entry(genesis: Genesis) -> LogEntry:
+    return LogEntry(GENESIS_POSITION, ZERO16, genesis)
+
+
+def _epoch(log: Log) -> tuple[int, bytes]:
+    position = log.entries[-1].position
+    return position.epoch, position.epoch_id
+
+
+def _chain(entries: tuple[LogEntry, ...]) -> tuple[bytes, ...]:
+    """Hashes of the entries. Raises LogInvalid."""
+    hashes: list[bytes] = []
+    for index, entry in enumerate(entries):
+        if entry.predecessor != (hashes[-1] if hashes else ZERO16):
+            raise LogInvalid(f"entry {index} does not follow the entry before it")
+        if entry.position.number != index:
+            raise LogInvalid(f"entry {index} has number {entry.position.number}")
+        if isinstance(entry.decree, Genesis) != (index == 0):
+            raise LogInvalid(f"entry {index} is {'a second' if index else 'no'} genesis")
+        if index == 0 and entry.position != GENESIS_POSITION:
+            raise LogInvalid("the genesis is not at its position")
+        if index > 0 and entry.position <= entries[index - 1].position:
+            raise LogInvalid(f"entry {index} has a lower epoch than the entry before it")
+        hashes.append(entry_hash(entry))
+    return tuple(hashes)
+
+
+def _derive(
+    entries: tuple[LogEntry, ...],
+) -> tuple[dict[PeerId, tuple[PeerId, Position]], tuple[PeerId, ...]]:
+    removed: dict[PeerId, tuple[PeerId, Position]] = {}
+    electors: tuple[PeerId, ...] = ()
+    for entry in entries:
+        match entry.decree:
+            case Genesis(electors=chosen) | Electors(electors=chosen):
+                electors = tuple(peer for peer in chosen if peer not in removed)
+            case Remove(removed=names, heir=heir):
+                if heir in removed or heir in names:
+                    continue
+                for name in names:
+                    removed.setdefault(name, (heir, entry.position))
+                electors = tuple(peer for peer in electors if peer not in removed)
+    return removed, electors
+
+
+# --- rows ---
+
+
+def log_rows(old: Log, new: Log) -> list[Change]:
+    """Row changes that turn the stored ``old`` into ``new``."""
+    same = next(
+        (i for i, pair in enumerate(zip(old.hashes, new.hashes, strict=False)) if pair[0] != pair[1]),
+        min(len(old), len(new)),
+    )
+    rows = [Change(LOG_TABLE, _key(index), _encode(new.entries[index])) for index in range(same, len(new))]
+    rows += [Change(LOG_TABLE, _key(index), None) for index in range(max(same, len(new)), len(old))]
+    return rows
+
+
+def load_log(disk: Mapping[tuple[str, bytes], bytes]) -> Log:
+    """The log as persisted. Raises WeaveError for rows that no log can have."""
+    rows = sorted((key, value) for (table, key), value in disk.items() if table == LOG_TABLE)
+    entries: list[LogEntry] = []
+    for index, (key, value) in enumerate(rows):
+        if key != _key(index):
+            raise unreadable_row(LOG_TABLE, key, f"entry {index} is missing")
+        try:
+            entries.append(_decoder.decode(value))
+        except msgspec.DecodeError as error:
+            raise unreadable_row(LOG_TABLE, key, str(error)) from error
+    try:
+        return Log(entries)
+    except LogInvalid as error:
+        raise unreadable_row(LOG_TABLE, b"", str(error)) from error
+
+
+def _key(index: int) -> bytes:
+    return index.to_bytes(4, "big")

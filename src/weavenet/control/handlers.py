@@ -1,0 +1,280 @@
+"""The control API as ``await handle(request) -> response``: routes, bodies and errors, no sockets.
+
+Bodies and answers are JSON objects; a refusal is a ``Failure`` object with a matching HTTP status. Unknown keys, wrong
+types and oversized lists are refused with the key's name. The read-only API is a second route table, so that nothing
+on the TCP port can change state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, NamedTuple, TypeVar
+
+import msgspec
+
+from weavenet.control import report as report_json
+from weavenet.control import status as status_text
+from weavenet.control.service import AttachSpec, Daemon, DetachSpec
+from weavenet.core.commands import (
+    Addresses,
+    Allocate,
+    Attachments,
+    Claim,
+    Command,
+    Connect,
+    Consense,
+    Done,
+    Forget,
+    GetReport,
+    Release,
+    Result,
+)
+from weavenet.core.errors import Code, Failure
+from weavenet.core.report import NodeReport
+from weavenet.core.types import mac_text
+
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+
+_STATUS = {
+    Code.INVALID: 400,
+    Code.OUT_OF_RANGE: 400,
+    Code.NOT_FOUND: 404,
+    Code.IPAM_OFF: 404,
+    Code.ALREADY_TAKEN: 409,
+    Code.CONFLICT: 409,
+    Code.NO_SPACE: 409,
+    Code.STORE_FAILED: 500,
+    Code.HOST: 500,
+    Code.BUSY: 503,
+    Code.CANCELLED: 503,
+    Code.TIMEOUT: 504,
+}
+
+# Bounds of one request; what is behind them (ident length, number of targets) is checked again by the node.
+_Text = Annotated[str, msgspec.Meta(max_length=4096)]
+_Texts = Annotated[tuple[_Text, ...], msgspec.Meta(max_length=1024)]
+
+
+class Request(NamedTuple):
+    """``path`` without its query string; ``query`` decoded, the last of repeated keys counts."""
+
+    method: str
+    path: str
+    body: bytes = b""
+    query: dict[str, str] = {}  # noqa: RUF012 - never changed
+
+
+class Response(NamedTuple):
+    status: int
+    body: bytes
+    content_type: str = JSON
+
+
+class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of request bodies: strict about keys."""
+
+
+class NoBody(Body, frozen=True):
+    """``{}`` or nothing at all."""
+
+
+class AllocateBody(Body, frozen=True):
+    ident: _Text
+    subnet: _Text = ""
+
+
+class ClaimBody(Body, frozen=True):
+    ident: _Text
+    address: _Text
+
+
+class ReleaseBody(Body, frozen=True):
+    ident: _Text
+    addresses: _Texts = ()
+
+
+class ConnectBody(Body, frozen=True):
+    targets: _Texts
+    replace: bool = False
+
+
+class ForgetBody(Body, frozen=True):
+    targets: _Texts
+
+
+class AddressesAnswer(msgspec.Struct, frozen=True):
+    """CIDR text, in the order asked for."""
+
+    addresses: tuple[str, ...]
+
+
+class TextAnswer(msgspec.Struct, frozen=True):
+    text: str
+
+
+class PsRow(msgspec.Struct, frozen=True):
+    """``id``: the ident, shortened to what tells it apart; ``live``: the interface exists now."""
+
+    id: str
+    container: str
+    mac: str
+    addresses: tuple[str, ...]
+    live: bool
+
+
+class PsAnswer(msgspec.Struct, frozen=True):
+    attachments: tuple[PsRow, ...]
+
+
+_encode = msgspec.json.Encoder().encode
+_B = TypeVar("_B", bound=msgspec.Struct)
+Answer = msgspec.Struct | Response
+_Route = Callable[["Api", Request], Awaitable[Answer]]
+
+
+def failed(failure: Failure) -> Response:
+    """The HTTP form of a refusal."""
+    return Response(_STATUS[failure.code], _encode(failure))
+
+
+def _invalid(expected: str, found: str, next_step: str = "") -> Failure:
+    return Failure(Code.INVALID, expected, found, next_step)
+
+
+def _post(
+    body_type: type[_B], run: Callable[[Daemon, _B], Awaitable[Result]], answer: Callable[[Result], Answer]
+) -> _Route:
+    decoder = msgspec.json.Decoder(body_type)
+
+    async def route(api: Api, request: Request) -> Answer:
+        try:
+            body = decoder.decode(request.body or b"{}")
+        except msgspec.DecodeError as error:
+            # msgspec names the key: "Object missing required field `ident`", "Expected `str`, got `int` - at `$.x`".
+            keys = ", ".join(body_type.__struct_fields__) or "none"
+            return _invalid(f"expected a JSON object with the keys: {keys}", str(error), "correct the request's body")
+        return answer(await run(api.daemon, body))
+
+    return route
+
+
+def _command(body_type: type[_B], make: Callable[[_B], Command], answer: Callable[[Result], Answer]) -> _Route:
+    def run(daemon: Daemon, body: _B) -> Awaitable[Result]:
+        return daemon.request(make(body))
+
+    return _post(body_type, run, answer)
+
+
+def _addresses(result: Result) -> Answer:
+    return AddressesAnswer(result.addresses) if isinstance(result, Addresses) else _refused(result)
+
+
+def _done(result: Result) -> Answer:
+    return TextAnswer(result.text) if isinstance(result, Done) else _refused(result)
+
+
+def _refused(result: Result) -> Failure:
+    if isinstance(result, Failure):
+        return result
+    raise TypeError(f"the daemon answered with {type(result).__name__}")
+
+
+async def _node_report(api: Api) -> NodeReport | Failure:
+    result = await api.daemon.request(GetReport())
+    return result if isinstance(result, NodeReport) else _refused(result)
+
+
+async def _report(api: Api, _: Request) -> Answer:
+    report = await _node_report(api)
+    if isinstance(report, Failure):
+        return report
+    document = report_json.document(report, api.daemon.identity)
+    return Response(200, msgspec.json.format(_encode(document), indent=4) + b"\n")
+
+
+def _status(section: str) -> _Route:
+    async def route(api: Api, _: Request) -> Answer:
+        report = await _node_report(api)
+        if isinstance(report, Failure):
+            return report
+        text = status_text.render(report, api.daemon.identity, section)
+        return Response(200, text.encode(), TEXT)
+
+    return route
+
+
+async def _ping(api: Api, _: Request) -> Answer:
+    return api.daemon.identity
+
+
+async def _ps(api: Api, request: Request) -> Answer:
+    containers = tuple(name for name in request.query.get("containers", "").split(",") if name)
+    result = await api.daemon.ps(containers)
+    if not isinstance(result, Attachments):
+        return _refused(result)
+    return PsAnswer(
+        tuple(PsRow(row.ident, row.container, mac_text(row.mac), row.addresses, row.live) for row in result.attachments)
+    )
+
+
+async def _stop(api: Api, _: Request) -> Answer:
+    api.daemon.request_stop()
+    return TextAnswer("stopping")
+
+
+async def _no_metrics(_api: Api, _: Request) -> Answer:
+    return Failure(Code.NOT_FOUND, "this version has no metrics", "", "read /report, which has every figure as JSON")
+
+
+_READ_ROUTES: dict[tuple[str, str], _Route] = {
+    ("GET", "/status"): _status(""),
+    **{("GET", f"/status/{section}"): _status(section) for section in status_text.SECTIONS},
+    ("GET", "/report"): _report,
+}
+
+PUBLIC_ROUTES: dict[tuple[str, str], _Route] = {**_READ_ROUTES, ("GET", "/metrics"): _no_metrics}
+
+CONTROL_ROUTES: dict[tuple[str, str], _Route] = {
+    **{(method, f"/v1{path}"): route for (method, path), route in _READ_ROUTES.items()},
+    ("GET", "/v1/ping"): _ping,
+    ("GET", "/v1/ps"): _ps,
+    ("POST", "/v1/attach"): _post(AttachSpec, lambda daemon, body: daemon.attach(body), _addresses),
+    ("POST", "/v1/detach"): _post(DetachSpec, lambda daemon, body: daemon.detach(body), _addresses),
+    ("POST", "/v1/allocate"): _command(AllocateBody, lambda body: Allocate(body.ident, body.subnet), _addresses),
+    ("POST", "/v1/claim"): _command(ClaimBody, lambda body: Claim(body.ident, body.address), _addresses),
+    ("POST", "/v1/release"): _command(ReleaseBody, lambda body: Release(body.ident, body.addresses), _addresses),
+    ("POST", "/v1/connect"): _command(ConnectBody, lambda body: Connect(body.targets, body.replace), _done),
+    ("POST", "/v1/forget"): _command(ForgetBody, lambda body: Forget(body.targets), _done),
+    ("POST", "/v1/consense"): _command(NoBody, lambda _: Consense(), _done),
+    ("POST", "/v1/stop"): _stop,
+}
+
+
+class Api:
+    """One route table over one daemon. Holds no state of its own: every request stands alone."""
+
+    def __init__(self, daemon: Daemon, routes: dict[tuple[str, str], _Route]) -> None:
+        self.daemon = daemon
+        self._routes = routes
+
+    async def handle(self, request: Request) -> Response:
+        """Answer one request. Raises only what the daemon raises beyond its ``Failure`` values."""
+        route = self._routes.get((request.method, request.path))
+        if route is None:
+            return self._no_route(request)
+        answer = await route(self, request)
+        if isinstance(answer, Response):
+            return answer
+        if isinstance(answer, Failure):
+            return failed(answer)
+        return Response(200, _encode(answer))
+
+    def _no_route(self, request: Request) -> Response:
+        methods = sorted(method for method, path in self._routes if path == request.path)
+        found = f"{request.method} {request.path}"[:200]
+        if methods:
+            failure = _invalid(f"this path takes {' or '.join(methods)}", found)
+            return Response(405, _encode(failure))
+        known = ", ".join(sorted({path for _, path in self._routes}))
+        return failed(Failure(Code.NOT_FOUND, f"expected one of the paths {known}", found))

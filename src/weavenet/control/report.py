@@ -1,0 +1,134 @@
+"""``weave report``: a ``NodeReport`` as the JSON document described in docs/report.md.
+
+Pure. Roots and names are those of the original (``Ready``, ``Version``, ``Router``, ``IPAM``; CamelCase), so that
+existing templates and scripts keep working; what the original did not have is added beside it. Keys are only ever
+added.
+"""
+
+from __future__ import annotations
+
+from weavenet.control.service import Identity
+from weavenet.core.limits import PROTOCOL_MAX, PROTOCOL_MIN
+from weavenet.core.report import ConnectionReport, IpamReport, NodeReport, OwnerReport, PeerReport, TargetReport
+
+Document = dict[str, object]
+
+
+def document(report: NodeReport, identity: Identity) -> Document:
+    """The whole report. ``IPAM`` is absent when address allocation is off, as in the original."""
+    content: Document = {
+        "Ready": True,
+        "Version": identity.version,
+        "StartedAt": identity.started_at,
+        "Pid": identity.pid,
+        "Warnings": list(report.warnings),
+        "Router": _router(report, identity),
+    }
+    if report.ipam.state != "off":
+        content["IPAM"] = _ipam(report.ipam)
+    return content
+
+
+def _router(report: NodeReport, identity: Identity) -> Document:
+    return {
+        "Protocol": "weave",
+        "ProtocolMinVersion": PROTOCOL_MIN,
+        "ProtocolMaxVersion": PROTOCOL_MAX,
+        "Encryption": report.encryption,
+        "PeerDiscovery": report.discovery,
+        "Name": report.name,
+        "NickName": report.nickname,
+        "UID": report.peer,
+        "Incarnation": report.incarnation,
+        "Cluster": report.cluster,
+        "Port": identity.port,
+        "MTU": report.mtu,
+        "MTUReason": report.mtu_reason,
+        "Peers": [_peer(peer) for peer in report.peers],
+        "Connections": [_connection(connection) for connection in report.connections],
+        "TerminationCount": report.terminations,
+        "Targets": [target.target for target in report.targets],
+        "TargetDetails": [_target(target) for target in report.targets],
+        "Attachments": report.attachments,
+    }
+
+
+def _peer(peer: PeerReport) -> Document:
+    return {
+        "Name": peer.name,
+        "NickName": peer.nickname,
+        "UID": peer.peer,
+        "Version": peer.software,
+        "Elector": peer.elector,
+        "Reachable": peer.reachable,
+        "Connections": [
+            {"Name": name, "NickName": nickname, "Address": address, "Outbound": outbound, "Established": True}
+            for name, nickname, address, outbound in peer.neighbours
+        ],
+    }
+
+
+def _connection(connection: ConnectionReport) -> Document:
+    return {
+        "Address": connection.address,
+        "Outbound": connection.outbound,
+        "State": connection.state,
+        "Info": connection.info,
+        "Attrs": {
+            "name": connection.plane,
+            "reason": connection.plane_reason,
+            "security": connection.security,
+            "linkRTTms": connection.link_rtt_ms,
+            "planeRTTms": connection.plane_rtt_ms,
+            "planeLossPercent": connection.plane_loss_percent,
+        },
+        "UID": connection.peer,
+        "Name": connection.name,
+        "NickName": connection.nickname,
+    }
+
+
+def _target(target: TargetReport) -> Document:
+    return {
+        "Target": target.target,
+        "Origin": target.origin,
+        "Addresses": list(target.addresses),
+        "State": target.state,
+        "Info": target.info,
+        "RetryInSeconds": target.retry_in_s,
+    }
+
+
+def _ipam(ipam: IpamReport) -> Document:
+    return {
+        "Status": ipam.state,
+        "Detail": ipam.detail,
+        "Paxos": {
+            "Elector": ipam.is_elector,
+            "KnownNodes": ipam.electors_known,
+            "Quorum": ipam.quorum,
+            "Electors": list(ipam.electors),
+            "Missing": list(ipam.electors_missing),
+        },
+        "Range": ipam.range,
+        "RangeNumIPs": ipam.range_addresses,
+        "ActiveIPs": ipam.active,
+        "DefaultSubnet": ipam.default_subnet,
+        "Entries": [_owner(owner) for owner in ipam.owners],
+        "Segments": ipam.segments,
+        "PendingAllocates": list(ipam.pending),
+        "Blocked": list(ipam.blocked),
+    }
+
+
+def _owner(owner: OwnerReport) -> Document:
+    return {
+        "Peer": owner.name,
+        "Nickname": owner.nickname,
+        "UID": owner.peer,
+        "Size": owner.addresses,
+        "Percent": owner.percent,
+        "IsSelf": owner.is_self,
+        "IsKnownPeer": owner.unreachable_s is None,
+        "UnreachableSeconds": owner.unreachable_s,
+    }

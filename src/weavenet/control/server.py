@@ -1,0 +1,338 @@
+"""The HTTP servers of the daemon: the control API on unix sockets, the read-only one on a TCP port.
+
+Moves bytes: h11 for the protocol, one ``asyncio.Protocol`` per connection, one request in flight per connection (a
+client may pipeline; the next request waits). What a client can make the daemon hold is bounded: connections, request
+size, time to send a request, idle time. A client that goes away while its request waits cancels it.
+
+Unix sockets are mode 0600 and the kernel's word on the client's uid (SO_PEERCRED) is checked as well, since a socket's
+mode does not protect against one that was opened before. Does not know a single verb: see ``handlers.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http
+import logging
+import os
+import socket
+import struct
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+import h11
+import msgspec
+
+from weavenet.control.handlers import CONTROL_ROUTES, PUBLIC_ROUTES, Api, Request, Response, failed
+from weavenet.control.service import Daemon
+from weavenet.core.errors import Code, Failure, WeaveError
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS_MAX = 256
+"""Per server; a further one is answered 503 and closed. 256 clients may each wait for an address."""
+HEADER_BYTES_MAX = 16 * 1024
+BODY_BYTES_MAX = 256 * 1024
+"""1024 targets of 255 characters; a longer body is answered 413."""
+PIPELINED_BYTES_MAX = HEADER_BYTES_MAX + BODY_BYTES_MAX
+"""What a client may send beyond the request in flight; above it the connection is closed."""
+REQUEST_TIMEOUT_S = 10.0
+"""From a request's first byte (or the connection's start) to its last; a slow-loris is closed after it."""
+IDLE_TIMEOUT_S = 120.0
+"""Between requests of a keep-alive connection."""
+SWEEP_S = 1.0
+"""Deadlines are looked at this often, so that none costs a timer per request."""
+
+_UCRED = struct.Struct("3i")
+_NO_DEADLINE = float("inf")
+_REASONS = {status.value: status.phrase for status in http.HTTPStatus}
+
+
+def _http_connection() -> h11.Connection:
+    """A parser for one request."""
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_BYTES_MAX)
+
+
+class Listener:
+    """One listening address with its connections and bounds."""
+
+    def __init__(self, api: Api, *, root_only: bool) -> None:
+        self.api = api
+        self.root_only = root_only
+        self.connections: set[Connection] = set()
+        self._server: asyncio.Server | None = None
+        self._sweep: asyncio.TimerHandle | None = None
+
+    def connection(self) -> Connection:
+        return Connection(self)
+
+    async def listen(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        if sock.family == socket.AF_UNIX:
+            self._server = await loop.create_unix_server(self.connection, sock=sock)
+        else:
+            self._server = await loop.create_server(self.connection, sock=sock)
+        self._sweep = loop.call_later(SWEEP_S, self._look_at_deadlines)
+
+    def _look_at_deadlines(self) -> None:
+        loop = asyncio.get_running_loop()
+        for connection in [connection for connection in self.connections if connection.deadline <= loop.time()]:
+            connection.expire()
+        self._sweep = loop.call_later(SWEEP_S, self._look_at_deadlines)
+
+    async def close(self) -> None:
+        """Stop listening, drop every connection and cancel what was in flight."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        if self._server is not None:
+            self._server.close()
+        tasks = [connection.task for connection in self.connections if connection.task is not None]
+        for connection in list(self.connections):
+            connection.drop()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Connection(asyncio.Protocol):
+    """One client."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._http = _http_connection()
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._request: h11.Request | None = None
+        self._body: list[bytes] = []
+        self._body_size = 0
+        self._pipelined = 0
+        self.task: asyncio.Task[None] | None = None
+        self.deadline = self._loop.time() + REQUEST_TIMEOUT_S
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        connections = self._listener.connections
+        connections.add(self)
+        if len(connections) > CONNECTIONS_MAX:
+            self._refuse(Failure(Code.BUSY, f"at most {CONNECTIONS_MAX} clients at a time", "", "try again"))
+        elif self._listener.root_only and not _is_permitted(transport.get_extra_info("socket")):
+            failure = Failure(Code.INVALID, "only root may use the control socket", "another user", "use sudo")
+            self._refuse(failure, status=403)
+
+    def data_received(self, data: bytes) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self.task is not None:
+            self._pipelined += len(data)
+            if self._pipelined > PIPELINED_BYTES_MAX:
+                self.drop()
+                return
+        elif self._request is None and self.deadline > self._loop.time() + REQUEST_TIMEOUT_S:
+            self.deadline = self._loop.time() + REQUEST_TIMEOUT_S
+        self._http.receive_data(data)
+        if self.task is None:
+            self._advance()
+
+    def eof_received(self) -> bool:
+        # No half-closed clients: whoever stops sending has gone, and must not leave a waiting command behind.
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._listener.connections.discard(self)
+        self._transport = None
+        if self.task is not None:
+            self.task.cancel()
+
+    # --- requests ---
+
+    def _advance(self) -> None:
+        """Take events from h11 until a request is complete or more bytes are needed."""
+        try:
+            while True:
+                event = self._http.next_event()
+                if type(event) is h11.Request:
+                    self._request = event
+                elif type(event) is h11.Data:
+                    self._body_size += len(event.data)
+                    if self._body_size > BODY_BYTES_MAX:
+                        self._refuse(Failure(Code.INVALID, f"a body has at most {BODY_BYTES_MAX} bytes"), status=413)
+                        return
+                    self._body.append(bytes(event.data))
+                elif type(event) is h11.EndOfMessage:
+                    self._begin()
+                    return
+                else:  # NEED_DATA, PAUSED, ConnectionClosed
+                    return
+        except h11.RemoteProtocolError as error:
+            self._refuse(
+                Failure(Code.INVALID, "expected an HTTP/1.1 request", str(error)), status=error.error_status_hint
+            )
+
+    def _begin(self) -> None:
+        head = self._request
+        if head is None:
+            return
+        target = head.target.decode("ascii", "replace")
+        path, query = target, {}
+        if "?" in target or "%" in target:
+            parts = urlsplit(target)
+            path, query = parts.path, dict(parse_qsl(parts.query))
+        body = b"".join(self._body)
+        self.deadline = _NO_DEADLINE  # the daemon may take as long as it needs: waiting for space has no limit
+        request = Request(head.method.decode("ascii", "replace"), path, body, query)
+        self.task = self._loop.create_task(self._answer(request))
+
+    async def _answer(self, request: Request) -> None:
+        try:
+            response = await self._listener.api.handle(request)
+        except WeaveError as error:
+            response = failed(error.failure)
+        except Exception:
+            log.exception("control request %s %s failed", request.method, request.path)
+            failure = Failure(Code.HOST, "an unexpected error in the daemon", "", "see its log, and report it")
+            response = Response(500, msgspec.json.encode(failure))
+        self.task = None
+        if self._transport is not None:
+            self._respond(response)
+            self._next_request()
+
+    def _next_request(self) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        pipelined, _ = self._http.trailing_data
+        self._http = _http_connection()
+        self._request = None
+        self._body.clear()
+        self._body_size = 0
+        self._pipelined = 0
+        self.deadline = self._loop.time() + IDLE_TIMEOUT_S
+        if pipelined:
+            self._http.receive_data(pipelined)
+            self._advance()
+
+    # --- answers ---
+
+    def _respond(self, response: Response, *, close: bool = False) -> None:
+        """Write one answer. By hand: h11 takes 35 us to say what two fixed headers say, half of all the time that a
+        request costs here; its parser, which reads what strangers send, stays."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        # MUST_CLOSE: HTTP/1.0 or "Connection: close"; anything else unfinished cannot be followed by a request.
+        close = close or self._http.their_state is not h11.DONE
+        connection = "Connection: close\r\n" if close else ""
+        head = (
+            f"HTTP/1.1 {response.status} {_REASONS.get(response.status, '')}\r\n"
+            f"Content-Type: {response.content_type}\r\n"
+            f"Content-Length: {len(response.body)}\r\n{connection}\r\n"
+        )
+        is_head = self._request is not None and self._request.method == b"HEAD"
+        transport.write(head.encode() if is_head else head.encode() + response.body)
+        if close:
+            transport.close()
+
+    def _refuse(self, failure: Failure, *, status: int = 503) -> None:
+        """Answer without a handler and close."""
+        self._respond(Response(status, msgspec.json.encode(failure)), close=True)
+        self.deadline = self._loop.time() + REQUEST_TIMEOUT_S
+
+    def expire(self) -> None:
+        """The deadline has passed: a request that never ended, or a connection that sleeps."""
+        if self._request is not None or self._http.trailing_data[0]:
+            self._refuse(
+                Failure(Code.TIMEOUT, f"a request takes at most {REQUEST_TIMEOUT_S:.0f} s to send"), status=408
+            )
+        self.drop()
+
+    def drop(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _is_permitted(sock: socket.socket) -> bool:
+    """Root, or the user the daemon itself runs as (a test)."""
+    _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return uid in (0, os.geteuid())
+
+
+def unix_socket(path: str) -> socket.socket:
+    """A bound socket of mode 0600 at ``path``, replacing a stale one. Raises WeaveError when a live server has it."""
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            pass
+        else:
+            raise WeaveError(
+                Failure(Code.CONFLICT, f"{path} is in use by a running daemon", "", "stop it with `weave stop`")
+            )
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        Path(path).unlink(missing_ok=True)
+        sock.bind(path)
+        Path(path).chmod(0o600)  # before listen(): until then nobody can connect
+    except OSError as error:
+        sock.close()
+        failure = Failure(Code.HOST, f"cannot listen on {path}", error.strerror or str(error), "check the folder")
+        raise WeaveError(failure) from error
+    return sock
+
+
+def tcp_socket(address: str) -> socket.socket:
+    """A bound socket at ``host:port``. Raises OSError when it is taken, ValueError when the text is no address."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, int(port)))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class ControlServer:
+    """All listeners of one daemon."""
+
+    def __init__(self, daemon: Daemon, *, socket_path: str, http_address: str = "", status_address: str = "") -> None:
+        """``http_address``: a further unix path with the control API; ``status_address``: ``host:port`` of the
+        read-only API. Both may be empty."""
+        self._daemon = daemon
+        self._unix_paths = [path for path in (socket_path, http_address) if path]
+        self._status_address = status_address
+        self._listeners: list[Listener] = []
+
+    async def start(self) -> tuple[str, ...]:
+        """Listen. Returns warnings: a taken status port does not keep the daemon from working. Raises WeaveError when
+        a control socket cannot be made."""
+        for path in self._unix_paths:
+            await self._listen(unix_socket(path), Listener(Api(self._daemon, CONTROL_ROUTES), root_only=True))
+        if not self._status_address:
+            return ()
+        try:
+            sock = tcp_socket(self._status_address)
+        except (OSError, ValueError) as error:
+            return (
+                f"status is not served on {self._status_address}: {getattr(error, 'strerror', None) or error}; "
+                "next: free the port or launch with another --status-addr",
+            )
+        await self._listen(sock, Listener(Api(self._daemon, PUBLIC_ROUTES), root_only=False))
+        return ()
+
+    async def _listen(self, sock: socket.socket, listener: Listener) -> None:
+        await listener.listen(sock)
+        self._listeners.append(listener)
+
+    async def close(self) -> None:
+        """Stop serving; sockets' files are removed."""
+        for listener in self._listeners:
+            await listener.close()
+        self._listeners.clear()
+        for path in self._unix_paths:
+            with contextlib.suppress(OSError):
+                Path(path).unlink(missing_ok=True)

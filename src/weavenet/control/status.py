@@ -1,0 +1,253 @@
+"""``weave status`` and its sub-reports: a ``NodeReport`` as text for people.
+
+Pure. The layout is the original's (labels right-aligned to 15 columns, sections framed by empty lines), with one thing
+before it: a verdict that says what is wrong and what to do next. Sub-reports are one line per thing, for ``grep``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from weavenet.control.service import Identity
+from weavenet.core.limits import PROTOCOL_MAX, PROTOCOL_MIN
+from weavenet.core.report import ConnectionReport, IpamReport, NodeReport, OwnerReport, TargetReport
+
+LABEL_COLUMNS = 15
+ADDRESSES_SHOWN = 5
+
+_CONNECTION_STATES = ("established", "pending", "retrying", "failed", "connecting", "refused")
+_PENDING = {"handshake": "pending"}
+
+
+def render(report: NodeReport, identity: Identity, section: str = "", *, now: float | None = None) -> str:
+    """Text of the summary (``section`` empty) or of one of :data:`SECTIONS`. ``now`` is Unix time, for the uptime."""
+    if section:
+        return _RENDERERS[section](report)
+    return _summary(report, identity, time.time() if now is None else now)
+
+
+def _summary(report: NodeReport, identity: Identity, now: float) -> str:
+    blocks = [
+        verdict(report),
+        _labelled([("Version", identity.version), ("Uptime", duration(max(0.0, now - identity.started_at)))]),
+        _labelled(_router(report, identity)),
+        _labelled(_ipam_summary(report.ipam)),
+    ]
+    return "\n" + "\n\n".join(blocks) + "\n\n"
+
+
+def verdict(report: NodeReport) -> str:
+    """One line when all is well; else a numbered list of what is wrong, each with its next step on a line of its
+    own."""
+    if not report.warnings:
+        return _labelled([("Verdict", _well(report))])
+    count = len(report.warnings)
+    lines = [_label("Verdict") + ("1 thing needs attention" if count == 1 else f"{count} things need attention")]
+    indent = " " * (LABEL_COLUMNS + 2)
+    for number, warning in enumerate(report.warnings, start=1):
+        what, _, step = warning.partition("; next: ")
+        lines.append(f"{indent}{number}. {what}")
+        if step:
+            lines.append(f"{indent}   next: {step}")
+    return "\n".join(lines)
+
+
+def _well(report: NodeReport) -> str:
+    others = sum(1 for peer in report.peers if peer.reachable and peer.peer != report.peer)
+    if not others and not report.targets:
+        return "well; alone so far. Next: `weave launch THIS-HOST` on another host, or `weave connect HOST` here"
+    peers = "1 other peer" if others == 1 else f"{others} other peers"
+    if report.ipam.state == "idle":
+        return f"well; {peers} reachable, no address asked for yet"
+    return f"well; {peers} reachable"
+
+
+def _router(report: NodeReport, identity: Identity) -> list[tuple[str, str]]:
+    protocol = str(PROTOCOL_MAX) if PROTOCOL_MIN == PROTOCOL_MAX else f"{PROTOCOL_MIN}..{PROTOCOL_MAX}"
+    rows = [
+        ("Service", "router"),
+        ("Protocol", f"weave {protocol}"),
+        ("Name", titled(report.name, report.nickname)),
+        ("Encryption", report.encryption),
+        ("PeerDiscovery", "enabled" if report.discovery else "disabled"),
+        ("Targets", str(len(report.targets))),
+        ("Connections", _counted_connections(report.connections)),
+        ("Peers", _counted_peers(report)),
+        ("MTU", f"{report.mtu} ({report.mtu_reason})" if report.mtu_reason else str(report.mtu)),
+        ("Attachments", str(report.attachments)),
+    ]
+    if identity.log_path:
+        rows.append(("Log", identity.log_path))
+    return rows
+
+
+def _counted_connections(connections: Sequence[ConnectionReport]) -> str:
+    states = Counter(_PENDING.get(connection.state, connection.state) for connection in connections)
+    shown = [f"{states[state]} {state}" for state in _CONNECTION_STATES if states[state]]
+    return f"{len(connections)} ({', '.join(shown)})" if shown else str(len(connections))
+
+
+def _counted_peers(report: NodeReport) -> str:
+    links = sum(len(peer.neighbours) for peer in report.peers if peer.reachable)
+    reachable = sum(1 for peer in report.peers if peer.reachable)
+    text = f"{reachable} (with {links} established connections)" if links else str(reachable)
+    absent = len(report.peers) - reachable
+    return f"{text}, {absent} known but unreachable" if absent else text
+
+
+def _ipam_summary(ipam: IpamReport) -> list[tuple[str, str]]:
+    if ipam.state == "off":
+        return [("Service", "ipam"), ("Status", "off (--ipalloc-range '')")]
+    rows = [
+        ("Service", "ipam"),
+        ("Status", _ipam_status(ipam)),
+        ("Range", ipam.range),
+        ("DefaultSubnet", ipam.default_subnet),
+        ("Active", f"{ipam.active} address{'' if ipam.active == 1 else 'es'} in use on this host"),
+    ]
+    rows += [("Waiting", pending) for pending in ipam.pending[:ADDRESSES_SHOWN]]
+    return rows
+
+
+def _ipam_status(ipam: IpamReport) -> str:
+    state = ipam.state
+    if state == "awaiting consensus":
+        state = f"awaiting consensus (quorum: {ipam.quorum}, known: {ipam.electors_known})"
+    return f"{state}: {ipam.detail}" if ipam.detail else state
+
+
+def _targets(report: NodeReport) -> str:
+    if not report.targets:
+        return ""
+    return _table([_target_row(target) for target in report.targets])
+
+
+def _target_row(target: TargetReport) -> tuple[str, ...]:
+    info = target.info
+    if target.retry_in_s is not None:
+        info = f"{info}; next try in {duration(target.retry_in_s)}" if info else f"next try in {target.retry_in_s:.0f}s"
+    return (
+        target.target,
+        target.state,
+        ",".join(target.addresses[:ADDRESSES_SHOWN]) or "-",
+        f"from {target.origin}",
+        info,
+    )
+
+
+def _connections(report: NodeReport) -> str:
+    return "".join(_connection_line(connection) for connection in report.connections)
+
+
+def _connection_line(connection: ConnectionReport) -> str:
+    arrow = "->" if connection.outbound else "<-"
+    start = f"{arrow} {connection.address:<21} {connection.state:<11} "
+    if connection.state != "established":
+        return (start + _joined([connection.info, _known(connection)])).rstrip() + "\n"
+    plane = connection.plane or "no data path"
+    measured = [
+        _figure("rtt", connection.link_rtt_ms, "ms"),
+        _figure("path-rtt", connection.plane_rtt_ms, "ms"),
+        _figure("loss", connection.plane_loss_percent or None, "%"),
+    ]
+    words = [plane, _known(connection), connection.security, *measured]
+    reason = f"({connection.plane_reason})" if connection.plane_reason else ""
+    return (start + " ".join(word for word in [*words, reason, connection.info] if word)).rstrip() + "\n"
+
+
+def _known(connection: ConnectionReport) -> str:
+    return titled(connection.name, connection.nickname) if connection.name else ""
+
+
+def _figure(label: str, value: float | None, unit: str) -> str:
+    return "" if value is None else f"{label}={value:.3g}{unit}"
+
+
+def _peers(report: NodeReport) -> str:
+    lines = []
+    for peer in report.peers:
+        notes = [
+            "" if peer.elector else "not an elector",
+            "" if peer.reachable else "UNREACHABLE",
+            "this peer" if peer.peer == report.peer else "",
+        ]
+        note = _joined(notes)
+        lines.append(f"{titled(peer.name, peer.nickname)}{f'  [{note}]' if note else ''}\n")
+        for name, nickname, address, outbound in peer.neighbours:
+            lines.append(f"   {'->' if outbound else '<-'} {address:<21} {titled(name, nickname)}\n")
+    return "".join(lines)
+
+
+def _ipam(report: NodeReport) -> str:
+    ipam = report.ipam
+    if ipam.state == "off":
+        return "address allocation is off on this peer (--ipalloc-range '')\n"
+    owners = sorted(ipam.owners, key=lambda owner: (not owner.is_self, owner.name))
+    lines = [_owner_line(owner, ipam.active) for owner in owners]
+    head = [("Status", _ipam_status(ipam)), ("Range", f"{ipam.range} ({ipam.range_addresses} addresses)")]
+    if ipam.default_subnet != ipam.range:
+        head.append(("DefaultSubnet", ipam.default_subnet))
+    if ipam.electors or not ipam.owners:
+        role = "elector" if ipam.is_elector else "not an elector"
+        head.append(("Quorum", f"{ipam.quorum}, known: {ipam.electors_known}, this peer: {role}"))
+    if ipam.electors:
+        head.append(("Electors", ", ".join(ipam.electors)))
+    if ipam.electors_missing:
+        head.append(("Missing", ", ".join(ipam.electors_missing)))
+    head += [("Waiting", pending) for pending in ipam.pending]
+    head += [("Blocked", blocked) for blocked in ipam.blocked]
+    return "".join([*lines, "\n" if lines else "", _labelled(head), "\n"])
+
+
+def _owner_line(owner: OwnerReport, active: int) -> str:
+    share = f"{owner.addresses:>8} IPs ({owner.percent:04.1f}% of total)"
+    note = ""
+    if owner.is_self:
+        note = f" ({active} active)"
+    elif owner.unreachable_s is not None:
+        note = f" - unreachable! (since {duration(owner.unreachable_s)})"
+    return f"{titled(owner.name, owner.nickname) or owner.peer[:12]:<37} {share}{note}\n"
+
+
+def _label(label: str) -> str:
+    return f"{label:>{LABEL_COLUMNS}}: "
+
+
+def _labelled(rows: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(f"{_label(label)}{value}".rstrip() for label, value in rows)
+
+
+def _joined(words: Iterable[str]) -> str:
+    return ", ".join(word for word in words if word)
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
+    )
+
+
+def titled(name: str, nickname: str) -> str:
+    """``0a:…:01(h1)``, as the original names peers."""
+    return f"{name}({nickname})" if nickname else name
+
+
+def duration(seconds: float) -> str:
+    """``42s``, ``7m 3s``, ``5h 12m``, ``3d 4h``."""
+    whole = int(seconds)
+    for size, unit, smaller, small_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            return f"{whole // size}{unit} {whole % size // smaller}{small_unit}"
+    return f"{whole}s"
+
+
+_RENDERERS: dict[str, Callable[[NodeReport], str]] = {
+    "targets": _targets,
+    "connections": _connections,
+    "peers": _peers,
+    "ipam": _ipam,
+}
+SECTIONS = tuple(_RENDERERS)

@@ -1,9 +1,10 @@
-"""What the kernel has: a cache of links and of their bridge-port flags, fed by rtnetlink events, never by polling.
+"""What the kernel has: a cache of links and of their bridge-port flags, fed by rtnetlink events, never by
+polling.
 
 One non-blocking NETLINK_ROUTE socket is joined to the link and neighbour groups. The first dump is requested on that
-same socket, so that dump and events form one ordered stream. Events are read with a few fixed-offset reads (rtnetlink(7),
-linux/if_link.h, linux/neighbour.h) instead of through the netlink library, because each of our own thousands of
-forwarding entries comes back as an event, and decoding one there costs as much as making it.
+same socket, so that dump and events form one ordered stream. Events are read with a few fixed-offset reads
+(rtnetlink(7), linux/if_link.h, linux/neighbour.h) instead of through the netlink library, because each of our own
+thousands of forwarding entries comes back as an event, and decoding one there costs as much as making it.
 
 Invariant: a change that we made and the kernel acknowledged is in the socket's buffer before the acknowledgement, so
 :meth:`LinkCache.drain` right after a request is up to date. When the buffer overflows (ENOBUFS) the cache dumps again
@@ -33,7 +34,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_DELNEIGH = 29
 AF_BRIDGE = 7
 IFF_UP = 1
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER = 1, 3, 4, 10
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_PROTINFO, IFLA_LINKINFO, IFLA_GSO_MAX_SIZE = 12, 18, 41
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_DATA = 1, 2, 5
 IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING, IFLA_BRPORT_NEIGH_SUPPRESS, IFLA_BRPORT_ISOLATED = 4, 8, 32, 33
@@ -67,6 +68,8 @@ class VxlanSettings:
 
 @dataclass(frozen=True, slots=True)
 class Link:
+    """``peer_index``: of a veth, the index of the other end in its own namespace."""
+
     index: int
     name: str
     kind: str
@@ -74,6 +77,7 @@ class Link:
     mtu: int
     is_up: bool
     master: int
+    peer_index: int
     gso_max_size: int
     port: PortFlags | None = None
     vxlan: VxlanSettings | None = None
@@ -163,6 +167,7 @@ def parse_link(payload: memoryview) -> Link:
         mtu=_number(found.get(IFLA_MTU)),
         is_up=bool(flags & IFF_UP),
         master=_number(found.get(IFLA_MASTER)),
+        peer_index=_number(found.get(IFLA_LINK)),
         gso_max_size=_number(found.get(IFLA_GSO_MAX_SIZE)),
         port=port,
         vxlan=vxlan,

@@ -1,7 +1,7 @@
 """The verbs of rtnetlink that this product uses, typed; the only place that knows pyroute2.
 
 Each verb is one request, idempotent where that has a meaning, and raises OSError with the kernel's errno and a
-sentence. Reading what exists is :mod:`weavenet.host.links` for links; the dumps here are for moments of (re)application.
+sentence. Reading what exists is :mod:`weavenet.host.links` for links; the dumps here are for moments of (re)applying.
 
 Facts about pyroute2 0.9.7 that shape this module. Importing it runs the whole package (about 0.12 s and 14 MB on a
 2 GHz core, whichever submodule is named), so it happens in a thread at the first :meth:`Netlink.open`, while the daemon

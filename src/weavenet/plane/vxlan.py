@@ -20,12 +20,12 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from weavenet.core.effects import PlanePeer
 from weavenet.core.limits import VXLAN_PORT, VXLAN_VNI
-from weavenet.host import netns, sysctl
+from weavenet.host import announce, netns, sysctl
 from weavenet.host.bridge import BRIDGE, Bridge, is_port_name
 from weavenet.host.kernel import Kernel
 from weavenet.host.links import GoneNeighbour, Link, PortFlags, VxlanSettings
@@ -43,6 +43,8 @@ NO_ENTRY = Entry(Kind.NEIGHBOUR, 0, b"", "")
 DEBOUNCE_S = 0.1
 """A burst of deletions (a flush) is repaired in one go."""
 RETRY_S = 1.0
+ANNOUNCEMENTS_MAX = 256
+"""Per change of state; beyond it containers find moved neighbours by their own timers within seconds."""
 TRAFFIC_POLL_S = 1.0
 IP_MTU, IPV6_MTU = 14, 24
 
@@ -50,7 +52,7 @@ IP_MTU, IPV6_MTU = 14, 24
 class PlaneFirewall(Protocol):
     """What the plane asks of the firewall: heartbeats stay on the host, VXLAN comes only from peers."""
 
-    async def set_plane(self, devices: tuple[str, ...], mac: bytes, hosts: frozenset[str]) -> None: ...
+    async def set_plane(self, devices: Mapping[str, int], mac: bytes, hosts: frozenset[str]) -> None: ...
 
 
 def underlay_mtu(host: str) -> int:
@@ -95,6 +97,7 @@ class VxlanPlane:
         self._path_mtus: dict[str, int] = {}
         self._trouble = ""
         self._trouble_ipv6 = ""
+        self._is_first_apply = True
 
     # --- the Plane protocol ---
 
@@ -171,9 +174,9 @@ class VxlanPlane:
                 self._open_heartbeat(family)
         if self._stale:
             await self._read_present()
-        if self._firewall is not None:
-            devices = tuple(DEVICES[family] for family in sorted(self._devices))
-            hosts = frozenset(canonical(peer.host) for peer in self._peers or () if _is_address(peer.host))
+        if self._firewall is not None and self._peers is not None:  # else an adopted path would be cut
+            devices = {DEVICES[family]: index for family, index in self._devices.items()}
+            hosts = frozenset(canonical(peer.host) for peer in self._peers if _is_address(peer.host))
             await self._firewall.set_plane(devices, self._mac, hosts)
 
     async def _ensure_device(self, family: int, bridge: Link) -> Link:
@@ -250,6 +253,7 @@ class VxlanPlane:
                 self._refused[entry] = f"{error.strerror}: it is tried again"
             else:
                 self._present.add(entry)
+        self._announce(entry for entry in puts if entry.kind is Kind.NEIGHBOUR)
         for entry in removes:
             self._present.discard(entry)  # before the request: its deletion event is then not taken for a stranger's
             try:
@@ -261,6 +265,16 @@ class VxlanPlane:
         self._measure_paths({entry.where for entry in target if entry.kind is Kind.FLOOD})
         if self._refused:
             asyncio.get_running_loop().call_later(RETRY_S, self._wake.set)
+
+    def _announce(self, moved: Iterable[Entry]) -> None:
+        """Tell containers of this host where addresses are now, so that a cached neighbour that moved to another host
+        is reached at once. The overlay ports do not pass this on. Not after a start: then nothing has moved."""
+        if self._is_first_apply:
+            self._is_first_apply = False
+            return
+        news = [(entry.mac, entry.where) for entry in moved][:ANNOUNCEMENTS_MAX]
+        with contextlib.suppress(OSError):
+            announce.send(self._kernel.namespace, BRIDGE, news)
 
     async def _put(self, entry: Entry) -> None:
         netlink = self._kernel.netlink

@@ -1,0 +1,162 @@
+"""Keeps our nftables tables as wanted: blocked addresses, heartbeats, VXLAN from peers only.
+
+Invariants: only tables named ``weave`` are replaced; outside them there is at most one tagged accept rule per FORWARD
+chain that drops, and only while bridged frames pass such chains at all (``bridge-nf-call-iptables``). After somebody
+flushes the rules they are back within a second. A host without nftables works, without protection, and says so in
+:meth:`Firewall.warnings`; the settings ``bridge-nf-call-*`` are never touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+from collections.abc import Mapping
+
+from weavenet.host import netns, rules, sysctl
+from weavenet.host.bridge import BRIDGE
+from weavenet.host.nft import Command, Nft, NftError, TableWatch
+
+DEBOUNCE_S = 0.1
+RETRY_S = 2.0
+LEGACY = ("iptables-legacy", "ip6tables-legacy")
+LEGACY_RULE = ("-i", BRIDGE, "-o", BRIDGE, "-m", "comment", "--comment", rules.FORWARD_COMMENT, "-j", "ACCEPT")
+
+
+class Firewall:
+    """The whole desired state comes through :meth:`set_plane` and :meth:`set_blocked`; equal state costs nothing."""
+
+    def __init__(self, namespace: int | None = None, nft: Nft | None = None) -> None:
+        self._namespace = namespace
+        self._nft = nft if nft is not None else Nft(namespace)
+        self._watch = TableWatch(namespace, self._deleted, self._added)
+        self._devices: dict[str, int] = {}
+        self._mac = b""
+        self._hosts: frozenset[str] = frozenset()
+        self._blocked: tuple[tuple[str, str], ...] | None = None
+        self._applied: object = None
+        self._check_forward = True
+        self._lock = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._trouble = ""
+        self._forward_trouble = ""
+
+    async def open(self) -> None:
+        """Never raises for want of nftables; see :meth:`warnings`."""
+        try:
+            self._watch.open()
+        except OSError as error:
+            self._trouble = f"rules that others flush are not put back: {error.strerror}"
+        self._task = asyncio.create_task(self._repair())
+
+    async def close(self) -> None:
+        """Stop watching; rules stay, as the data path does."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._watch.close()
+
+    async def set_plane(self, devices: Mapping[str, int], mac: bytes, hosts: frozenset[str]) -> None:
+        """``devices``: VXLAN devices that exist, name to index (a new index: a new device, whose hook is gone).
+        ``hosts``: underlay addresses of peers."""
+        self._devices, self._mac, self._hosts = dict(devices), mac, hosts
+        await self._apply()
+
+    async def set_blocked(self, blocked: tuple[tuple[str, str], ...]) -> None:
+        """(ident, address): when this returns, those frames are dropped, or a warning says why not."""
+        self._blocked = blocked
+        await self._apply()
+
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(text for text in (self._trouble, self._forward_trouble) if text)
+
+    async def _apply(self) -> None:
+        async with self._lock:
+            wanted = (tuple(sorted(self._devices.items())), self._mac, self._hosts, self._blocked)
+            if wanted != self._applied:
+                await self._replace(wanted)
+            if self._check_forward and self._devices:
+                self._check_forward = False
+                await self._open_forward()
+
+    async def _replace(self, wanted: object) -> None:
+        try:
+            await self._nft.run(rules.all_tables(self._devices, self._mac, self._hosts, self._blocked))
+        except NftError as error:
+            self._trouble = (
+                f"firewall off: {error.strerror}; lost addresses are not blocked and VXLAN is accepted from anybody; "
+                "install nftables and restart weave"
+            )
+            if self._nft.backend:
+                asyncio.get_running_loop().call_later(RETRY_S, self._wake.set)
+        else:
+            self._applied = wanted
+            self._trouble = ""
+        if self._nft.backend == "nft":
+            self._watch.skip()
+
+    # --- chains of others ---
+
+    async def _open_forward(self) -> None:
+        self._forward_trouble = ""
+        if sysctl.read(self._namespace, "bridge/bridge-nf-call-iptables") != "1":
+            return
+        try:
+            chains = await self._nft.run([{"list": {"chains": None}}])
+            if any(self._drops(item) for item in chains):
+                missing = rules.missing_forward_rules(await self._nft.run([{"list": {"ruleset": None}}]))
+                if missing:
+                    await self._nft.run(missing)
+        except NftError as error:
+            self._forward_trouble = (
+                f"bridged traffic may be dropped by a FORWARD chain, and it could not be opened: {error.strerror}; "
+                f"accept -i {BRIDGE} -o {BRIDGE} there"
+            )
+        for program in LEGACY:
+            if shutil.which(program):
+                await asyncio.to_thread(netns.call, self._namespace, lambda program=program: self._open_legacy(program))
+
+    @staticmethod
+    def _drops(item: Command) -> bool:
+        chain = item.get("chain", {})
+        return bool(chain.get("name") == "FORWARD" and chain.get("policy") == "drop")
+
+    def _open_legacy(self, program: str) -> None:
+        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [program, "-w", "2", *arguments], capture_output=True, text=True, timeout=10, check=False
+            )
+
+        if "-P FORWARD DROP" not in run("-S", "FORWARD").stdout:
+            return
+        chain = "DOCKER-USER" if run("-S", "DOCKER-USER").returncode == 0 else "FORWARD"
+        if run("-C", chain, *LEGACY_RULE).returncode == 0:
+            return
+        done = run("-I", chain, *LEGACY_RULE)
+        if done.returncode != 0:
+            self._forward_trouble = (
+                f"FORWARD of {program} drops bridged traffic and could not be opened: {done.stderr.strip()}"
+            )
+
+    # --- what others do ---
+
+    def _deleted(self, table: str) -> None:
+        if table == rules.TABLE:
+            self._applied = None
+            self._wake.set()
+        elif table == "filter":
+            self._check_forward = True
+            self._wake.set()
+
+    def _added(self, table: str) -> None:
+        if table == "filter":
+            self._check_forward = True
+            self._wake.set()
+
+    async def _repair(self) -> None:
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(DEBOUNCE_S)
+            self._wake.clear()
+            await self._apply()

@@ -1,0 +1,186 @@
+"""What our nftables tables contain, as data. Pure functions; :mod:`weavenet.host.firewall` applies them.
+
+One table per family, always named ``weave``, always replaced as a whole in one transaction, absent when it would be
+empty: a standing hook costs on every packet.
+
+- ``bridge``: frames of a container that uses an address it has lost are dropped at its port (IPv4, ARP sender, IPv6,
+  ND advertisement of the target). ``ifname . address`` sets work without NFT_BRIDGE_META. nft 1.0.6 gives the raw ND
+  target another type than an IPv6 set, hence a rule per address there.
+- ``netdev``: heartbeat frames enter a host only when they are for its own plane MAC, so no container sees one.
+- ``inet``: VXLAN is accepted from known peers and dropped from anybody else.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+
+from weavenet.core.limits import HEARTBEAT_ETHERTYPE, VXLAN_PORT
+from weavenet.core.types import mac_text
+from weavenet.host.bridge import BRIDGE, port_name
+from weavenet.host.nft import Command
+
+TABLE = "weave"
+FORWARD_COMMENT = "weave"
+"""Tag of the only rules that we put into tables of others."""
+DROP: Command = {"drop": None}
+ACCEPT: Command = {"accept": None}
+IFNAME: Command = {"meta": {"key": "iifname"}}
+
+
+def field(protocol: str, name: str) -> Command:
+    return {"payload": {"protocol": protocol, "field": name}}
+
+
+def match(left: Command, right: object, op: str = "==") -> Command:
+    return {"match": {"op": op, "left": left, "right": right}}
+
+
+def delete_table(family: str) -> list[Command]:
+    """Add first, so that deleting never fails."""
+    table = {"table": {"family": family, "name": TABLE}}
+    return [{"add": table}, {"delete": table}]
+
+
+def _rule(family: str, chain: str, *expression: Command) -> Command:
+    return {"add": {"rule": {"family": family, "table": TABLE, "chain": chain, "expr": list(expression)}}}
+
+
+def _chain(family: str, name: str, hook: str, priority: int, device: str = "") -> Command:
+    body: Command = {
+        "family": family,
+        "table": TABLE,
+        "name": name,
+        "type": "filter",
+        "hook": hook,
+        "prio": priority,
+        "policy": "accept",
+    }
+    return {"add": {"chain": body | ({"dev": device} if device else {})}}
+
+
+def _set(family: str, name: str, kind: str | list[str], elements: list[object]) -> Command:
+    body: Command = {"family": family, "table": TABLE, "name": name, "type": kind}
+    return {"add": {"set": body | ({"elem": elements} if elements else {})}}
+
+
+def _split(addresses: Iterable[str]) -> tuple[list[str], list[str]]:
+    parsed = [ipaddress.ip_address(text) for text in addresses]
+    return [str(a) for a in parsed if a.version == 4], [str(a) for a in parsed if a.version == 6]
+
+
+def bridge_table(blocked: Iterable[tuple[str, str]]) -> list[Command]:
+    """``blocked``: (ident, address), with or without prefix."""
+    parsed = {(port_name(ident), ipaddress.ip_address(text.partition("/")[0])) for ident, text in blocked}
+    pairs = sorted(parsed, key=lambda pair: (pair[0], pair[1].version, int(pair[1])))
+    commands = delete_table("bridge")
+    if not pairs:
+        return commands
+    blocked4: list[object] = [{"concat": [port, str(a)]} for port, a in pairs if a.version == 4]
+    blocked6 = [(port, a) for port, a in pairs if a.version == 6]
+    elements6: list[object] = [{"concat": [port, str(a)]} for port, a in blocked6]
+    commands += [
+        {"add": {"table": {"family": "bridge", "name": TABLE}}},
+        _set("bridge", "blocked4", ["ifname", "ipv4_addr"], blocked4),
+        _set("bridge", "blocked6", ["ifname", "ipv6_addr"], elements6),
+        _chain("bridge", "prerouting", "prerouting", -300),
+    ]
+    for protocol, name, members in (
+        ("ip", "saddr", "@blocked4"),
+        ("arp", "saddr ip", "@blocked4"),
+        ("ip6", "saddr", "@blocked6"),
+    ):
+        left: Command = {"concat": [IFNAME, field(protocol, name)]}
+        commands.append(_rule("bridge", "prerouting", match(left, members), DROP))
+    for port, address in blocked6:
+        commands.append(
+            _rule(
+                "bridge",
+                "prerouting",
+                match(IFNAME, port),
+                match(field("icmpv6", "type"), "nd-neighbor-advert"),
+                match({"payload": {"base": "th", "offset": 64, "len": 128}}, f"0x{int(address):032x}"),
+                DROP,
+            )
+        )
+    return commands
+
+
+def netdev_table(devices: Iterable[str], mac: bytes) -> list[Command]:
+    """``mac``: our plane MAC. One chain per VXLAN device, named after it; the devices must exist."""
+    commands = delete_table("netdev")
+    names = sorted(devices)
+    if names:
+        commands.append({"add": {"table": {"family": "netdev", "name": TABLE}}})
+    for name in names:
+        commands.append(_chain("netdev", name, "ingress", -300, name))
+        commands.append(
+            _rule(
+                "netdev",
+                name,
+                match(field("ether", "type"), HEARTBEAT_ETHERTYPE),
+                match(field("ether", "daddr"), mac_text(mac), "!="),
+                DROP,
+            )
+        )
+    return commands
+
+
+def inet_table(hosts: Iterable[str]) -> list[Command]:
+    """``hosts``: underlay addresses from which VXLAN is welcome."""
+    hosts4, hosts6 = _split(sorted(set(hosts)))
+    port = match(field("udp", "dport"), VXLAN_PORT)
+    return [
+        *delete_table("inet"),
+        {"add": {"table": {"family": "inet", "name": TABLE}}},
+        _set("inet", "peers4", "ipv4_addr", [*hosts4]),
+        _set("inet", "peers6", "ipv6_addr", [*hosts6]),
+        _chain("inet", "input", "input", -10),
+        _rule("inet", "input", port, match(field("ip", "saddr"), "@peers4"), ACCEPT),
+        _rule("inet", "input", port, match(field("ip6", "saddr"), "@peers6"), ACCEPT),
+        _rule("inet", "input", port, DROP),
+    ]
+
+
+def all_tables(
+    devices: Mapping[str, int], mac: bytes, hosts: Iterable[str], blocked: Iterable[tuple[str, str]] | None
+) -> list[Command]:
+    """Everything of ours as one transaction. ``devices``: VXLAN devices by name. Where nothing is known yet (no
+    devices, ``blocked`` None) the tables that an earlier daemon left stay as they are."""
+    plane = netdev_table(devices, mac) + inet_table(hosts) if devices else []
+    return plane + (bridge_table(blocked) if blocked is not None else [])
+
+
+def forward_rule(family: str, chain: str) -> Command:
+    """Accept what is bridged between containers, at the top of somebody else's ``chain`` of table ``filter``."""
+    return {
+        "insert": {
+            "rule": {
+                "family": family,
+                "table": "filter",
+                "chain": chain,
+                "comment": FORWARD_COMMENT,
+                "expr": [match(IFNAME, BRIDGE), match({"meta": {"key": "oifname"}}, BRIDGE), ACCEPT],
+            }
+        }
+    }
+
+
+def missing_forward_rules(ruleset: Iterable[Command]) -> list[Command]:
+    """Rules to insert where a FORWARD chain of table ``filter`` drops and ours is not there yet. ``ruleset``: objects
+    of ``list ruleset``."""
+    dropping: set[str] = set()
+    docker: set[str] = set()
+    tagged: set[str] = set()
+    for item in ruleset:
+        chain, rule = item.get("chain"), item.get("rule")
+        if chain and chain.get("table") == "filter" and chain.get("family") in ("ip", "ip6"):
+            if chain.get("name") == "FORWARD" and chain.get("hook") == "forward" and chain.get("policy") == "drop":
+                dropping.add(chain["family"])
+            elif chain.get("name") == "DOCKER-USER":
+                docker.add(chain["family"])
+        elif rule and rule.get("table") == "filter" and rule.get("comment") == FORWARD_COMMENT:
+            tagged.add(rule.get("family", ""))
+    return [
+        forward_rule(family, "DOCKER-USER" if family in docker else "FORWARD") for family in sorted(dropping - tagged)
+    ]

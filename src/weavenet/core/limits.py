@@ -94,3 +94,35 @@ MTU_DEFAULT = 1376
 MTU_MIN = 576
 MTU_MAX = 65_535
 ENDPOINT_ADDRESSES_MAX = 256
+
+# --- mesh ---
+TARGET_TEXT_MAX = 261
+"""Characters of ``host:port``: 253 of a DNS name, brackets, port; a longer target is refused."""
+RERESOLVE_S = 30.0
+"""A target that is connected, or is ourselves, is resolved again this often: its name may have moved or grown."""
+REDIAL_JITTER_S = 0.5
+"""A lost link is dialled again at once, spread over this long so that a crowd does not arrive together."""
+LINK_LIVED_S = 5.0
+"""An established link that lasted this long resets its target's backoff; a shorter one counts as a failure."""
+HEARTBEAT_BUSY_LINKS = 32
+"""With at most this many links all of them beat every HEARTBEAT_BUSY_S; with more only those that carry something."""
+EAGER_LINKS_MIN = 2
+"""A duplicate push prunes its link only while more than this many links are eager: two keep gossip going at full
+speed when one of them dies, and leave the copies received per change near two."""
+REPAIR_INTERVAL_S = 0.5
+"""A difference seen in a digest starts at most one repair per link in this time."""
+PULL_PENDING_S = 1.0
+"""Records of an origin that were pulled over one link are not pulled over another for this long."""
+REPAIR_BURST_BYTES = 1024 * 1024
+"""Sent in answer to one pull; the next digest asks for the rest. Keeps far below LINK_QUEUE_BYTES_MAX."""
+DELETION_STEPS_MAX = 256
+"""Deletions remembered per origin; whoever is further behind gets the list of what still lives instead."""
+DISCOVERY_INTERVAL_S = 0.3
+"""Candidates for discovery are looked for at most this often."""
+DISCOVERY_SHARE = 0.9
+"""Discovery fills the connection limit only up to this share; the rest is left for targets and callers."""
+DISCOVERY_ADDRESSES_MAX = 3
+"""Addresses tried per discovered peer."""
+FAILURES_KEPT = 64
+"""Hosts whose failed inbound connections are shown; the oldest is forgotten."""
+FAILURE_KEPT_S = 300.0

@@ -67,8 +67,9 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
 
 class OriginDelta(msgspec.Struct, frozen=True, array_like=True):
     """Everything live with ``base < sequence <= top``. ``dropped`` names sequences at or below ``base`` that this delta
-    deletes. With ``live`` (catch-up after the deletions were forgotten) the sequences at or below ``base`` that still
-    exist; all others are gone. ``age_s``: how long the origin has been unreachable for the sender."""
+    deletes, whether or not the receiver ever held them. With ``live`` (catch-up, when the sender does not know every
+    deletion after ``base``) the ascending sequences at or below ``base`` that still exist, each as the distance from
+    the one before; all others are gone. ``age_s``: how long the origin has been unreachable for the sender."""
 
     origin: WirePeerId
     incarnation: Uint

@@ -58,10 +58,13 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """Stateless sign of life. ``sent_us`` is echoed back in ``echo_us`` of the next one, for the round trip."""
+    """Stateless sign of life. ``echo_us`` is the ``sent_us`` of the last heartbeat received plus the time it lay here
+    (0: none yet), so the receiver's clock minus it is the round trip. ``interval_ms``: how often the sender beats;
+    it is silent after three of them, at most 10 s."""
 
     sent_us: Uint
     echo_us: Uint
+    interval_ms: Uint = 1000
 
 
 class Digest(msgspec.Struct, frozen=True, array_like=True, tag=4):

@@ -1,0 +1,579 @@
+"""The mesh of one peer: links, what travels over them, and who can be reached.
+
+Composes targets, dialling, links, records, replication and routes, and owns none of their rules. Everything leaves
+through the outbox shared with the rest of the node, so it is behind whatever was persisted before.
+
+Sign of life: one timer beats for all links. A link is silent when nothing was heard for three intervals of the sender,
+at most 10 s; after a pause of our own (stopped process, suspended host) each link first gets one interval to be heard
+(history *suspend*).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import msgspec
+
+from weavenet.core.commands import Done
+from weavenet.core.config import NodeConfig
+from weavenet.core.effects import Outbox, Send
+from weavenet.core.errors import Failure, InvariantBroken, RefusalCode
+from weavenet.core.events import DialFailed, Event, InboundFailed, LinkClosed, LinkOpened, Received, Resolved
+from weavenet.core.limits import (
+    DISCOVERY_ADDRESSES_MAX,
+    DISCOVERY_INTERVAL_S,
+    PEERS_MAX,
+    RECORD_ABSENT_EXPIRY_S,
+    TARGET_SETTLE_S,
+)
+from weavenet.core.mesh.dialing import Dialer, Endpoint
+from weavenet.core.mesh.failures import InboundFailure
+from weavenet.core.mesh.links import Link, Links
+from weavenet.core.mesh.records import Applied, MalformedDelta, Origin, RecordRefused, Records
+from weavenet.core.mesh.replication import Replication
+from weavenet.core.mesh.reports import connection_reports, missing_targets, peer_reports, target_reports
+from weavenet.core.mesh.routes import Routes
+from weavenet.core.mesh.sessions import Sessions
+from weavenet.core.mesh.shared import Shared
+from weavenet.core.mesh.targets import Suppressed, Target, TargetSet, parse_target
+from weavenet.core.messages import Body, MalformedMessage, Message, decode_body
+from weavenet.core.messages.gossip import (
+    KIND_NEIGHBOUR,
+    KIND_PEER,
+    LogPull,
+    NeighbourRecord,
+    PeerRecord,
+    Prune,
+    Push,
+    RecordBuckets,
+    RecordMarks,
+    RecordPull,
+    RingBuckets,
+    RingDelta,
+)
+from weavenet.core.messages.link import Digest, Heartbeat, Hello, Refusal
+from weavenet.core.messages.unicast import Routed
+from weavenet.core.report import ConnectionReport, PeerReport, TargetReport
+from weavenet.core.types import Genesis, PeerId
+
+_EXPIRY_CHECK_S = 60.0
+
+_peer_decoder = msgspec.msgpack.Decoder(PeerRecord)
+_neighbour_decoder = msgspec.msgpack.Decoder(NeighbourRecord)
+_encoder = msgspec.msgpack.Encoder()
+
+
+class MeshChanges(msgspec.Struct, frozen=True):
+    """What happened since the last call. A peer that was started anew is in ``links_down`` and ``links_up``.
+    ``topology``: who is reachable, over which link or under which address may differ. ``records``: origins whose
+    records changed. ``bodies``: unicast bodies for us with their source. ``targets``: :meth:`Mesh.target_count` may
+    differ."""
+
+    links_up: tuple[PeerId, ...] = ()
+    links_down: tuple[PeerId, ...] = ()
+    topology: bool = False
+    records: frozenset[PeerId] = frozenset()
+    bodies: tuple[tuple[PeerId, Body], ...] = ()
+    targets: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.links_up or self.links_down or self.topology or self.records or self.bodies or self.targets)
+
+
+class Mesh:
+    """``obligated(peer)``: its records are kept however long it is gone."""
+
+    def __init__(  # noqa: PLR0917
+        self,
+        config: NodeConfig,
+        disk: Mapping[tuple[str, bytes], bytes],
+        outbox: Outbox,
+        rng: random.Random,
+        shared: Shared,
+        incarnation: int,
+        obligated: Callable[[PeerId], bool] = lambda peer: False,
+    ) -> None:
+        self.config = config
+        self._outbox = outbox
+        self._rng = rng
+        self._shared = shared
+        self._incarnation = incarnation
+        self._links = Links()
+        self._targets = TargetSet(disk, outbox)
+        self._dialer = Dialer(config, outbox, rng, self._links, self._is_suppressed)
+        self._records = Records(config.peer, incarnation, obligated)
+        self._routes = Routes(config.peer)
+        self._replication = Replication(
+            own=config.peer,
+            records=self._records,
+            links=self._links,
+            shared=shared,
+            outbox=outbox,
+            on_applied=self._on_applied,
+        )
+        self._sessions = Sessions(
+            config=config,
+            incarnation=incarnation,
+            outbox=outbox,
+            rng=rng,
+            shared=shared,
+            links=self._links,
+            records=self._records,
+            dialer=self._dialer,
+            on_up=self._up,
+            on_down=self._down,
+        )
+        self._started_at = 0.0
+        self._now = 0.0
+        self._expire_at = 0.0
+        self._discover_at: float | None = None
+        self._is_settled = False
+        self._expired: set[PeerId] = set()
+        self._changed_records: set[PeerId] = set()
+        self._links_up: list[PeerId] = []
+        self._links_down: list[PeerId] = []
+        self._bodies: list[tuple[PeerId, Body]] = []
+        self._targets_changed = True
+
+    # --- the node's interface ---
+
+    def start(self, now: float) -> None:
+        self._started_at = self._now = now
+        self._expire_at = now + _EXPIRY_CHECK_S
+        self._targets.start(self.config.conf_targets, self.config.launch_targets)
+        self._dialer.set_targets(self._targets.active())
+        self._tick(now)
+
+    def handle(self, now: float, event: Event) -> bool:
+        """True if the event was for the mesh alone. What is due is seen to with any event."""
+        self._now = now
+        self._sessions.notice_pause(now)
+        is_ours = True
+        match event:
+            case Resolved():
+                self._dialer.resolved(now, event)
+            case DialFailed():
+                self._dialer.failed(now, event)
+            case LinkOpened():
+                self._sessions.opened(now, event)
+            case LinkClosed():
+                self._sessions.closed(now, event)
+            case InboundFailed():
+                failure = InboundFailure(now, event.host, event.port, event.code, event.sentence)
+                self._sessions.failures.add(failure)
+            case Received():
+                link = self._links.by_id.get(event.link)
+                if link is not None:
+                    self._received(now, link, event.message)
+            case _:
+                is_ours = False
+        due = self.deadline()
+        if due is not None and now >= due:
+            self._tick(now)
+        self._follow_reachability(now)
+        return is_ours
+
+    def deadline(self) -> float | None:
+        times = [
+            self._dialer.deadline(),
+            self._replication.deadline(),
+            self._sessions.deadline(),
+            self._discover_at,
+            self._expire_at if len(self._records.origins) > 1 else None,
+            None if self._is_settled else self._started_at + TARGET_SETTLE_S,
+        ]
+        return min((time for time in times if time is not None), default=None)
+
+    def _tick(self, now: float) -> None:
+        self._dialer.tick(now)
+        self._replication.tick(now)
+        if self._sessions.is_due(now):
+            digest = self._replication.digest()
+            self._sessions.tick(now, lambda link: self._replication.beat(now, link, digest))
+        if self._discover_at is not None and now >= self._discover_at:
+            self._discover_at = None
+            self._discover(now)
+        if now >= self._expire_at:
+            self._expire_at = now + _EXPIRY_CHECK_S
+            for origin in self._records.expire(now):
+                self._forget_origin(origin)
+        if self._dialer.has_changed:
+            self._dialer.has_changed = False
+            self._targets_changed = True
+        if not self._is_settled and self._are_targets_tried(now):
+            self._is_settled = self._targets_changed = True
+
+    def _are_targets_tried(self, now: float) -> bool:
+        return now >= self._started_at + TARGET_SETTLE_S or all(map(self._dialer.is_tried, self._dialer.aims.values()))
+
+    @property
+    def terminations(self) -> int:
+        """Established links that ended since start, duplicates apart."""
+        return self._sessions.terminations
+
+    def take_changes(self) -> MeshChanges:
+        """What happened since the last call."""
+        topology, self._routes.has_changed = self._routes.has_changed, False
+        if not (
+            topology
+            or self._changed_records
+            or self._links_up
+            or self._links_down
+            or self._bodies
+            or self._targets_changed
+        ):
+            return _NOTHING
+        changes = MeshChanges(
+            links_up=tuple(self._links_up),
+            links_down=tuple(self._links_down),
+            topology=topology,
+            records=frozenset(self._changed_records),
+            bodies=tuple(self._bodies),
+            targets=self._targets_changed,
+        )
+        self._links_up, self._links_down, self._bodies = [], [], []
+        self._changed_records = set()
+        self._targets_changed = False
+        return changes
+
+    # --- own state to spread ---
+
+    def publish(self, now: float, kind: int, key: bytes, body: bytes) -> None:
+        """Publish an own record; replaces the one with equal (kind, key)."""
+        try:
+            before = self._records.put(kind, key, body)
+        except RecordRefused as refusal:
+            self._outbox.note("error", "records", f"not published: {refusal}")
+            return
+        if before is not None:
+            self._replication.push_records(now, before)
+
+    def withdraw(self, now: float, kind: int, key: bytes) -> None:
+        before = self._records.drop(kind, key)
+        if before is not None:
+            self._replication.push_records(now, before)
+
+    def push_ring(self, now: float, delta: RingDelta) -> None:
+        self._replication.push_ring(now, delta)
+
+    def push_log(self, now: float, start: int) -> None:
+        """Spread our log from index ``start`` on."""
+        self._replication.push_log(now, start)
+
+    # --- targets ---
+
+    def connect(self, now: float, targets: Iterable[str], replace: bool) -> Failure | None:
+        failure = self._targets.connect(tuple(targets), replace=replace)
+        if failure is None:
+            self._retarget(now)
+        return failure
+
+    def forget(self, now: float, targets: Iterable[str]) -> Done | Failure:
+        """Stops reconnecting, also by discovery and after a restart; existing links stay."""
+        texts = tuple(targets)
+        result = self._targets.forget(texts, {target.text: self._behind(target) for target in _parsed(texts)})
+        if isinstance(result, Done):
+            self._retarget(now)
+        return result
+
+    def _retarget(self, now: float) -> None:
+        self._dialer.set_targets(self._targets.active())
+        self._targets_changed = True
+        self._want_discovery(now)
+        self._tick(now)
+
+    def _behind(self, target: Target) -> Suppressed:
+        """Addresses and peers that ``target`` is known to lead to."""
+        aim = self._dialer.aims.get(target.text)
+        endpoints = set(aim.addresses) if aim is not None else {(target.host, target.port or self.config.port)}
+        peers = {
+            peer
+            for endpoint in endpoints
+            for address in [self._dialer.addresses.get(endpoint)]
+            for peer in ([address.peer] if address is not None else [])
+            if peer is not None
+        }
+        peers |= {link.peer for link in self._links.established() if link.listening in endpoints}
+        return Suppressed(tuple(sorted(endpoints)), tuple(sorted(peers)))
+
+    def _is_suppressed(self, host: str, port: int, peer: PeerId) -> bool:
+        return any(
+            peer in suppressed.peers or (host, port) in suppressed.addresses
+            for suppressed in self._targets.suppressed.values()
+        )
+
+    def target_count(self) -> tuple[int, bool]:
+        """(electors that the targets stand for, ourselves included; whether that is settled: each was tried once, or
+        a second has passed since start)."""
+        return 1 + self._dialer.electors(self._is_observer), self._is_settled
+
+    def missing_targets(self) -> tuple[str, ...]:
+        """Targets behind which no peer is connected."""
+        return missing_targets(self._dialer)
+
+    def _is_observer(self, peer: PeerId) -> bool:
+        link = self._links.by_peer.get(peer)
+        if link is not None and link.hello is not None:
+            return not link.hello.elector
+        record = self.peer_record(peer)
+        return record is not None and not record.elector
+
+    # --- views ---
+
+    def reachable(self) -> frozenset[PeerId]:
+        """Peers that a unicast can get to, ourselves included."""
+        return self._routes.reachable()
+
+    def next_hop(self, peer: PeerId) -> int | None:
+        """Id of the link that leads to ``peer``."""
+        neighbour = self._routes.next_peer(peer)
+        link = None if neighbour is None else self._links.by_peer.get(neighbour)
+        return None if link is None else link.id
+
+    def link_host(self, peer: PeerId) -> str | None:
+        """Underlay address of ``peer``: that of our established link, else one that others reach it at."""
+        link = self._links.by_peer.get(peer)
+        if link is not None:
+            return link.host
+        for record in self._routes.sightings(peer):
+            return record.host
+        return None
+
+    def link_rtt_ms(self, peer: PeerId) -> float | None:
+        link = self._links.by_peer.get(peer)
+        return None if link is None or link.rtt_s is None else link.rtt_s * 1000
+
+    def established_peers(self) -> frozenset[PeerId]:
+        return frozenset(self._links.by_peer)
+
+    def known_peers(self) -> frozenset[PeerId]:
+        """Everybody whose records are held, ourselves included."""
+        return frozenset(self._records.origins)
+
+    def knows(self, peer: PeerId) -> bool:
+        return peer in self._records.origins
+
+    def incarnation(self, peer: PeerId) -> int:
+        """Of the records held of ``peer`` or its link, whichever is later; 0 when unknown."""
+        link = self._links.by_peer.get(peer)
+        return max(self._records.mark(peer).incarnation, 0 if link is None else link.incarnation)
+
+    def expired(self, peer: PeerId) -> bool:
+        """``peer`` was gone so long that nobody remembers its records any more."""
+        if peer in self._records.origins:
+            return False
+        return peer in self._expired or self._now >= self._started_at + RECORD_ABSENT_EXPIRY_S
+
+    def records(self, kind: int) -> Iterator[tuple[PeerId, bytes]]:
+        for peer, origin in self._records.origins.items():
+            for body in origin.by_kind.get(kind, {}).values():
+                yield peer, body
+
+    def records_of(self, origin: PeerId, kind: int) -> list[bytes]:
+        held = self._records.origins.get(origin)
+        return [] if held is None else list(held.by_kind.get(kind, {}).values())
+
+    def peer_record(self, peer: PeerId) -> PeerRecord | None:
+        for body in self.records_of(peer, KIND_PEER):
+            try:
+                return _peer_decoder.decode(body)
+            except msgspec.DecodeError:
+                return None
+        return None
+
+    def unreachable_since(self, peer: PeerId) -> float | None:
+        """None while ``peer`` is reachable; for one never heard of, since we started."""
+        if peer in self._routes.reachable():
+            return None
+        held = self._records.origins.get(peer)
+        return self._started_at if held is None or held.absent_since is None else held.absent_since
+
+    def target_reports(self, now: float) -> tuple[TargetReport, ...]:
+        return target_reports(now, self._dialer)
+
+    def connection_reports(self, now: float) -> tuple[ConnectionReport, ...]:
+        """The data path's fields are empty."""
+        return connection_reports(now, self._links, self._dialer, self._sessions.failures, self.peer_record)
+
+    def peer_reports(self, now: float) -> tuple[PeerReport, ...]:
+        origins = sorted(self._records.origins)
+        return peer_reports(origins, self._routes, self.peer_record, self._links, self.config.peer)
+
+    # --- links ---
+
+    def refuse_cluster(self, now: float, cluster: bytes) -> None:
+        """Refuse the links into ``cluster``, admitted before it or we had a cluster."""
+        own = self._shared.hello().cluster
+        self._sessions.refuse_links(
+            now,
+            RefusalCode.CLUSTER,
+            f"expected cluster {own.hex()[:12]}, found cluster {cluster.hex()[:12]}: each divided the addresses for "
+            "itself; next: on the smaller side run `weave stop`, move /var/lib/weave away, and `weave launch` it with "
+            "a peer of the other side",
+            {link.id for link in self._links.established() if cluster == link.cluster},
+        )
+
+    def _up(self, now: float, link: Link, replaced: Link | None) -> None:
+        """``link`` stands for its peer now, in place of ``replaced``."""
+        peer = link.peer
+        if replaced is None or replaced.incarnation != link.incarnation:
+            self._links_up.append(peer)
+            if replaced is not None:
+                self._links_down.append(peer)
+        self._routes.set_linked(peer, True)
+        host, port = link.listening
+        record = NeighbourRecord(peer, host, port, link.outbound)
+        self.publish(now, KIND_NEIGHBOUR, peer, _encoder.encode(record))
+        self._replication.started(now, link)
+        self._want_discovery(now)
+
+    def _down(self, now: float, link: Link) -> None:
+        self._links_down.append(link.peer)
+        self._routes.set_linked(link.peer, False)
+        self.withdraw(now, KIND_NEIGHBOUR, link.peer)
+        self._want_discovery(now)
+
+    def _received(self, now: float, link: Link, message: Message) -> None:
+        match message:
+            case Hello():
+                link.heard_at = now
+                self._sessions.greeted(now, link, message)
+            case Refusal():
+                self._sessions.refused(now, link, message)
+            case _:
+                if self._sessions.heard(now, link):
+                    try:
+                        self._dispatch(now, link, message)
+                    except MalformedDelta as error:
+                        text = f"expected sound records, found: {error}; next: upgrade the older of the two"
+                        self._sessions.refuse(now, link, RefusalCode.MALFORMED, text)
+
+    def _dispatch(self, now: float, link: Link, message: Message) -> None:
+        match message:
+            case Heartbeat():
+                self._sessions.beaten(now, link, message)
+            case Digest():
+                self._replication.on_digest(now, link, message)
+            case Push():
+                link.used_at = now
+                if message.log and isinstance(message.log[0].decree, Genesis):
+                    link.cluster = message.log[0].decree.cluster
+                self._replication.on_push(now, link, message)
+            case Prune():
+                self._replication.on_prune(link)
+            case LogPull():
+                self._replication.on_log_pull(now, link, message)
+            case RingBuckets():
+                self._replication.on_ring_buckets(now, link, message)
+            case RecordBuckets():
+                self._replication.on_record_buckets(now, link, message)
+            case RecordMarks():
+                self._replication.on_record_marks(now, link, message)
+            case RecordPull():
+                self._replication.on_record_pull(now, link, message)
+            case Routed():
+                self._route(now, link, message)
+            case Hello() | Refusal():
+                raise InvariantBroken("a hello or refusal is seen to before")
+
+    def _route(self, now: float, link: Link, message: Routed) -> None:
+        """Deliver or pass on; whatever cannot be is dropped, its initiator tries again."""
+        link.used_at = now
+        if message.source == self.config.peer:
+            return
+        if message.destination == self.config.peer:
+            try:
+                self._bodies.append((message.source, decode_body(message.body)))
+            except MalformedMessage as error:
+                self._outbox.note("warning", "links", f"unicast of {message.source.hex()} dropped: {error}")
+            return
+        hop = self.next_hop(message.destination)
+        if hop is None or hop == link.id or message.hops_left < 1:
+            return
+        self._links.by_id[hop].used_at = now
+        passed_on = Routed(message.source, message.destination, message.hops_left - 1, message.body)
+        self._outbox.append(Send(hop, passed_on))
+
+    # --- records of others ---
+
+    def _on_applied(self, now: float, origin: PeerId, applied: Applied) -> None:
+        self._changed_records.add(origin)
+        self._expired.discard(origin)
+        for record in applied.added:
+            if record.kind == KIND_NEIGHBOUR:
+                neighbour = _neighbour(record.body)
+                if neighbour is not None:
+                    self._routes.publish(origin, record.sequence, neighbour)
+        for record in applied.removed:
+            if record.kind == KIND_NEIGHBOUR:
+                neighbour = _neighbour(record.body)
+                if neighbour is not None:
+                    self._routes.withdraw(origin, record.sequence, neighbour)
+        if origin in self._routes.reachable():
+            self._records.set_reachable(now, origin, True)
+        if any(record.kind == KIND_NEIGHBOUR for record in applied.added):
+            self._want_discovery(now)
+
+    def _forget_origin(self, origin: Origin) -> None:
+        for sequence, record in origin.live.items():
+            neighbour = _neighbour(record.body) if record.kind == KIND_NEIGHBOUR else None
+            if neighbour is not None:
+                self._routes.withdraw(origin.peer, sequence, neighbour)
+        self._changed_records.add(origin.peer)
+        if len(self._expired) < PEERS_MAX:
+            self._expired.add(origin.peer)
+
+    def _follow_reachability(self, now: float) -> None:
+        if not self._routes.has_changed:
+            return
+        gained, lost = self._routes.take_reachability()
+        for peer in gained:
+            self._records.set_reachable(now, peer, True)
+        for peer in lost:
+            self._records.set_reachable(now, peer, False)
+        if gained:
+            self._dialer.kick(now)
+
+    def _want_discovery(self, now: float) -> None:
+        if self.config.discovery and self._discover_at is None:
+            self._discover_at = now + DISCOVERY_INTERVAL_S
+
+    def _discover(self, now: float) -> None:
+        found: dict[PeerId, list[Endpoint]] = {}
+        for peer in self._routes.sighted():
+            if peer not in self._links.by_peer:
+                endpoints = dict.fromkeys((record.host, record.port) for record in self._routes.sightings(peer))
+                found[peer] = list(endpoints)[:DISCOVERY_ADDRESSES_MAX]
+        self._dialer.discover(now, found)
+
+    def check(self) -> None:
+        """Raises InvariantBroken."""
+        self._links.check()
+        self._records.check()
+        self._routes.check()
+        self._dialer.check()
+        own = self._records.origins[self.config.peer]
+        published = {_neighbour_decoder.decode(body).peer for body in own.by_kind.get(KIND_NEIGHBOUR, {}).values()}
+        if published != set(self._links.by_peer):
+            raise InvariantBroken("published neighbours are not the established links")
+        if not self.reachable() >= published:
+            raise InvariantBroken("a linked peer is not reachable")
+
+
+_NOTHING = MeshChanges()
+
+
+def _neighbour(body: bytes) -> NeighbourRecord | None:
+    """None for a body that a faulty or newer origin made; it is carried all the same."""
+    try:
+        return _neighbour_decoder.decode(body)
+    except msgspec.DecodeError:
+        return None
+
+
+def _parsed(texts: Iterable[str]) -> Iterator[Target]:
+    for text in texts:
+        target = parse_target(text)
+        if isinstance(target, Target):
+            yield target

@@ -1,0 +1,396 @@
+"""Replication of ring, log and records over the established links: Plumtree for speed, digests for certainty.
+
+A change is pushed at once on *eager* links and forwarded by whoever it is new to. A push that taught nothing prunes
+its link to *lazy* (both ends), as long as more than two stay eager. On lazy links, and with the heartbeats, goes a
+digest; whoever differs starts a repair: log first (``LogPull``), then ring by buckets, records by buckets, marks,
+pushes and pulls. A repair makes its link eager again, so the tree heals where it was cut.
+
+Termination: a repair is started only by a digest that differs, at most one per link and interval, and each of its
+messages is answered at most once by messages of a lower kind (digest > buckets > marks > pull > push). What is pushed
+is split into pages; the answer to one pull stops after a burst and the next digest goes on.
+
+Does not decide what is true: ring and log merge in :class:`Shared`, records in :class:`Records`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from weavenet.core.effects import Outbox, Send
+from weavenet.core.limits import (
+    DIGEST_BUCKETS,
+    EAGER_LINKS_MIN,
+    LAZY_DIGEST_DELAY_S,
+    PAGE_BYTES_MAX,
+    PULL_PENDING_S,
+    REPAIR_BURST_BYTES,
+    REPAIR_INTERVAL_S,
+)
+from weavenet.core.mesh.links import Link, Links
+from weavenet.core.mesh.records import Applied, MalformedDelta, RecordRefused, Records
+from weavenet.core.mesh.shared import Shared
+from weavenet.core.messages import Message, encode
+from weavenet.core.messages.gossip import (
+    LogPull,
+    Mark,
+    OriginDelta,
+    Prune,
+    Push,
+    RecordBuckets,
+    RecordMarks,
+    RecordPull,
+    RingBuckets,
+    RingDelta,
+)
+from weavenet.core.messages.link import Digest
+from weavenet.core.types import LogEntry, PeerId
+
+_MARKS_PER_PAGE = 1024
+"""A mark has at most 37 bytes."""
+_SEGMENTS_PER_PAGE = 640
+"""A segment has at most 96 bytes: two 9-byte integers, an owner, an epoch and their headers."""
+_DIGEST_REPEAT_S = 10.0
+_PRUNE_PAUSE_S = 0.5
+_REFUSAL_NOTE_PAUSE_S = 60.0
+
+
+class Replication:
+    """``on_applied(origin, applied)`` is called for each set of records that changed, before it is forwarded."""
+
+    def __init__(
+        self,
+        *,
+        own: PeerId,
+        records: Records,
+        links: Links,
+        shared: Shared,
+        outbox: Outbox,
+        on_applied: Callable[[float, PeerId, Applied], None],
+    ) -> None:
+        self._own = own
+        self._records = records
+        self._links = links
+        self._shared = shared
+        self._outbox = outbox
+        self._on_applied = on_applied
+        self._pulled: dict[PeerId, float] = {}
+        self._noted: dict[PeerId, float] = {}
+        self._announce_at: float | None = None
+
+    # --- our own changes ---
+
+    def push_records(self, now: float, before: Mark) -> None:
+        """Our records moved on from ``before``."""
+        self._spread(now, None, deltas=self._records.deltas(now, before))
+
+    def push_ring(self, now: float, delta: RingDelta) -> None:
+        self._spread(now, None, ring=(delta,))
+
+    def push_log(self, now: float, start: int) -> None:
+        self._spread(now, None, log_start=start, log=self._shared.log_from(start))
+
+    def _spread(
+        self,
+        now: float,
+        source: Link | None,
+        *,
+        log_start: int = 0,
+        log: Sequence[LogEntry] = (),
+        ring: Iterable[RingDelta] = (),
+        deltas: Iterable[OriginDelta] = (),
+    ) -> None:
+        """Push on the eager links but ``source``; announce on all others."""
+        links = self._links.established()
+        if not links:
+            return
+        eager = [link for link in links if link.gossip.eager]
+        if not eager:
+            # Nobody would hear of it before the next digest; one link is enough to get it going.
+            eager = [min(links, key=lambda link: link.id)]
+            eager[0].gossip.eager = True
+        pages = list(_pages(log_start, log, ring, deltas, repair=False))
+        for link in links:
+            if link is source:
+                continue
+            if link.gossip.eager:
+                for page in pages:
+                    self._send(now, link, page)
+            else:
+                link.gossip.announce = True
+        if len(eager) < len(links) and self._announce_at is None:
+            self._announce_at = now + LAZY_DIGEST_DELAY_S
+
+    def _send(self, now: float, link: Link, message: Message) -> None:
+        link.used_at = now
+        self._outbox.append(Send(link.id, message))
+
+    # --- digests ---
+
+    def digest(self) -> Digest:
+        shared = self._shared
+        return Digest(self._records.root, shared.ring_hash(), shared.log_length(), shared.log_hash())
+
+    def started(self, now: float, link: Link) -> None:
+        """``link`` was just established."""
+        self._send_digest(now, link, self.digest())
+
+    def deadline(self) -> float | None:
+        return self._announce_at
+
+    def tick(self, now: float) -> None:
+        """Announce on the lazy links whose peer did not already show that it has what we have."""
+        if self._announce_at is None or now < self._announce_at:
+            return
+        self._announce_at = None
+        mine = self.digest()
+        for link in self._links.established():
+            if link.gossip.announce:
+                link.gossip.announce = False
+                if link.gossip.theirs != mine:
+                    self._send_digest(now, link, mine)
+
+    def beat(self, now: float, link: Link, mine: Digest) -> None:
+        """Beside a heartbeat: ``mine`` when it is news, while we differ, and now and then."""
+        gossip = link.gossip
+        if mine != gossip.sent or mine != gossip.theirs or now >= gossip.sent_at + _DIGEST_REPEAT_S:
+            self._send_digest(now, link, mine)
+
+    def _send_digest(self, now: float, link: Link, digest: Digest) -> None:
+        link.gossip.sent, link.gossip.sent_at = digest, now
+        self._outbox.append(Send(link.id, digest))
+
+    def on_digest(self, now: float, link: Link, theirs: Digest) -> None:
+        link.gossip.theirs = theirs
+        mine = self.digest()
+        if mine == theirs or now < link.gossip.repair_after:
+            return
+        link.gossip.repair_after = now + REPAIR_INTERVAL_S
+        if theirs.records_root != mine.records_root:
+            self._send(now, link, RecordBuckets(self._records.bucket_hashes()))
+        if theirs.log_length > mine.log_length:
+            self._send(now, link, LogPull(mine.log_length))
+        elif theirs.log_length == mine.log_length and theirs.log_hash != mine.log_hash:
+            self._send(now, link, LogPull(0))
+        elif theirs.log_length == mine.log_length and theirs.ring_hash != mine.ring_hash:
+            for index in range(len(self._shared.hello().ranges)):
+                self._send(now, link, RingBuckets(index, self._shared.ring_bucket_hashes(index), True))
+
+    # --- pushes ---
+
+    def on_push(self, now: float, link: Link, push: Push) -> None:
+        """Raises MalformedDelta."""
+        before = self._shared.log_length()
+        is_open = False
+        new_log: tuple[LogEntry, ...] = ()
+        if push.log:
+            if push.log_start > before:
+                is_open = True
+                self._send(now, link, LogPull(before))
+            elif self._shared.merge_log(now, push.log_start, push.log):
+                before = min(before, push.log_start)
+                new_log = self._shared.log_from(before)
+        new_ring: list[RingDelta] = []
+        for ring in push.ring:
+            if ring.log_length > self._shared.log_length():
+                is_open = True
+                self._send(now, link, LogPull(self._shared.log_length()))
+                continue
+            learnt = self._shared.merge_ring(now, ring)
+            if learnt is not None:
+                new_ring.append(learnt)
+        moved, has_gap = self._apply(now, link, push.records)
+        if new_log or new_ring or moved:
+            link.gossip.eager = True
+            deltas = (delta for mark in moved for delta in self._records.deltas(now, mark))
+            self._spread(now, link, log_start=before, log=new_log, ring=new_ring, deltas=deltas)
+        elif not (is_open or has_gap or push.repair):
+            self._prune(now, link)
+
+    def _apply(self, now: float, link: Link, deltas: Iterable[OriginDelta]) -> tuple[list[Mark], bool]:
+        """(marks before of the origins that moved, whether something could not be used yet)."""
+        moved: dict[PeerId, Mark] = {}
+        gaps: list[Mark] = []
+        is_held_back = False
+        for delta in deltas:
+            if delta.origin == self._own:
+                self._own_came_back(now, delta)
+                continue
+            try:
+                applied = self._records.apply(now, delta)
+            except RecordRefused as refusal:
+                is_held_back = True
+                self._note_refusal(now, delta.origin, str(refusal))
+                continue
+            if applied.gap and applied.before is not None:
+                gaps.append(applied.before)
+            if applied.new and applied.before is not None:
+                moved.setdefault(delta.origin, applied.before)
+                self._pulled.pop(delta.origin, None)
+                self._on_applied(now, delta.origin, applied)
+        wanted = self._not_pulled_yet(now, gaps)
+        if wanted:
+            self._send(now, link, RecordPull(tuple(wanted)))
+        return list(moved.values()), bool(gaps) or is_held_back
+
+    def _own_came_back(self, now: float, delta: OriginDelta) -> None:
+        """Somebody tells us what we published. A later incarnation than ours can only be another life of this key;
+        ours goes above it, so that what others hold of us is what we say."""
+        mine = self._records.mark(self._own)
+        if delta.incarnation < mine.incarnation or (delta.incarnation == mine.incarnation and delta.top <= mine.top):
+            return
+        self._note_refusal(
+            now,
+            self._own,
+            f"records of this peer's incarnation {delta.incarnation} are around, ours is {mine.incarnation}: "
+            "is a copy of this host's disk running elsewhere?",
+        )
+        self._records.rebirth(delta.incarnation + 1)
+        self.push_records(now, mine)
+
+    def _note_refusal(self, now: float, origin: PeerId, text: str) -> None:
+        if text and now >= self._noted.get(origin, float("-inf")) + _REFUSAL_NOTE_PAUSE_S:
+            if len(self._noted) > _MARKS_PER_PAGE:
+                self._noted.clear()
+            self._noted[origin] = now
+            self._outbox.note("error", "records", text)
+
+    def _prune(self, now: float, link: Link) -> None:
+        gossip = link.gossip
+        if gossip.eager and sum(other.gossip.eager for other in self._links.established()) <= EAGER_LINKS_MIN:
+            return
+        gossip.eager = False
+        if now >= gossip.pruned_at + _PRUNE_PAUSE_S:
+            gossip.pruned_at = now
+            self._outbox.append(Send(link.id, Prune()))
+
+    def on_prune(self, link: Link) -> None:
+        link.gossip.eager = False
+
+    def _repair(self, now: float, link: Link, pages: Iterable[Push]) -> None:
+        burst_bytes = 0
+        for page in pages:
+            link.gossip.eager = True
+            self._send(now, link, page)
+            burst_bytes += len(encode(page))
+            if burst_bytes >= REPAIR_BURST_BYTES:
+                return
+
+    # --- repair of log and ring ---
+
+    def on_log_pull(self, now: float, link: Link, pull: LogPull) -> None:
+        log = self._shared.log_from(pull.start)
+        if log:
+            self._repair(now, link, _pages(pull.start, log, (), (), repair=True))
+
+    def on_ring_buckets(self, now: float, link: Link, theirs: RingBuckets) -> None:
+        if theirs.range_index >= len(self._shared.hello().ranges):
+            return
+        mine = self._shared.ring_bucket_hashes(theirs.range_index)
+        differing = [bucket for bucket in range(DIGEST_BUCKETS) if mine[bucket] != theirs.hashes[bucket]]
+        if not differing:
+            return
+        if theirs.reply:
+            link.gossip.repair_after = now + REPAIR_INTERVAL_S
+            self._send(now, link, RingBuckets(theirs.range_index, mine, False))
+        delta = self._shared.ring_buckets(theirs.range_index, differing)
+        if delta.segments:
+            self._repair(now, link, _pages(0, (), (delta,), (), repair=True))
+
+    # --- repair of records ---
+
+    def on_record_buckets(self, now: float, link: Link, theirs: RecordBuckets) -> None:
+        mine = self._records.bucket_hashes()
+        differing = {bucket for bucket in range(DIGEST_BUCKETS) if mine[bucket] != theirs.hashes[bucket]}
+        if not differing:
+            return
+        link.gossip.repair_after = now + REPAIR_INTERVAL_S
+        buckets: list[int] = []
+        marks: list[Mark] = []
+        for bucket, found in self._records.marks_by_bucket(differing).items():
+            if marks and len(marks) + len(found) > _MARKS_PER_PAGE:
+                self._send(now, link, RecordMarks(tuple(buckets), tuple(marks)))
+                buckets, marks = [], []
+            buckets.append(bucket)
+            marks.extend(found)
+        self._send(now, link, RecordMarks(tuple(buckets), tuple(marks)))
+
+    def on_record_marks(self, now: float, link: Link, theirs: RecordMarks) -> None:
+        """Pull where they are ahead, push where we are."""
+        buckets = {bucket for bucket in theirs.buckets if bucket < DIGEST_BUCKETS}
+        found = self._records.marks_by_bucket(buckets)
+        ours = {mark.origin: mark for marks in found.values() for mark in marks}
+        behind: list[Mark] = []
+        ahead: list[Mark] = []
+        for mark in theirs.marks:
+            mine = ours.pop(mark.origin, None) or self._records.mark(mark.origin)
+            if (mine.incarnation, mine.top) < (mark.incarnation, mark.top):
+                behind.append(mine)
+            elif (mine.incarnation, mine.top) > (mark.incarnation, mark.top):
+                ahead.append(mark)
+        ahead += [Mark(origin, 0, 0) for origin in ours]
+        wanted = self._not_pulled_yet(now, behind)
+        for start in range(0, len(wanted), _MARKS_PER_PAGE):
+            self._send(now, link, RecordPull(tuple(wanted[start : start + _MARKS_PER_PAGE])))
+        self._answer(now, link, ahead)
+
+    def on_record_pull(self, now: float, link: Link, pull: RecordPull) -> None:
+        self._answer(now, link, pull.marks)
+
+    def _answer(self, now: float, link: Link, marks: Iterable[Mark]) -> None:
+        deltas = (delta for mark in marks for delta in self._records.deltas(now, mark))
+        self._repair(now, link, _pages(0, (), (), deltas, repair=True))
+
+    def _not_pulled_yet(self, now: float, marks: list[Mark]) -> list[Mark]:
+        """Those that were not asked of another link a moment ago: a new peer asks each of its links once for
+        everything otherwise."""
+        if len(self._pulled) > 2 * _MARKS_PER_PAGE:
+            self._pulled = {origin: until for origin, until in self._pulled.items() if until > now}
+        wanted = [mark for mark in marks if self._pulled.get(mark.origin, float("-inf")) <= now]
+        for mark in wanted:
+            self._pulled[mark.origin] = now + PULL_PENDING_S
+        return wanted
+
+
+def _pages(
+    log_start: int,
+    log: Sequence[LogEntry],
+    ring: Iterable[RingDelta],
+    deltas: Iterable[OriginDelta],
+    *,
+    repair: bool,
+) -> Iterator[Push]:
+    """The given state as pushes of bounded size, to be applied in order: log, then ring, then records."""
+    yield from _log_pages(log_start, log, repair)
+    for whole in ring:
+        for start in range(0, len(whole.segments), _SEGMENTS_PER_PAGE):
+            part = RingDelta(whole.range_index, whole.log_length, whole.segments[start : start + _SEGMENTS_PER_PAGE])
+            yield Push(0, (), (part,), (), repair)
+    page: list[OriginDelta] = []
+    page_bytes = 0
+    for delta in deltas:
+        delta_bytes = len(encode(Push(0, (), (), (delta,))))
+        if page and page_bytes + delta_bytes > PAGE_BYTES_MAX:
+            yield Push(0, (), (), tuple(page), repair)
+            page, page_bytes = [], 0
+        page.append(delta)
+        page_bytes += delta_bytes
+    if page:
+        yield Push(0, (), (), tuple(page), repair)
+
+
+def _log_pages(log_start: int, log: Sequence[LogEntry], repair: bool) -> Iterator[Push]:
+    page: list[LogEntry] = []
+    page_bytes = 0
+    for entry in log:
+        entry_bytes = len(encode(Push(0, (entry,), (), ())))
+        if page and page_bytes + entry_bytes > PAGE_BYTES_MAX:
+            yield Push(log_start, tuple(page), (), (), repair)
+            log_start += len(page)
+            page, page_bytes = [], 0
+        page.append(entry)
+        page_bytes += entry_bytes
+    if page:
+        yield Push(log_start, tuple(page), (), (), repair)
+
+
+__all__ = ["MalformedDelta", "Replication"]

@@ -1,0 +1,195 @@
+"""Targets: which peers an operator wants links to, and which must not be dialled.
+
+Targets are those of the configuration file and those of the command line. The latter are persisted (table ``targets``,
+key: text, value: ``cli``). What was forgotten is persisted too (table ``suppressed``, key: text), so that neither the
+file at the next start nor discovery brings it back before an operator names it again.
+
+Does not dial and does not resolve.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from weavenet.core.commands import Done
+from weavenet.core.effects import Change, Outbox
+from weavenet.core.errors import Code, Failure
+from weavenet.core.limits import TARGET_TEXT_MAX, TARGETS_MAX
+from weavenet.core.types import PeerId
+
+TABLE_TARGETS = "targets"
+TABLE_SUPPRESSED = "suppressed"
+ORIGIN_CONF = "conf"
+ORIGIN_CLI = "cli"
+
+_HOST_LABELS = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+_NUMERIC = re.compile(r"[0-9.]+")
+
+
+class Suppressed(msgspec.Struct, frozen=True, array_like=True):
+    """A forgotten target with the addresses and peers found behind it, none of which discovery dials."""
+
+    addresses: tuple[tuple[str, int], ...]
+    peers: tuple[PeerId, ...]
+
+
+class Target(msgspec.Struct, frozen=True):
+    """``host[:port]``; ``port`` None stands for the port that this cluster uses."""
+
+    host: str
+    port: int | None
+
+    @property
+    def text(self) -> str:
+        if self.port is None:
+            return self.host
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_target(text: str) -> Target | Failure:
+    """``host``, ``host:port``, ``1.2.3.4[:port]``, ``fd00::1`` or ``[fd00::1]:port`` to its one canonical form."""
+    if not 0 < len(text) <= TARGET_TEXT_MAX:
+        return _malformed(text[:60], "1 to 261 characters")
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            return _malformed(text, "[IPv6 address]:port")
+        port_text = rest[1:] if rest else None
+    elif text.count(":") > 1:
+        host, port_text = text, None
+    else:
+        host, colon, rest = text.partition(":")
+        port_text = rest if colon else None
+    port: int | None = None
+    if port_text is not None:
+        if not (port_text.isascii() and port_text.isdigit() and 0 < int(port_text[:6]) < 65_536):
+            return _malformed(text, "a port from 1 to 65535")
+        port = int(port_text)
+    canonical = _canonical_host(host, in_brackets=text.startswith("["))
+    if canonical is None:
+        return _malformed(text, "a host name or an IP address")
+    return Target(canonical, port)
+
+
+def _canonical_host(host: str, *, in_brackets: bool) -> str | None:
+    if ":" in host or in_brackets or _NUMERIC.fullmatch(host):
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return None
+        return None if in_brackets and address.version == 4 else str(address)
+    if len(host) > 253 or not _HOST_LABELS.fullmatch(host):
+        return None
+    return host.lower()
+
+
+def _malformed(text: str, wanted: str) -> Failure:
+    return Failure(
+        Code.INVALID, f"expected {wanted} in a target", repr(text), "write it as host, host:port or [v6]:port"
+    )
+
+
+class TargetSet:
+    """Which targets count now. Every change goes to the outbox before it takes effect."""
+
+    def __init__(self, disk: Mapping[tuple[str, bytes], bytes], outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._conf: dict[str, Target] = {}
+        self._cli: dict[str, Target] = {}
+        self.suppressed: dict[str, Suppressed] = {}
+        for (table, key), value in sorted(disk.items()):
+            if table == TABLE_TARGETS:
+                target = parse_target(key.decode())
+                if isinstance(target, Target):
+                    self._cli[target.text] = target
+            elif table == TABLE_SUPPRESSED:
+                self.suppressed[key.decode()] = msgspec.msgpack.decode(value, type=Suppressed)
+
+    def start(self, conf: Iterable[str], launch: Iterable[str] | None) -> None:
+        """Take in the configuration file's targets and, when given, the command line's in place of the persisted."""
+        for text in conf:
+            target = parse_target(text)
+            if isinstance(target, Failure):
+                self._outbox.note("warning", "targets", f"of the configuration file, ignored: {target.sentence()}")
+            elif len(self._conf) < TARGETS_MAX:
+                self._conf[target.text] = target
+        if launch is not None:
+            failure = self.connect(tuple(launch), replace=True)
+            if failure is not None:
+                self._outbox.note("warning", "targets", f"of the command line, ignored: {failure.sentence()}")
+
+    def active(self) -> dict[str, str]:
+        """Text of each target to its origin, those of the configuration file first."""
+        found = {text: ORIGIN_CONF for text in sorted(self._conf) if text not in self.suppressed}
+        for text in sorted(self._cli):
+            found.setdefault(text, ORIGIN_CLI)
+        return found
+
+    def parsed(self, text: str) -> Target:
+        return self._conf.get(text) or self._cli[text]
+
+    def connect(self, texts: tuple[str, ...], *, replace: bool) -> Failure | None:
+        """Add to the command line's targets, or replace them. All or nothing."""
+        wanted: dict[str, Target] = {}
+        for text in texts:
+            target = parse_target(text)
+            if isinstance(target, Failure):
+                return target
+            wanted[target.text] = target
+        after = wanted if replace else self._cli | wanted
+        if len(after.keys() | self._conf.keys()) > TARGETS_MAX:
+            return Failure(
+                Code.INVALID,
+                f"expected at most {TARGETS_MAX} targets",
+                str(len(after.keys() | self._conf.keys())),
+                "name a few well-connected peers; discovery finds the others",
+            )
+        changes = [Change(TABLE_TARGETS, text.encode(), None) for text in sorted(self._cli.keys() - after.keys())]
+        changes += [
+            Change(TABLE_TARGETS, text.encode(), ORIGIN_CLI.encode())
+            for text in sorted(after.keys() - self._cli.keys())
+        ]
+        for text in sorted(wanted.keys() & self.suppressed.keys()):
+            changes.append(Change(TABLE_SUPPRESSED, text.encode(), None))
+            del self.suppressed[text]
+        self._outbox.persist(*changes)
+        self._cli = dict(after)
+        return None
+
+    def forget(self, texts: tuple[str, ...], found: Mapping[str, Suppressed]) -> Done | Failure:
+        """Stop dialling ``texts``; ``found`` says what is known behind each canonical text. Idempotent."""
+        parsed: list[Target] = []
+        for text in texts:
+            target = parse_target(text)
+            if isinstance(target, Failure):
+                return target
+            parsed.append(target)
+        fresh = {target.text for target in parsed} - self.suppressed.keys()
+        if len(self.suppressed) + len(fresh) > TARGETS_MAX:
+            return Failure(
+                Code.INVALID,
+                f"expected at most {TARGETS_MAX} forgotten targets",
+                str(len(self.suppressed) + len(fresh)),
+                "launch with --no-discovery instead",
+            )
+        changes: list[Change] = []
+        lines: list[str] = []
+        for target in parsed:
+            text = target.text
+            if text in self._cli:
+                del self._cli[text]
+                changes.append(Change(TABLE_TARGETS, text.encode(), None))
+            suppressed = found.get(text, Suppressed((), ()))
+            self.suppressed[text] = suppressed
+            changes.append(Change(TABLE_SUPPRESSED, text.encode(), msgspec.msgpack.encode(suppressed)))
+            if text in self._conf:
+                lines.append(
+                    f"{text} is from the configuration file; it stays forgotten until `weave connect {text}`, "
+                    "remove it there as well"
+                )
+        self._outbox.persist(*changes)
+        return Done("\n".join(lines))

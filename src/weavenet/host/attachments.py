@@ -1,0 +1,354 @@
+"""Containers on the network: asks IPAM for addresses, plugs, remembers, and follows what becomes of containers.
+
+Invariants:
+- What was asked for and given is in the node's store (``PutAttachment``) before the caller hears of it; a call that
+  fails or is cancelled gives back the addresses and devices of that call.
+- Calls for one ident happen one after the other.
+- Process ended: ``Died`` (addresses kept for 30 s). Name or host veth gone: ``Destroyed`` (free at once). What was
+  asked for under a name is remembered then, and applied again when the name comes back; ``pid:`` and paths never are.
+- After a restart of the daemon, interfaces that exist are adopted untouched.
+
+It holds no address itself and decides nothing about them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from weakref import WeakValueDictionary
+
+from weavenet.core.commands import (
+    Addresses,
+    Attachment,
+    Command,
+    Destroyed,
+    Died,
+    ListAttachments,
+    Lookup,
+    PutAttachment,
+    Release,
+    RemoveAttachment,
+    Result,
+)
+from weavenet.core.commands import Attachments as AttachmentList
+from weavenet.core.errors import Code, Failure, WeaveError
+from weavenet.host import netns, requests
+from weavenet.host.attach import Attacher
+from weavenet.host.bridge import is_port_name, port_name
+from weavenet.host.deaths import DeathWatch
+from weavenet.host.kernel import Kernel
+from weavenet.host.requests import Wanted
+
+REMEMBERED_MAX = 256
+"""Names that are gone and may come back; the longest gone is forgotten first."""
+NAME_READY_TRIES, NAME_READY_PAUSE_S = 40, 0.05
+"""A name appears in /run/netns just before its namespace is mounted there."""
+
+log = logging.getLogger(__name__)
+
+
+class Attachments:
+    """``request`` runs a command in the node. ``host``: this host's own namespace (None: ours)."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        attacher: Attacher,
+        request: Callable[[Command], Awaitable[Result]],
+        host: int | None = None,
+    ) -> None:
+        self._kernel = kernel
+        self._attacher = attacher
+        self._request = request
+        self._host = host
+        self._known: dict[str, Attachment] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._deaths = DeathWatch(kernel.links, self._gone, self._name_appeared)
+        self._waiting: dict[str, asyncio.Event] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- life ---
+
+    async def open(self) -> None:
+        """Start watching, then bring what is remembered in line with what exists. Call after the plane is open: the
+        bridge is there then. Raises OSError."""
+        self._deaths.open()
+        result = await self._request(ListAttachments())
+        remembered = result.attachments if isinstance(result, AttachmentList) else ()
+        self._known = {attachment.ident: attachment for attachment in remembered}
+        ours = {port_name(ident) for ident in self._known}
+        for link in self._kernel.links.all():
+            if is_port_name(link.name) and link.name not in ours:  # a call that never got as far as being remembered
+                log.info("removing %s: it belongs to no attachment", link.name)
+                with contextlib.suppress(OSError):
+                    await self._kernel.netlink.delete_link(link.index)
+        for attachment in remembered:
+            async with self._locked(attachment.ident):
+                await self._reconcile(attachment)
+
+    async def close(self) -> None:
+        """Stop watching; interfaces stay."""
+        self._deaths.close()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @contextlib.asynccontextmanager
+    async def _locked(self, ident: str) -> AsyncIterator[None]:
+        lock = self._locks.setdefault(ident, asyncio.Lock())
+        async with lock:
+            yield
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except (WeaveError, OSError) as error:
+                log.warning("%s", error)
+
+        task = asyncio.create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- verbs ---
+
+    async def attach(
+        self, container: str, requested: Sequence[str] = (), *, multicast_route: bool = True
+    ) -> Addresses | Failure:
+        """The addresses that this call asked for, new or already held. Waits for IPAM without limit."""
+        try:
+            wanted = requests.parse_all(requested)
+            with netns.resolve(container, self._host) as found:
+                async with self._locked(found.ident):
+                    return await self._attach(found, wanted, multicast_route)
+        except WeaveError as error:
+            return error.failure
+
+    async def _attach(self, container: netns.Container, wanted: Sequence[Wanted], multicast_route: bool) -> Addresses:
+        ident = container.ident
+        old = self._known.get(ident)
+        before = await self._held(ident)
+        self._deaths.watch(ident, is_name=_is_name(container.reference), pidfd=container.pidfd)
+        taken: list[str] = []
+        try:
+            for item in wanted:
+                taken.append(await self._obtain(ident, item))
+            mac = await self._attacher.plug(container, taken, multicast_route=multicast_route)
+            merged, held = requests.merge(old, wanted, taken)
+            attachment = Attachment(
+                ident, container.reference, mac, tuple(merged), tuple(held), multicast_route, live=True
+            )
+            await self._must(PutAttachment(attachment))
+        except BaseException:
+            await asyncio.shield(self._give_back(container, old, before))
+            raise
+        self._known[ident] = attachment
+        return Addresses(tuple(taken))
+
+    async def _obtain(self, ident: str, item: Wanted) -> str:
+        """One address from IPAM, unless the container goes away while we wait."""
+        gone = self._waiting.setdefault(ident, asyncio.Event())
+        asking = asyncio.ensure_future(self._request(item.command(ident)))
+        leaving = asyncio.ensure_future(gone.wait())
+        try:
+            await asyncio.wait((asking, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                raise WeaveError(
+                    Failure(Code.NOT_FOUND, f"{ident} must exist", "it went away while waiting for an address")
+                )
+            result = asking.result()
+        finally:
+            for task in (asking, leaving):
+                task.cancel()
+            self._waiting.pop(ident, None)
+        if isinstance(result, Failure):
+            raise WeaveError(result)
+        if isinstance(result, Addresses) and result.addresses:
+            return result.addresses[0]
+        return item.address  # a claim is answered by Done
+
+    async def _give_back(self, container: netns.Container, old: Attachment | None, before: frozenset[str]) -> None:
+        """Undo a call: whatever the ident holds now and did not before. Asked of IPAM, because an answer may have been
+        on its way when the call was cancelled."""
+        taken = sorted(await self._held(container.ident) - before)
+        try:
+            if old is None or not old.live:
+                self._deaths.forget(container.ident)
+                await self._attacher.remove(container.ident)
+            elif taken:
+                await self._attacher.unplug(container, taken)
+        except (WeaveError, OSError) as error:
+            log.warning("%s could not be cleaned up: %s", container.reference, error)
+        if taken:
+            await self._request(Release(container.ident, tuple(a.partition("/")[0] for a in taken)))
+
+    async def detach(self, container: str, addresses: Sequence[str] = ()) -> Addresses | Failure:
+        """Take the given addresses away, or all; those that were freed."""
+        try:
+            ident = self._ident_of(container)
+            async with self._locked(ident):
+                return await self._detach(ident, container, addresses)
+        except WeaveError as error:
+            return error.failure
+
+    def _ident_of(self, container: str) -> str:
+        """Of a live container, or of one that is gone but remembered."""
+        try:
+            with netns.resolve(container, self._host) as found:
+                return found.ident
+        except WeaveError:
+            for attachment in self._known.values():
+                if attachment.container == container:
+                    return attachment.ident
+            raise
+
+    async def _detach(self, ident: str, container: str, addresses: Sequence[str]) -> Addresses:
+        old = self._known.get(ident)
+        if old is None:
+            raise WeaveError(Failure(Code.NOT_FOUND, f"{container} must be attached", "it is not", "see `weave ps`"))
+        gone = requests.chosen(old, addresses)
+        if addresses and not gone:
+            has = " ".join(old.addresses) or "none"
+            raise WeaveError(Failure(Code.NOT_FOUND, f"{container} must have {' '.join(addresses)}", f"it has {has}"))
+        requested, left = requests.without(old, gone)
+        if not left:
+            self._deaths.forget(ident)
+            await self._attacher.remove(ident)
+            self._known.pop(ident, None)
+            await self._must(RemoveAttachment(ident))
+        else:
+            with netns.resolve(container, self._host) as found:
+                await self._attacher.unplug(found, gone)
+            await self._put(old, requested, left, live=True)
+        if gone:
+            await self._must(Release(ident, tuple(address.partition("/")[0] for address in gone)))
+        return Addresses(gone)
+
+    async def ps(self) -> AttachmentList:
+        """What is plugged in now, by ident."""
+        return AttachmentList(tuple(a for _, a in sorted(self._known.items()) if a.live))
+
+    # --- the node ---
+
+    async def _must(self, command: Command) -> Result:
+        result = await self._request(command)
+        if isinstance(result, Failure):
+            raise WeaveError(result)
+        return result
+
+    async def _held(self, ident: str) -> frozenset[str]:
+        result = await self._request(Lookup(ident))
+        return frozenset(result.addresses) if isinstance(result, Addresses) else frozenset()
+
+    async def _put(
+        self, old: Attachment, requested: tuple[str, ...], addresses: tuple[str, ...], *, live: bool
+    ) -> None:
+        attachment = Attachment(old.ident, old.container, old.mac, requested, addresses, old.multicast_route, live=live)
+        await self._must(PutAttachment(attachment))
+        self._known[old.ident] = attachment
+
+    # --- what becomes of containers ---
+
+    def _gone(self, ident: str, process: bool) -> None:
+        waiting = self._waiting.get(ident)
+        if waiting is not None:
+            waiting.set()
+        self._spawn(self._bury(ident, process))
+
+    async def _bury(self, ident: str, process: bool) -> None:
+        async with self._locked(ident):
+            old = self._known.get(ident)
+            if old is None or not old.live:
+                return
+            if await self._is_there(old):
+                return
+            await self._attacher.remove(ident)  # what still uses the namespace must not keep a freed address
+            if process:
+                await self._put(old, old.requested, old.addresses, live=False)
+                await self._must(Died(ident))
+                self._known.pop(ident, None)
+            else:
+                await self._destroy(old)
+
+    async def _is_there(self, old: Attachment) -> bool:
+        """Whether it is, after all (the pair was made anew while we were told that it is gone); then watch on."""
+        try:
+            found = netns.resolve(old.container, self._host)
+        except WeaveError:
+            return False
+        with found:
+            if found.ident != old.ident or not await self._attacher.is_plugged(found):
+                return False
+            self._deaths.watch(old.ident, is_name=_is_name(old.container), pidfd=found.pidfd)
+            return True
+
+    async def _destroy(self, old: Attachment) -> None:
+        """Free everything; keep only what was asked for, if it can come back."""
+        self._deaths.forget(old.ident)
+        await self._must(Destroyed(old.ident))
+        self._known.pop(old.ident, None)
+        if not _is_name(old.container):
+            return
+        gone = [a for a in self._known.values() if not a.live]
+        for oldest in gone[: len(gone) + 1 - REMEMBERED_MAX] if len(gone) >= REMEMBERED_MAX else ():
+            self._known.pop(oldest.ident, None)
+            await self._must(RemoveAttachment(oldest.ident))
+        await self._put(old, old.requested, (), live=False)
+
+    def _name_appeared(self, name: str) -> None:
+        known = self._known.get(name)
+        if known is not None and _is_name(known.container):
+            self._spawn(self._come_back(known.container, name))
+
+    async def _come_back(self, reference: str, ident: str) -> None:
+        for _ in range(NAME_READY_TRIES):
+            try:
+                found = netns.resolve(reference, self._host)
+                break
+            except WeaveError:
+                await asyncio.sleep(NAME_READY_PAUSE_S)
+        else:
+            return
+        with found:
+            async with self._locked(ident):
+                old = self._known.get(ident)
+                if old is None or old.live:
+                    return
+                wanted = requests.parse_all(old.requested)
+                await self._attach(found, wanted, old.multicast_route)
+
+    async def _reconcile(self, old: Attachment) -> None:
+        """After a start: adopt, plug again, or destroy."""
+        try:
+            found = netns.resolve(old.container, self._host)
+        except WeaveError:
+            found = None
+        if found is None or found.ident != old.ident:
+            if found is not None:
+                found.close()
+            if old.live or not _is_name(old.container):
+                with contextlib.suppress(OSError):
+                    await self._attacher.remove(old.ident)
+                await self._destroy(old)
+            return
+        with found:
+            try:
+                await self._restore(found, old)
+            except WeaveError as error:
+                log.warning("%s", error)
+
+    async def _restore(self, container: netns.Container, old: Attachment) -> None:
+        if not old.live:
+            if _is_name(old.container):
+                self._spawn(self._come_back(old.container, old.ident))  # may wait for IPAM
+            return
+        if not await self._attacher.is_plugged(container):
+            await self._attacher.plug(container, old.addresses, multicast_route=old.multicast_route)
+        self._deaths.watch(old.ident, is_name=_is_name(old.container), pidfd=container.pidfd)
+        await self._put(old, old.requested, old.addresses, live=True)
+
+
+def _is_name(container: str) -> bool:
+    return container.startswith("netns:") and not container.startswith("netns:/")

@@ -1,0 +1,106 @@
+"""The address arguments of ``weave attach`` and ``weave detach``: text to meaning. Pure.
+
+``[ip:]IP/PREFIX`` asks for exactly that address, ``net:CIDR`` for any of that subnet, ``net:default`` for any of the
+default subnet. Whether an address is inside the range, and free, is IPAM's knowledge.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from weavenet.core.commands import Allocate, Attachment, Claim
+from weavenet.core.errors import Code, Failure, WeaveError
+from weavenet.core.limits import ADDRESSES_PER_IDENT_MAX
+
+DEFAULT = "net:default"
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """One address argument in canonical form ``text``; exactly one of ``address`` and ``subnet`` is meant, both empty
+    for the default subnet."""
+
+    text: str
+    address: str = ""
+    subnet: str = ""
+
+    def command(self, ident: str) -> Allocate | Claim:
+        return Claim(ident, self.address) if self.address else Allocate(ident, self.subnet)
+
+
+def _invalid(text: str, found: str) -> WeaveError:
+    return WeaveError(
+        Failure(
+            Code.INVALID, "an address is given as [ip:]IP/PREFIX, net:CIDR or net:default", f"{text[:100]!r}: {found}"
+        )
+    )
+
+
+def parse(text: str) -> Wanted:
+    """Raises WeaveError."""
+    if text == DEFAULT:
+        return Wanted(DEFAULT)
+    kind, colon, value = text.partition(":")
+    try:
+        if kind == "net" and colon:
+            subnet = str(ipaddress.ip_network(value, strict=True))
+            return Wanted(f"net:{subnet}", subnet=subnet)
+        value = value if kind == "ip" and colon else text
+        if "/" not in value:
+            raise _invalid(text, "the prefix length is missing")
+        interface = ipaddress.ip_interface(value)
+    except ValueError as error:
+        raise _invalid(text, str(error)) from error
+    if interface.ip.is_multicast or interface.ip.is_unspecified or interface.ip.is_loopback:
+        raise _invalid(text, "no container can have this address")
+    return Wanted(f"ip:{interface}", address=str(interface))
+
+
+def parse_all(texts: Sequence[str]) -> tuple[Wanted, ...]:
+    """Duplicates are taken once; nothing given means the default subnet. Raises WeaveError."""
+    wanted = tuple(dict.fromkeys(parse(text) for text in texts)) or (Wanted(DEFAULT),)
+    if len(wanted) > ADDRESSES_PER_IDENT_MAX:
+        raise _invalid(texts[-1], f"more than {ADDRESSES_PER_IDENT_MAX} addresses for one container")
+    return wanted
+
+
+def chosen(attachment: Attachment, texts: Sequence[str]) -> tuple[str, ...]:
+    """Which of the attachment's addresses ``texts`` mean; all of them when nothing is given. Raises WeaveError."""
+    if not texts:
+        return attachment.addresses
+    found: dict[str, None] = {}
+    for wanted in (parse(text) for text in texts):
+        for request, address in zip(attachment.requested, attachment.addresses, strict=False):
+            if _means(wanted, request, address):
+                found[address] = None
+    return tuple(found)
+
+
+def _means(wanted: Wanted, request: str, address: str) -> bool:
+    interface = ipaddress.ip_interface(address)
+    if wanted.address:
+        return ipaddress.ip_interface(wanted.address).ip == interface.ip
+    if wanted.subnet:
+        network = ipaddress.ip_network(wanted.subnet)
+        return network.version == interface.version and interface.ip in network
+    return request == wanted.text
+
+
+def merge(old: Attachment | None, wanted: Iterable[Wanted], addresses: Iterable[str]) -> tuple[list[str], list[str]]:
+    """(requested, addresses) in parallel: what was there, then what is new."""
+    requested = list(old.requested) if old else []
+    held = list(old.addresses) if old else []
+    del requested[len(held) :]
+    for item, address in zip(wanted, addresses, strict=True):
+        if address not in held:
+            requested.append(item.text)
+            held.append(address)
+    return requested, held
+
+
+def without(old: Attachment, gone: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(requested, addresses) of ``old`` after ``gone`` were taken away."""
+    left = [(r, a) for r, a in zip(old.requested, old.addresses, strict=False) if a not in set(gone)]
+    return tuple(r for r, _ in left), tuple(a for _, a in left)

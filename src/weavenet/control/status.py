@@ -72,7 +72,7 @@ def _router(report: NodeReport, identity: Identity) -> list[tuple[str, str]]:
         ("Name", titled(report.name, report.nickname)),
         ("Encryption", report.encryption),
         ("PeerDiscovery", "enabled" if report.discovery else "disabled"),
-        ("Targets", str(len(report.targets))),
+        ("Targets", _counted_targets(report.targets)),
         ("Connections", _counted_connections(report.connections)),
         ("Peers", _counted_peers(report)),
         ("MTU", f"{report.mtu} ({report.mtu_reason})" if report.mtu_reason else str(report.mtu)),
@@ -81,6 +81,12 @@ def _router(report: NodeReport, identity: Identity) -> list[tuple[str, str]]:
     if identity.log_path:
         rows.append(("Log", identity.log_path))
     return rows
+
+
+def _counted_targets(targets: Sequence[TargetReport]) -> str:
+    states = Counter(target.state for target in targets)
+    shown = [f"{count} {state}" for state, count in states.most_common()]
+    return f"{len(targets)} ({', '.join(shown)})" if shown else "0"
 
 
 def _counted_connections(connections: Sequence[ConnectionReport]) -> str:
@@ -207,7 +213,7 @@ def _owner_line(owner: OwnerReport, active: int) -> str:
     if owner.is_self:
         note = f" ({active} active)"
     elif owner.unreachable_s is not None:
-        note = f" - unreachable! (since {duration(owner.unreachable_s)})"
+        note = f" - unreachable! (for {duration(owner.unreachable_s)})"
     return f"{titled(owner.name, owner.nickname) or owner.peer[:12]:<37} {share}{note}\n"
 
 

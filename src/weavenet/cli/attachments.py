@@ -1,0 +1,97 @@
+"""``weave attach``, ``weave detach``, ``weave ps``."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import click
+
+from weavenet.cli.client import Call, ask
+from weavenet.cli.printing import as_json, output_option, timeout_option
+from weavenet.cli.values import addresses_and_container
+from weavenet.cli.waiting import Report, ipam_of, wait_for
+
+SILENT_S = 2.0
+
+
+@click.command()
+@click.option("--no-multicast-route", is_flag=True, help="Make no route for 224.0.0.0/4.")
+@timeout_option
+@output_option
+@click.argument("arguments", nargs=-1, required=True, metavar="[ADDR…] CONTAINER")
+def attach(no_multicast_route: bool, timeout: float | None, output: str | None, arguments: tuple[str, ...]) -> None:
+    """Give a container the interface ethwe and addresses; prints them.
+
+    An ADDR is [ip:]CIDR (exactly this one), net:CIDR (one from this subnet) or net:default; without any, one from the
+    default subnet. A CONTAINER is netns:NAME, netns:/path or pid:N. Waits while there is no address to give, and says
+    why.
+
+    \b
+    Example:  weave attach netns:web
+              weave attach 10.32.5.5/12 net:10.40.0.0/16 netns:db
+    """
+    addresses, container = addresses_and_container(arguments)
+    body = {"container": container, "addresses": list(addresses), "multicast_route": not no_multicast_route}
+    reply = wait_for(
+        Call("POST", "/v1/attach", body),
+        describe=_waiting_for,
+        silent_s=SILENT_S,
+        timeout_s=timeout,
+        hint="`weave status ipam` shows who is missing",
+    )
+    _print_addresses(reply.json(), output)
+
+
+def _waiting_for(report: Report) -> str:
+    ipam = ipam_of(report)
+    pending = ipam.get("PendingAllocates")
+    if isinstance(pending, list) and pending:
+        return f"waiting: {'; '.join(str(item) for item in pending[:3])}"
+    detail = ipam.get("Detail") or ipam.get("Status") or "the daemon is at work"
+    return f"waiting: {detail}"
+
+
+@click.command()
+@output_option
+@click.argument("arguments", nargs=-1, required=True, metavar="[ADDR…] CONTAINER")
+def detach(output: str | None, arguments: tuple[str, ...]) -> None:
+    """Take addresses from a container, and its interface with the last one; prints them.
+
+    Without an ADDR: all it has in the default subnet. A CONTAINER is named as for attach.
+
+    \b
+    Example:  weave detach netns:web
+    """
+    addresses, container = addresses_and_container(arguments)
+    reply = ask("POST", "/v1/detach", {"container": container, "addresses": list(addresses)}, timeout_s=60.0)
+    _print_addresses(reply.json(), output)
+
+
+@click.command()
+@output_option
+@click.argument("containers", nargs=-1, metavar="[CONTAINER…]")
+def ps(output: str | None, containers: tuple[str, ...]) -> None:
+    """List attached containers: name, MAC, addresses.
+
+    \b
+    Example:  weave ps
+              weave ps netns:web
+    """
+    path = f"/v1/ps?containers={quote(','.join(containers))}" if containers else "/v1/ps"
+    rows = ask("GET", path).json()["attachments"]
+    if output:
+        as_json(rows)
+        return
+    assert isinstance(rows, list)
+    for row in rows:
+        absent = [] if row["live"] else ["(container is gone)"]
+        click.echo(" ".join([row["container"] or row["id"], row["mac"], *row["addresses"], *absent]))
+
+
+def _print_addresses(answer: dict[str, object], output: str | None) -> None:
+    addresses = answer["addresses"]
+    assert isinstance(addresses, list)
+    if output:
+        as_json({"addresses": addresses})
+    elif addresses:
+        click.echo(" ".join(str(address).partition("/")[0] for address in addresses))

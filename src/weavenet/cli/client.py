@@ -1,0 +1,135 @@
+"""Talks HTTP to the daemon's control socket. One connection per call, closed after it.
+
+Written on ``socket`` alone: importing ``http.client`` (with ``email``) takes longer than everything else that ``weave
+status`` does. It speaks to our own server only, which always sends Content-Length.
+"""
+
+import os
+import socket
+import time
+
+from weavenet.cli.outcome import ERROR, LIMIT, Ended
+
+CONTROL_SOCKET = "/run/weave/control.sock"
+ANSWER_TIMEOUT_S = 15.0
+"""For requests that the daemon answers at once; a longer silence means it hangs."""
+
+
+def socket_path() -> str:
+    """Where the control API is: ``WEAVE_HTTP_ADDR`` when it is a path, as with the original."""
+    address = os.environ.get("WEAVE_HTTP_ADDR", "")
+    return address if address.startswith("/") else CONTROL_SOCKET
+
+
+class NotRunning(Ended):
+    """Nobody answers at the control socket."""
+
+    def __init__(self) -> None:
+        super().__init__(ERROR, "weave is not running; next: start it with `weave launch`")
+
+
+class Reply:
+    """``body`` as sent; ``json()`` when it is needed."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        self.status = status
+        self.body = body
+
+    def json(self) -> dict[str, object]:
+        import json
+
+        value = json.loads(self.body)
+        return value if isinstance(value, dict) else {}
+
+
+class Call:
+    """One request in flight. Closing it before the reply cancels the command in the daemon."""
+
+    def __init__(self, method: str, path: str, body: object = None) -> None:
+        content = b""
+        if body is not None:
+            import json
+
+            content = json.dumps(body).encode()
+        self._received = b""
+        self._socket = _connect()
+        head = f"{method} {path} HTTP/1.1\r\nHost: weave\r\nConnection: close\r\nContent-Length: {len(content)}\r\n\r\n"
+        try:  # noqa: SIM105 - contextlib is not worth its import here
+            self._socket.sendall(head.encode() + content)
+        except OSError:
+            pass  # refused before it read the request: the answer says why
+
+    def wait(self, seconds: float | None) -> Reply | None:
+        """The reply, or None when it has not come within ``seconds`` (None: no limit). May be called again."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while True:
+            left = None if deadline is None else max(0.001, deadline - time.monotonic())
+            self._socket.settimeout(left)
+            try:
+                data = self._socket.recv(1 << 20)
+            except TimeoutError:
+                return None
+            except OSError:
+                data = b""
+            if not data:
+                return self._reply()
+            self._received += data
+            if deadline is not None and time.monotonic() >= deadline:
+                return None
+
+    def _reply(self) -> Reply:
+        head, _, body = self._received.partition(b"\r\n\r\n")
+        words = head.split(b" ", 2)
+        if len(words) < 2 or not words[1].isdigit():
+            raise Ended(
+                ERROR, "the daemon closed the connection without an answer; next: see its log, /var/log/weave.log"
+            )
+        return Reply(int(words[1]), body)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _connect() -> socket.socket:
+    path = socket_path()
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.connect(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        sock.close()
+        raise NotRunning from None
+    except PermissionError:
+        sock.close()
+        raise Ended(ERROR, f"only root may use {path}; next: sudo weave …") from None
+    except OSError as error:
+        sock.close()
+        raise Ended(ERROR, f"cannot use the control socket {path}: {error.strerror or error}") from None
+    return sock
+
+
+def ask(method: str, path: str, body: object = None, *, timeout_s: float | None = ANSWER_TIMEOUT_S) -> Reply:
+    """One request, one successful reply. Raises Ended: not running, refused by the daemon, or no answer in time."""
+    call = Call(method, path, body)
+    try:
+        reply = call.wait(timeout_s)
+    finally:
+        call.close()
+    if reply is None:
+        raise Ended(LIMIT, f"no answer from the daemon within {timeout_s:.0f} s; next: see its log, /var/log/weave.log")
+    return checked(reply)
+
+
+def checked(reply: Reply) -> Reply:
+    """The reply when it is a success; raises Ended with the daemon's sentence otherwise."""
+    if reply.status == 200:
+        return reply
+    from weavenet.cli.outcome import sentence_of, status_of
+
+    try:
+        failure = reply.json()
+    except ValueError:
+        failure = {
+            "expected": f"the daemon answered {reply.status}",
+            "found": reply.body[:200].decode("utf-8", "replace"),
+        }
+    raise Ended(status_of(str(failure.get("code", ""))), sentence_of(failure))

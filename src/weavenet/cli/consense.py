@@ -1,0 +1,49 @@
+"""``weave consense`` (= ``prime``)."""
+
+from __future__ import annotations
+
+import click
+
+from weavenet.cli.client import Call
+from weavenet.cli.printing import as_json, output_option, timeout_option
+from weavenet.cli.waiting import Report, ipam_of, wait_for
+
+
+@click.command(name="consense")
+@timeout_option
+@output_option
+def consense(timeout: float | None, output: str | None) -> None:
+    """Divide the addresses now, and wait until the division is decided and durable.
+
+    Without it the same happens when the first address is needed. Progress goes to stderr: the quorum, how many electors
+    are known, who is missing. Prints `elector` or `member, not elector`.
+
+    \b
+    Example:  weave consense --timeout 60s
+    """
+    reply = wait_for(
+        Call("POST", "/v1/consense", {}),
+        describe=describe,
+        silent_s=1.0,
+        timeout_s=timeout,
+        hint="launch or reach the missing peers, then `weave consense` again; `weave status ipam` shows the state",
+    )
+    text = str(reply.json().get("text", ""))
+    if output:
+        as_json({"result": text, "elector": text == "elector"})
+    else:
+        click.echo(text)
+
+
+def describe(report: Report) -> str:
+    """``awaiting consensus: quorum 2, known 1, missing h2, h3``."""
+    ipam = ipam_of(report)
+    paxos = ipam.get("Paxos")
+    if not isinstance(paxos, dict):
+        return "address allocation is off"
+    text = f"{ipam.get('Status')}: quorum {paxos['Quorum']}, known {paxos['KnownNodes']}"
+    missing = ", ".join(paxos["Missing"])
+    if missing:
+        text += f", missing {missing}"
+    detail = ipam.get("Detail")
+    return f"{text} ({detail})" if detail else text

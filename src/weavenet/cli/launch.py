@@ -1,0 +1,80 @@
+"""``weave launch``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from weavenet.cli import layers
+from weavenet.cli.client import NotRunning, ask
+from weavenet.cli.layers import OPTIONS, Kind
+from weavenet.cli.outcome import ERROR, RUNNING, Ended
+from weavenet.cli.printing import as_json, note, output_option
+
+
+def _options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(OPTIONS):
+        flag = f"--{option.name}"
+        text = f"{option.help} [{option.variable}]"
+        if option.kind is Kind.SWITCH:
+            function = click.option(flag, is_flag=True, help=text)(function)
+        else:
+            function = click.option(flag, metavar=option.metavar, help=text)(function)
+    return function
+
+
+@click.command()
+@_options
+@output_option
+@click.argument("peers", nargs=-1, metavar="[PEER…]")
+def launch(output: str | None, peers: tuple[str, ...], **flags: Any) -> None:
+    """Start the daemon, join the peers, and return when it is ready; prints the peer name.
+
+    A PEER is a host name or address, with :PORT if it is not 6783. Listing this host itself is harmless, and a name
+    that does not resolve is tried again. Without peers the remembered ones are used; given ones replace them.
+
+    Every flag can be given as a WEAVE_… variable or as a key in /etc/weave.conf (TOML; the flag without dashes, and
+    peers = ["host1", …]). A flag beats a variable beats the file beats what is remembered.
+
+    \b
+    Example:  weave launch host1 host2 host3
+              weave launch --password-file /etc/weave.password --observer host1
+    """
+    given = {name.replace("_", "-"): value for name, value in flags.items()}
+    read = layers.read_layers(given, os.environ, layers.conf_path())
+    # Everything is checked before anything is touched; what is heavy to import comes after what is cheap to refuse.
+    from weavenet.cli.compose import compose
+
+    composed = compose(read, peers)
+    if os.geteuid() != 0:
+        raise Ended(ERROR, "launch needs root: it makes network devices; next: sudo weave launch …")
+    _refuse_second()
+    from weavenet.cli.hostcheck import check_host
+    from weavenet.cli.spawn import run_in_foreground, start_in_background
+
+    for warning in (*composed.warnings, *check_host(composed.settings)):
+        note(f"warning: {warning}")
+    if composed.foreground:
+        run_in_foreground(composed.settings)
+    outcome = start_in_background(composed.settings)
+    for warning in outcome.warnings:
+        note(f"warning: {warning}")
+    if output:
+        as_json({"name": outcome.name, "nickname": outcome.nickname})
+    else:
+        click.echo(outcome.name)
+
+
+def _refuse_second() -> None:
+    try:
+        identity = ask("GET", "/v1/ping").json()
+    except NotRunning:
+        return
+    raise Ended(
+        RUNNING,
+        f"weave is already running (pid {identity.get('pid')}, {identity.get('name')}); "
+        "you can stop it with `weave stop`",
+    )

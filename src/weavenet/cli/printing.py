@@ -1,0 +1,76 @@
+"""Options and output that several verbs share."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class Duration(click.ParamType[float]):
+    """``30``, ``30s``, ``2m``, ``1.5h`` -> seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        match = _DURATION.fullmatch(str(value))
+        if match is None:
+            self.fail(f"expected a duration such as 30s, 2m or 1h; found: {value!r}", param, ctx)
+        return float(match[1]) * _SECONDS[match[2]]
+
+
+def output_option(function: _F) -> _F:
+    """``-o json``."""
+    option = click.option("-o", "--output", type=click.Choice(["json"]), help="Print JSON instead of text.")
+    return option(function)
+
+
+def timeout_option(function: _F) -> _F:
+    """``--timeout``: seconds or None."""
+    return click.option(
+        "--timeout", type=Duration(), metavar="TIME", help="Give up after TIME (30s, 2m); exit status 2."
+    )(function)
+
+
+def as_json(value: object) -> None:
+    """One indented JSON value on stdout."""
+    click.echo(json.dumps(value, indent=4, ensure_ascii=False))
+
+
+def note(text: str) -> None:
+    """A sentence on stderr."""
+    print(f"weave: {text}", file=sys.stderr, flush=True)
+
+
+class Progress:
+    """One changing line on stderr: rewritten in place on a terminal, else printed when it changes."""
+
+    def __init__(self) -> None:
+        self._shown = ""
+        self._terminal = sys.stderr.isatty()
+
+    def show(self, text: str) -> None:
+        if text == self._shown:
+            return
+        if self._terminal:
+            sys.stderr.write(f"\r\x1b[Kweave: {text}")
+            sys.stderr.flush()
+        else:
+            note(text)
+        self._shown = text
+
+    def end(self) -> None:
+        if self._terminal and self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+        self._shown = ""

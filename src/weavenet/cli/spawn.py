@@ -1,0 +1,149 @@
+"""Starts the daemon as a process of its own and waits for its word.
+
+The settings go through an anonymous file that becomes its standard input, so that passwords appear in no argument list,
+environment or named file. See ``control/readiness.py`` for what comes back.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import weavenet
+from weavenet.cli.outcome import ERROR, LIMIT, RUNNING, Ended, sentence_of, status_of
+from weavenet.control.readiness import VARIABLE, Outcome, decode
+from weavenet.core.errors import Code
+from weavenet.runtime.settings import Settings, encode_settings
+
+READY_TIMEOUT_S = 60.0
+READY_BYTES_MAX = 64 * 1024
+LOG_TAIL_BYTES = 2000
+
+
+def _command() -> list[str]:
+    # -P: the current folder is not searched for modules; -s: nor is a user's own package folder.
+    return [sys.executable, "-P", "-s", "-m", "weavenet.runtime"]
+
+
+def _environment() -> dict[str, str]:
+    """Ours without ``WEAVE_…`` (the settings hold all of it; a password must not stay readable in /proc) and without
+    what else could change which code runs."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WEAVE_", "PYTHON"))}
+    kept["PYTHONPATH"] = str(Path(weavenet.__file__).parent.parent)
+    return kept
+
+
+def _settings_file(settings: Settings) -> int:
+    file = os.memfd_create("weave-settings")
+    os.write(file, encode_settings(settings))
+    os.lseek(file, 0, os.SEEK_SET)
+    return file
+
+
+def run_in_foreground(settings: Settings) -> NoReturn:
+    """Become the daemon."""
+    file = _settings_file(settings)
+    os.dup2(file, 0)
+    os.close(file)
+    environment = _environment()
+    if notify := os.environ.get("NOTIFY_SOCKET"):
+        environment["NOTIFY_SOCKET"] = notify
+    command = _command()
+    os.execve(command[0], command, environment)
+
+
+def start_in_background(settings: Settings) -> Outcome:
+    """Start the daemon in a session of its own; returns when it is ready. Raises Ended when it refuses, dies, or is not
+    ready in time (it then goes on starting)."""
+    log = _open_log(settings.log_file)
+    log_size = os.fstat(log).st_size
+    file = _settings_file(settings)
+    reader, writer = os.pipe()
+    try:
+        process = subprocess.Popen(
+            _command(),
+            stdin=file,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            env=_environment() | {VARIABLE: str(writer)},
+            pass_fds=(writer,),
+            start_new_session=True,
+        )
+    finally:
+        for fd in (file, writer, log):
+            os.close(fd)
+    try:
+        line = _read_line(reader, process.pid, settings.log_file)
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGTERM)
+        raise
+    finally:
+        os.close(reader)
+    outcome = decode(line) if line else None
+    if outcome is None:
+        raise Ended(ERROR, _last_words(process, settings.log_file, log_size))
+    if outcome.failure is not None:
+        failure = outcome.failure
+        fields: dict[str, object] = {
+            "expected": failure.expected,
+            "found": failure.found,
+            "next_step": failure.next_step,
+        }
+        # BUSY: another daemon won the lock between our look at the socket and its start.
+        status = RUNNING if failure.code is Code.BUSY else status_of(failure.code)
+        raise Ended(status, sentence_of(fields))
+    return outcome
+
+
+def _open_log(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        fields: dict[str, object] = {
+            "expected": f"expected to write the log {path}",
+            "found": error.strerror or str(error),
+            "next_step": "check that folder, or launch with --foreground",
+        }
+        raise Ended(ERROR, sentence_of(fields)) from error
+
+
+def _read_line(reader: int, pid: int, log_file: str) -> bytes:
+    """Up to the newline or the end of file."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    poller = select.poll()
+    poller.register(reader, select.POLLIN)
+    data = b""
+    while not data.endswith(b"\n") and len(data) < READY_BYTES_MAX:
+        if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise Ended(
+                LIMIT,
+                f"the daemon (pid {pid}) is not ready after {READY_TIMEOUT_S:.0f} s and goes on starting; "
+                f"next: see {log_file}, `weave status` or `weave stop`",
+            )
+        chunk = os.read(reader, 4096)
+        if not chunk:
+            break
+        data += chunk
+    return data
+
+
+def _last_words(process: subprocess.Popen[bytes], log_file: str, start: int) -> str:
+    """What the daemon that died unasked wrote last."""
+    try:
+        status = str(process.wait(timeout=10))
+    except subprocess.TimeoutExpired:
+        status = "unknown"
+    with Path(log_file).open("rb") as log:
+        log.seek(start)
+        tail = log.read()[-LOG_TAIL_BYTES:].decode("utf-8", "replace").strip()
+    last = "\n".join(f"    {line}" for line in tail.splitlines()[-6:])
+    return f"the daemon ended before it was ready (exit status {status}); next: see {log_file}" + (
+        f", which ends with:\n{last}" if last else ""
+    )

@@ -1,0 +1,49 @@
+"""``weave stop``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+
+import click
+
+from weavenet.cli.client import NotRunning, ask
+from weavenet.cli.outcome import LIMIT, Ended
+from weavenet.cli.printing import note
+
+STOP_TIMEOUT_S = 15.0
+
+
+@click.command()
+def stop() -> None:
+    """Stop the daemon. Its state, the bridge and attached containers stay, and containers keep talking.
+
+    \b
+    Example:  weave stop && weave launch
+    """
+    try:
+        pid = ask("GET", "/v1/ping").json().get("pid")
+        process = _watch(pid) if isinstance(pid, int) else None
+        ask("POST", "/v1/stop", {})
+    except NotRunning:
+        note("weave is not running")
+        return
+    if process is not None:
+        _wait_for_end(process, pid)
+
+
+def _watch(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return os.pidfd_open(pid)
+    return None
+
+
+def _wait_for_end(process: int, pid: object) -> None:
+    poller = select.poll()
+    poller.register(process, select.POLLIN)
+    try:
+        if not poller.poll(STOP_TIMEOUT_S * 1000):
+            raise Ended(LIMIT, f"the daemon (pid {pid}) has not ended within {STOP_TIMEOUT_S:.0f} s; next: kill {pid}")
+    finally:
+        os.close(process)

@@ -1,0 +1,138 @@
+"""What option values may be. Each function takes a value with its source and returns the parsed one, or refuses with
+what was expected, what was found, and what to do.
+
+Pure, except that a password file is read.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from weavenet.cli.outcome import ERROR, Ended, sentence_of
+
+PASSWORD_FILE_BYTES_MAX = 64 * 1024
+LOG_LEVELS = ("debug", "info", "warning", "error")
+NICKNAME_MAX = 255
+
+
+class Given(NamedTuple):
+    """A value as written, and where: ``--mtu``, ``WEAVE_MTU``, ``/etc/weave.conf, line 3, mtu``."""
+
+    text: str
+    source: str
+
+
+def refuse(expected: str, found: str = "", next_step: str = "") -> NoReturn:
+    raise Ended(ERROR, sentence_of({"expected": expected, "found": found, "next_step": next_step}))
+
+
+def wrong(given: Given, expected: str, next_step: str = "correct it") -> NoReturn:
+    refuse(f"{given.source}: expected {expected}", repr(given.text), next_step)
+
+
+def number(given: Given, low: int, high: int, what: str) -> int:
+    text = given.text.strip()
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 12) or not low <= int(text) <= high:
+        wrong(given, f"{what} from {low} to {high}")
+    return int(text)
+
+
+def choice(given: Given, allowed: tuple[str, ...]) -> str:
+    if given.text not in allowed:
+        wrong(given, f"one of {', '.join(allowed)}")
+    return given.text
+
+
+def ip_address(given: Given) -> str:
+    try:
+        return str(ipaddress.ip_address(given.text))
+    except ValueError:
+        wrong(given, "an IP address of this host")
+
+
+def ip_and_port(given: Given) -> str:
+    """``IP:PORT`` or ``[v6]:PORT``; empty stays empty."""
+    if not given.text:
+        return ""
+    host, _, port = given.text.rpartition(":")
+    if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65_536):
+        wrong(given, "IP:PORT such as 127.0.0.1:6782, or '' for none")
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        wrong(given, "IP:PORT such as 127.0.0.1:6782, or '' for none")
+    return given.text
+
+
+def absolute_path(given: Given, what: str) -> str:
+    if not given.text.startswith("/") or "\0" in given.text:
+        wrong(given, f"{what}: an absolute path")
+    return given.text
+
+
+def nickname(given: Given) -> str:
+    if not 0 < len(given.text.encode()) <= NICKNAME_MAX or not given.text.isprintable():
+        wrong(given, f"1 to {NICKNAME_MAX} printable characters")
+    return given.text
+
+
+def subnet(given: Given) -> ipaddress.IPv4Network:
+    """An IPv4 CIDR of at least 4 addresses without host bits."""
+    try:
+        network = ipaddress.ip_network(given.text, strict=False)
+    except ValueError:
+        wrong(given, "a CIDR such as 10.32.0.0/12")
+    if not isinstance(network, ipaddress.IPv4Network):
+        wrong(given, "an IPv4 CIDR; this version does not divide IPv6 ranges")
+    if "/" not in given.text or ipaddress.ip_interface(given.text).ip != network.network_address:
+        wrong(given, "a CIDR that starts at its network address", f"did you mean {network}?")
+    if network.num_addresses < 4:
+        wrong(given, "a subnet of at least 4 addresses (/30)", "choose a larger one")
+    return network
+
+
+def passwords(given: Given) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Lines of a password file, and warnings about the file itself."""
+    from weavenet.core.errors import WeaveError
+    from weavenet.runtime.settings import password_lines
+
+    path = Path(given.text)
+    try:
+        with path.open("rb") as file:
+            data = file.read(PASSWORD_FILE_BYTES_MAX + 1)
+        mode = path.stat().st_mode
+    except OSError as error:
+        refuse(f"{given.source}: expected a file that can be read", f"{given.text}: {error.strerror or error}")
+    if len(data) > PASSWORD_FILE_BYTES_MAX:
+        refuse(f"{given.source}: expected at most {PASSWORD_FILE_BYTES_MAX} bytes", f"{given.text} is larger")
+    try:
+        lines = password_lines(data.decode())
+    except UnicodeDecodeError:
+        refuse(f"{given.source}: expected UTF-8 text", given.text)
+    except WeaveError as error:
+        failure = error.failure
+        refuse(f"{given.source}: {failure.expected}", f"{given.text}: {failure.found}", failure.next_step)
+    return lines, open_to_others(given.text, mode)
+
+
+def open_to_others(path: str, mode: int) -> tuple[str, ...]:
+    """A warning when others may read a file with a secret."""
+    return (f"{path} has a password and others can read it; next: chmod 600 {path}",) if mode & 0o077 else ()
+
+
+def addresses_and_container(arguments: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """``[ADDR…] CONTAINER``: the container comes last. What an ADDR may be is the daemon's to say."""
+    *addresses, container = arguments
+    kind, colon, name = container.partition(":")
+    if not colon or kind not in ("netns", "pid") or not name:
+        refuse(
+            "expected a container at the end: netns:NAME, netns:/path or pid:N",
+            repr(container),
+            "`ip netns list` shows the names; for a process use pid:N",
+        )
+    if kind == "pid" and not (name.isascii() and name.isdigit()):
+        refuse("expected pid:N with the number of a process", repr(container))
+    return tuple(addresses), container

@@ -71,6 +71,7 @@ class FakeDriver:
     def __init__(self) -> None:
         self.done: list[str] = []
         self.on_send: Callable[[], None] = lambda: None
+        self.finish_blocking: Callable[[], None] = lambda: None
 
     def send(self, link: int, message: Message) -> None:
         self.done.append(f"send {type(message).__name__}")
@@ -88,8 +89,9 @@ class FakeDriver:
     def set_plane(self, peers: tuple[PlanePeer, ...]) -> None:
         self.done.append("plane")
 
-    def set_blocked(self, blocked: tuple[tuple[str, str], ...]) -> None:
+    def set_blocked(self, blocked: tuple[tuple[str, str], ...], done: Callable[[], None]) -> None:
         self.done.append("blocked")
+        self.finish_blocking = done
 
     def probe(self, mac: bytes, nonce: int, is_answer: bool) -> None:
         self.done.append("probe")
@@ -329,5 +331,17 @@ def test_first_effects_obey_the_rule_too() -> None:
         assert bench.driver.done == []
         bench.executor.durable(1)
         assert bench.driver.done == ["plane"]
+
+    scenario(test)
+
+
+def test_what_follows_a_block_waits_until_it_is_in_force() -> None:
+    async def test() -> None:
+        bench = Bench(lambda event: [SetBlocked(()), Send(1, Prune()), Send(1, Heartbeat(1, 1), stateless=True)])
+        bench.executor.post(Tick())
+        assert bench.driver.done == ["blocked", "send Heartbeat"]
+        bench.driver.finish_blocking()
+        assert bench.driver.done == ["blocked", "send Heartbeat", "send Prune"]
+        assert bench.executor.pending_effects == 0
 
     scenario(test)

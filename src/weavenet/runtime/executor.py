@@ -5,6 +5,8 @@ Invariants:
 - **Persist first.** An effect that shows state leaves only when every ``Persist`` emitted before it, by this or any
   earlier event, is durable. Effects keep their order: one waiting effect holds back all later ones. Only ``Send`` with
   ``stateless`` and ``Probe`` (and ``Note``, which leaves no trace outside) pass ahead.
+- **Blocked before shown.** What follows a ``SetBlocked`` waits until the bridge drops those frames: a confirmation that
+  lets another host open its data path to us must not overtake the rule it relies on.
 - The node is entered by one call at a time; events that occur while it or a driver method runs are queued.
 - Every ``Requested`` ends: by the node's ``Reply``, by ``Cancelled`` when its waiter goes away, or by the failure that
   ended the executor.
@@ -87,7 +89,8 @@ class Driver(Protocol):
 
     def set_plane(self, peers: tuple[PlanePeer, ...]) -> None: ...
 
-    def set_blocked(self, blocked: tuple[tuple[str, str], ...]) -> None: ...
+    def set_blocked(self, blocked: tuple[tuple[str, str], ...], done: Callable[[], None]) -> None:
+        """Call ``done`` once, now or later, when frames of these addresses are dropped."""
 
     def probe(self, mac: bytes, nonce: int, is_answer: bool) -> None: ...
 
@@ -115,6 +118,7 @@ class Executor:
         self._ticket = 0
         self._durable = 0
         self._busy = False
+        self._held = False  # a SetBlocked is being applied
         self._paused = False
         self._ended: Failure | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -221,7 +225,7 @@ class Executor:
                 self._driver.probe(effect.mac, effect.nonce, effect.is_answer)
             case Send(stateless=True):
                 self._driver.send(effect.link, effect.message)
-            case _ if self._pending or self._durable < self._ticket:
+            case _ if self._pending or self._held or self._durable < self._ticket:
                 self._pending.append((self._ticket, effect))
                 if len(self._pending) > PENDING_EFFECTS_MAX:
                     self._pause(True)
@@ -230,7 +234,7 @@ class Executor:
 
     def _release(self) -> None:
         pending = self._pending
-        while pending and pending[0][0] <= self._durable:
+        while pending and not self._held and pending[0][0] <= self._durable:
             self._execute(pending.popleft()[1])
         if self._paused and len(pending) <= PENDING_EFFECTS_MAX // 2:
             self._pause(False)
@@ -252,11 +256,17 @@ class Executor:
             case SetPlane():
                 self._driver.set_plane(effect.peers)
             case SetBlocked():
-                self._driver.set_blocked(effect.blocked)
+                self._held = True
+                self._driver.set_blocked(effect.blocked, self._unhold)
             case Probe() | Note() | Persist():
                 raise TypeError(f"{type(effect).__name__} never waits")
             case _:
                 assert_never(effect)
+
+    def _unhold(self) -> None:
+        self._held = False
+        if self._ended is None and not self._busy:
+            self._drain()
 
     def _note(self, note: Note) -> None:
         logging.getLogger(f"weave.{note.topic}").log(_LEVELS.get(note.level, logging.INFO), "%s", note.text)

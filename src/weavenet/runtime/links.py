@@ -32,6 +32,7 @@ from weavenet.core.limits import (
     UNAUTHENTICATED_PER_HOST_MAX,
 )
 from weavenet.core.messages import Message
+from weavenet.core.messages.link import Refusal
 from weavenet.runtime.link import LINGER_S, Link
 from weavenet.runtime.listener import Listener
 from weavenet.runtime.resolver import Resolver
@@ -80,14 +81,20 @@ class Links:
         """Raises WeaveError when the port cannot be had."""
         self._listener = Listener(self._host, self._port, self._accepted)
 
+    def stop_listening(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
     async def close(self, sentence: str) -> None:
         """Stop listening, give every link LINGER_S to take its last bytes, drop the rest."""
         self._dialling.clear()
-        if self._listener is not None:
-            self._listener.close()
+        self.stop_listening()
         for task in list(self._tasks):
             task.cancel()
+        goodbye = frame(Refusal(RefusalCode.STOPPING, sentence))
         for link in list(self._sockets):
+            link.send(goodbye)
             link.close(RefusalCode.STOPPING, sentence)
         if self._sockets:
             self._all_gone.clear()

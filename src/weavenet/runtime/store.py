@@ -15,16 +15,19 @@ too much waits here (see there). Does not know what the values mean.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 from weavenet.core.effects import Change
 from weavenet.core.errors import Code, Failure, WeaveError
+
+if TYPE_CHECKING:
+    import asyncio  # 50 ms that opening the store does not need
 
 FORMAT_VERSION = 1
 """Of table layout and row formats together; a newer one is refused, never guessed at."""
@@ -89,6 +92,8 @@ class Store:
 
     def start(self, on_durable: Callable[[int], None], on_failure: Callable[[Failure], None]) -> None:
         """Start the writer thread; both callbacks run in the current event loop."""
+        import asyncio
+
         self._loop = asyncio.get_running_loop()
         self._on_durable, self._on_failure = on_durable, on_failure
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)

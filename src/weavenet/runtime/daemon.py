@@ -1,0 +1,239 @@
+"""The daemon: lives of one node, one after the other, behind one control API.
+
+Usually there is one life, from launch to stop. When a commit fails (full disk, broken disk) or the node fails, that
+life ends; the daemon says so, then begins another one from what is on disk, as often as needed, while the kernel keeps
+moving packets. Invariant: between two lives every command is answered with the failure, and nothing is allocated.
+
+Implements :class:`weavenet.control.service.Daemon`. Does not parse flags or make decisions about peers or addresses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import msgspec
+
+import weavenet
+from weavenet.control.server import ControlServer
+from weavenet.control.service import AttachSpec, DetachSpec, Identity
+from weavenet.core.commands import Addresses, Attachments, Command, Result
+from weavenet.core.config import NodeConfig
+from weavenet.core.errors import Code, Failure, WeaveError
+from weavenet.core.report import NodeReport
+from weavenet.runtime.datapath import STARTING, Datapath, KernelDatapath
+from weavenet.runtime.foundation import Foundation
+from weavenet.runtime.identity import Me
+from weavenet.runtime.life import DatapathFactory, Life
+from weavenet.runtime.notify import Notifier
+from weavenet.runtime.settings import Settings, password_warnings
+
+RESTART_FIRST_S, RESTART_FACTOR, RESTART_CAP_S = 1.0, 2.0, 30.0
+"""Pause before the next life; a full disk is looked at every half minute at least."""
+STABLE_S = 60.0
+"""A life that lasted this long starts the pauses from the beginning."""
+
+STOPPED = Failure(Code.CANCELLED, "the daemon is stopping", "", "launch it again with `weave launch`")
+
+_log = logging.getLogger("weave.daemon")
+
+
+def kernel_datapath(config: NodeConfig) -> Datapath:
+    return KernelDatapath(config.peer, mtu=config.mtu, planes=config.planes)
+
+
+def _longer(pause_s: float) -> float:
+    return min(max(RESTART_FIRST_S, pause_s * RESTART_FACTOR), RESTART_CAP_S)
+
+
+class Daemon:
+    """``on_ready`` is called once with the peer name when commands are answered and containers can be attached."""
+
+    def __init__(
+        self,
+        foundation: Foundation,
+        on_ready: Callable[[str], None],
+        *,
+        make_datapath: DatapathFactory = kernel_datapath,
+        notifier: Notifier | None = None,
+    ) -> None:
+        self.settings: Settings = foundation.settings.public()
+        self._foundation = foundation
+        self._on_ready = on_ready
+        self._make_datapath = make_datapath
+        self._notifier = notifier if notifier is not None else Notifier()
+        self._started_at = time.time()
+        self._began_at = 0.0
+        self._me: Me | None = None
+        self._life: Life | None = None
+        self._ended: asyncio.Future[Failure] | None = None
+        self._stop = asyncio.Event()
+        self._why_not: Failure = STARTING
+        self._warnings = password_warnings(foundation.settings.passwords)
+
+    # --- what control handlers see ---
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(
+            version=weavenet.__version__,
+            pid=os.getpid(),
+            started_at=self._started_at,
+            name=self._me.name if self._me else "",
+            nickname=self._me.nickname if self._me else "",
+            port=self._life.port if self._life else self.settings.port,
+            log_path=self.settings.log_file,
+        )
+
+    async def request(self, command: Command) -> Result:
+        if self._life is None:
+            return self._why_not
+        result = await self._life.request(command)
+        if isinstance(result, NodeReport) and self._life is not None:
+            extra = (*self._warnings, *self._life.datapath.warnings())
+            return msgspec.structs.replace(result, warnings=(*result.warnings, *extra)) if extra else result
+        return result
+
+    async def attach(self, spec: AttachSpec) -> Addresses | Failure:
+        if self._life is None:
+            return self._why_not
+        return await self._life.datapath.attach(spec.container, spec.addresses, spec.multicast_route)
+
+    async def detach(self, spec: DetachSpec) -> Addresses | Failure:
+        if self._life is None:
+            return self._why_not
+        return await self._life.datapath.detach(spec.container, spec.addresses)
+
+    async def ps(self, containers: tuple[str, ...]) -> Attachments | Failure:
+        if self._life is None:
+            return self._why_not
+        found = await self._life.datapath.ps()
+        if not containers:
+            return found
+        chosen = tuple(a for a in found.attachments if a.container in containers or a.ident in containers)
+        return Attachments(chosen)
+
+    def request_stop(self) -> None:
+        self._stop.set()
+
+    # --- the run ---
+
+    async def run(self) -> None:
+        """Until a stop is asked for. Raises WeaveError when the first life cannot begin."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.request_stop)
+        control = ControlServer(
+            self,
+            socket_path=self.settings.control_socket,
+            http_address=self.settings.http_address,
+            status_address=self.settings.status_address,
+        )
+        watchdog: asyncio.Task[None] | None = None
+        try:
+            await self._begin(self._foundation.settle())
+            self._warnings += await control.start()
+            for warning in self._warnings:
+                _log.warning("%s", warning)
+            self._ready()
+            watchdog = asyncio.create_task(self._feed_watchdog())
+            await self._keep_alive()
+        finally:
+            self._notifier.tell(STOPPING="1", STATUS="stopping")
+            if watchdog is not None:
+                watchdog.cancel()
+            await control.close()
+            await self._finish(STOPPED)
+            self._foundation.close()
+            _log.info("stopped")
+
+    def _ready(self) -> None:
+        name = self._me.name if self._me else ""
+        gc.collect()
+        gc.freeze()  # what start-up made lives as long as the daemon: later collections need not look at it
+        self._notifier.tell(READY="1", STATUS=f"peer {name} is ready")
+        _log.info("ready: peer %s, port %d", name, self.identity.port)
+        self._on_ready(name)
+
+    async def _begin(self, me: Me) -> None:
+        self._me = me
+        self._began_at = time.monotonic()
+        ended: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
+        self._ended = ended
+        life = Life(
+            self._foundation,
+            me,
+            self._make_datapath,
+            lambda failure: ended.set_result(failure) if not ended.done() else None,
+            weavenet.__version__,
+        )
+        self._life = life
+        try:
+            await life.start()
+        except OSError as error:
+            raise WeaveError(
+                Failure(
+                    Code.HOST,
+                    "expected the kernel to provide bridge, VXLAN and namespaces",
+                    error.strerror or str(error),
+                    "run `weave setup`, which says what is missing",
+                )
+            ) from error
+
+    async def _finish(self, reason: Failure) -> None:
+        """End the current life, if there is one."""
+        life, self._life = self._life, None
+        self._why_not = reason
+        if life is not None:
+            await life.close(reason)
+
+    async def _keep_alive(self) -> None:
+        """Begin a new life whenever one ends by itself; return when a stop is asked for."""
+        pause_s = 0.0
+        while (failure := await self._wait_for_end()) is not None:
+            _log.error("stopped serving: %s", failure.sentence())
+            self._notifier.tell(STATUS=f"not serving: {failure.expected}; {failure.found}")
+            lasted_s = time.monotonic() - self._began_at
+            pause_s = RESTART_FIRST_S if lasted_s > STABLE_S else _longer(pause_s)
+            await self._finish(failure)
+            while not await self._stops_within(pause_s):
+                try:
+                    await self._begin(await asyncio.to_thread(self._foundation.reopen))
+                except WeaveError as error:
+                    _log.error("cannot serve yet: %s", error)
+                    await self._finish(error.failure)
+                    pause_s = _longer(pause_s)
+                    continue
+                break
+            if self._life is not None:
+                self._notifier.tell(STATUS=f"peer {self.identity.name} is ready")
+                _log.info("serving again, from what is on disk")
+
+    async def _wait_for_end(self) -> Failure | None:
+        """The failure that ended the life; None when a stop was asked for."""
+        if self._ended is None or self._stop.is_set():
+            return None
+        stopping = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait((stopping, self._ended), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+        return None if self._stop.is_set() else self._ended.result()
+
+    async def _stops_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        return self._stop.is_set()
+
+    async def _feed_watchdog(self) -> None:
+        """From the event loop itself: a loop that hangs starves the watchdog, which is what it is for."""
+        while self._notifier.watchdog_s is not None:
+            self._notifier.tell(WATCHDOG="1")
+            await asyncio.sleep(self._notifier.watchdog_s)

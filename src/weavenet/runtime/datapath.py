@@ -1,0 +1,242 @@
+"""The kernel side of one life: bridge, plane, firewall and attachments behind the calls that the executor makes.
+
+Wanted states are coalesced: only the latest is applied, by one task, one at a time. Invariant: an address is blocked
+before a plane that came later opens, and unblocked only after a plane that came earlier was applied: between two wanted
+states the union of both block lists is in force.
+
+Everything of ``host`` and ``plane`` is imported when it is opened, since pyroute2 alone takes 140 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Protocol
+
+from weavenet.core.commands import Addresses, Attachments, Command, Result
+from weavenet.core.effects import PlanePeer
+from weavenet.core.errors import Code, Failure, WeaveError
+from weavenet.core.events import Event, PlaneTraffic, ProbeReceived
+from weavenet.core.types import PeerId, bridge_mac, plane_mac
+
+if TYPE_CHECKING:
+    from weavenet.host.attachments import Attachments as AttachmentKeeper
+    from weavenet.host.bridge import Bridge
+    from weavenet.host.firewall import Firewall
+    from weavenet.host.kernel import Kernel
+    from weavenet.plane.plane import Plane
+
+RETRY_S = 1.0
+Blocked = tuple[tuple[str, str], ...]
+
+_log = logging.getLogger("weave.datapath")
+
+
+class Datapath(Protocol):
+    """What a life needs of the host."""
+
+    async def open(self, post: Callable[[Event], None]) -> None:
+        """Raises WeaveError or OSError."""
+
+    async def adopt(self, request: Callable[[Command], Awaitable[Result]]) -> None:
+        """Bring attachments in line with what is remembered; the node must answer ``request`` by now."""
+
+    def set_plane(self, peers: tuple[PlanePeer, ...]) -> None: ...
+
+    def set_blocked(self, blocked: Blocked, done: Callable[[], None]) -> None: ...
+
+    def probe(self, mac: bytes, nonce: int, is_answer: bool) -> None: ...
+
+    async def attach(
+        self, container: str, addresses: tuple[str, ...], multicast_route: bool
+    ) -> Addresses | Failure: ...
+
+    async def detach(self, container: str, addresses: tuple[str, ...]) -> Addresses | Failure: ...
+
+    async def ps(self) -> Attachments: ...
+
+    def warnings(self) -> tuple[str, ...]: ...
+
+    async def close(self) -> None:
+        """Stop watching; everything in the kernel stays."""
+
+
+class Applier:
+    """Applies the latest wanted state; ``plane`` None: there is no data path, blocking still works."""
+
+    def __init__(
+        self,
+        block: Callable[[Blocked], Awaitable[None]],
+        apply: Callable[[tuple[PlanePeer, ...]], Awaitable[None]] | None,
+    ) -> None:
+        self._block, self._apply = block, apply
+        self._blocked: Blocked = ()
+        self._in_force: frozenset[tuple[str, str]] = frozenset()  # dropped for certain, whatever runs now
+        self._in_kernel: Blocked | None = ()  # as last set; None: being set, or that failed
+        self._peers: tuple[PlanePeer, ...] | None = None
+        self._peers_stale = False
+        self._waiting: list[Callable[[], None]] = []
+        self._wake = asyncio.Event()
+
+    def set_plane(self, peers: tuple[PlanePeer, ...]) -> None:
+        self._peers, self._peers_stale = peers, True
+        self._wake.set()
+
+    def set_blocked(self, blocked: Blocked, done: Callable[[], None]) -> None:
+        self._blocked = blocked
+        if self._in_force.issuperset(blocked):
+            done()
+        else:
+            self._waiting.append(done)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._round()
+            except (OSError, WeaveError) as error:
+                _log.warning("the data path could not be set, trying again: %s", error)
+                await asyncio.sleep(RETRY_S)
+                self._wake.set()
+
+    async def _round(self) -> None:
+        blocked, peers, waiting = self._blocked, self._peers, self._waiting
+        self._waiting = []
+        try:
+            await self._force(tuple(sorted({*self._in_force, *blocked})))
+        finally:
+            for done in waiting:
+                done()
+        if self._apply is not None and self._peers_stale and peers is not None:
+            self._peers_stale = False
+            try:
+                await self._apply(peers)
+            except BaseException:
+                self._peers_stale = True
+                raise
+        if not self._waiting:
+            await self._force(blocked)
+
+    async def _force(self, blocked: Blocked) -> None:
+        if blocked == self._in_kernel:
+            return
+        self._in_force &= frozenset(blocked)
+        self._in_kernel = None
+        await self._block(blocked)
+        self._in_kernel, self._in_force = blocked, frozenset(blocked)
+
+
+class KernelDatapath:
+    """Implements :class:`Datapath` with the real kernel. ``planes`` empty: bridge and attachments only."""
+
+    def __init__(self, peer: PeerId, *, mtu: int, planes: tuple[str, ...]) -> None:
+        self._peer, self._mtu, self._planes = peer, mtu, planes
+        self._kernel: Kernel | None = None
+        self._bridge: Bridge | None = None
+        self._plane: Plane | None = None
+        self._firewall: Firewall | None = None
+        self._attachments: AttachmentKeeper | None = None
+        self._applier = Applier(self._block, self._apply if planes else None)
+        self._task: asyncio.Task[None] | None = None
+        self._undo = contextlib.AsyncExitStack()
+
+    async def open(self, post: Callable[[Event], None]) -> None:
+        from weavenet.host.bridge import Bridge
+        from weavenet.host.firewall import Firewall
+        from weavenet.host.kernel import Kernel
+
+        try:
+            self._kernel = kernel = await Kernel.open()
+            self._undo.callback(kernel.close)
+            self._bridge = Bridge(kernel.netlink, kernel.links, mac=bridge_mac(self._peer), mtu=self._mtu)
+            self._firewall = Firewall()
+            await self._firewall.open()
+            self._undo.push_async_callback(self._firewall.close)
+            if self._planes:
+                self._plane = self._make_plane(post)
+                await self._plane.open()
+                self._undo.push_async_callback(self._plane.close)
+            else:
+                await self._bridge.ensure()
+        except PermissionError as error:
+            await self._undo.aclose()
+            raise WeaveError(
+                Failure(Code.HOST, "expected the right to make network devices", str(error), "run as root")
+            ) from error
+        except BaseException:
+            await self._undo.aclose()
+            raise
+        self._task = asyncio.create_task(self._applier.run())
+
+    def _make_plane(self, post: Callable[[Event], None]) -> Plane:
+        from weavenet.plane.vxlan import VxlanPlane
+
+        if self._kernel is None or self._bridge is None:
+            raise RuntimeError("the plane sits on kernel and bridge")
+        plane = VxlanPlane(
+            self._kernel, self._bridge, mac=plane_mac(self._peer), mtu=self._mtu, firewall=self._firewall
+        )
+        plane.on_probe = lambda mac, nonce, is_answer: post(ProbeReceived(mac, nonce, is_answer))
+        plane.on_traffic = lambda: post(PlaneTraffic())
+        return plane
+
+    async def adopt(self, request: Callable[[Command], Awaitable[Result]]) -> None:
+        from weavenet.host.attach import Attacher
+        from weavenet.host.attachments import Attachments as AttachmentKeeper
+
+        if self._kernel is None or self._bridge is None:
+            raise RuntimeError("attachments need the bridge")
+        attacher = Attacher(self._kernel, self._bridge, peer=self._peer, mtu=self._mtu)
+        keeper = AttachmentKeeper(self._kernel, attacher, request)
+        self._undo.push_async_callback(keeper.close)
+        await keeper.open()
+        self._attachments = keeper
+
+    async def _block(self, blocked: Blocked) -> None:
+        if self._firewall is not None:
+            await self._firewall.set_blocked(blocked)
+
+    async def _apply(self, peers: tuple[PlanePeer, ...]) -> None:
+        if self._plane is not None:
+            await self._plane.apply(peers)
+
+    def set_plane(self, peers: tuple[PlanePeer, ...]) -> None:
+        self._applier.set_plane(peers)
+
+    def set_blocked(self, blocked: Blocked, done: Callable[[], None]) -> None:
+        self._applier.set_blocked(blocked, done)
+
+    def probe(self, mac: bytes, nonce: int, is_answer: bool) -> None:
+        if self._plane is not None:
+            self._plane.probe(mac, nonce, is_answer)
+
+    async def attach(self, container: str, addresses: tuple[str, ...], multicast_route: bool) -> Addresses | Failure:
+        if self._attachments is None:
+            return STARTING
+        return await self._attachments.attach(container, addresses, multicast_route=multicast_route)
+
+    async def detach(self, container: str, addresses: tuple[str, ...]) -> Addresses | Failure:
+        if self._attachments is None:
+            return STARTING
+        return await self._attachments.detach(container, addresses)
+
+    async def ps(self) -> Attachments:
+        return await self._attachments.ps() if self._attachments is not None else Attachments(())
+
+    def warnings(self) -> tuple[str, ...]:
+        parts = (self._plane, self._firewall)
+        return tuple(text for part in parts if part is not None for text in part.warnings())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._undo.aclose()
+
+
+STARTING = Failure(Code.BUSY, "expected a daemon that is ready", "it is still starting", "try again in a second")

@@ -1,0 +1,85 @@
+"""What a daemon stands on before any event loop runs: locks, the opened store, name, key and certificates.
+
+Order matters for start-up time: the certificate child runs while the rest of the program is imported, so this module
+imports little. Everything here blocks.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from weavenet.core.errors import WeaveError
+from weavenet.runtime import identity
+from weavenet.runtime.certificates import Issued, Issuing
+from weavenet.runtime.identity import Me
+from weavenet.runtime.lock import Lock
+from weavenet.runtime.settings import Settings
+from weavenet.runtime.store import Rows, Store, open_store
+
+PID_FILE = "weave.pid"
+LOCK_FILE = "weave.lock"
+
+
+class Foundation:
+    """Made by :meth:`lay`, completed by :meth:`settle`; :meth:`reopen` gives the next life a store again."""
+
+    def __init__(self, settings: Settings, locks: list[Lock], store: Store) -> None:
+        self.settings = settings
+        self.store = store
+        self.rows: Rows = {}
+        self.issued: Issued | None = None
+        self._locks = locks
+        self._name = ""
+        self._issuing: Issuing | None = None
+
+    @classmethod
+    def lay(cls, settings: Settings) -> Foundation:
+        """Lock, open the store, start the certificate child. Raises WeaveError (AlreadyRunning among them)."""
+        locks = [Lock.acquire(Path(settings.run_dir) / PID_FILE)]
+        try:
+            store = open_store(Path(settings.data_dir))
+            try:
+                locks.append(Lock.acquire(Path(settings.data_dir) / LOCK_FILE))
+                self = cls(settings, locks, store)
+                self.rows = store.load()
+                self._name = identity.choose_name(settings, self.rows)
+                self._issuing = Issuing(identity.order(settings, self.rows, self._name))
+            except BaseException:
+                store.close()
+                raise
+        except BaseException:
+            for lock in locks:
+                lock.release()
+            raise
+        return self
+
+    def settle(self) -> Me:
+        """Wait for the child, make key and name durable. Raises WeaveError."""
+        if self._issuing is not None:
+            self.issued = self._issuing.collect()
+            self._issuing = None
+        if self.issued is None:
+            raise RuntimeError("a foundation is settled after it was laid")
+        identity.remember(self.store, self.rows, self.issued, self._name)
+        return Me(self._name, self.settings.nickname or os.uname().nodename, self.issued)
+
+    def reopen(self) -> Me:
+        """After a life ended: the store as it is on disk, every page written anew. Raises WeaveError; may be called
+        again then."""
+        self.store.close()
+        store = open_store(Path(self.settings.data_dir))
+        try:
+            store.rewrite()
+            self.rows = store.load()
+        except WeaveError:
+            store.close()
+            raise
+        self.store = store
+        return self.settle()
+
+    def close(self) -> None:
+        self.store.close()
+        for lock in self._locks:
+            lock.release()
+        self._locks = []

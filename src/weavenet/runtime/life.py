@@ -1,0 +1,135 @@
+"""One life of a node: from what is on disk, through any number of events, to the failure or stop that ends it.
+
+Composes store, links, data path, node and executor. A life never continues after a failed commit or a bug in the node;
+the daemon then begins another one from the store.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+
+from weavenet.core.commands import Command, Result
+from weavenet.core.config import NodeConfig
+from weavenet.core.effects import PlanePeer
+from weavenet.core.errors import Failure, RefusalCode
+from weavenet.core.events import Event
+from weavenet.core.messages import Message
+from weavenet.core.node import Node
+from weavenet.core.types import PeerId
+from weavenet.runtime.certificates import peer_id
+from weavenet.runtime.datapath import Blocked, Datapath
+from weavenet.runtime.executor import Executor
+from weavenet.runtime.foundation import Foundation
+from weavenet.runtime.identity import Me, node_rows
+from weavenet.runtime.links import Links
+from weavenet.runtime.resolver import local_hosts
+from weavenet.runtime.settings import Settings
+from weavenet.runtime.tls import Credentials
+
+DatapathFactory = Callable[[NodeConfig], Datapath]
+
+
+def node_config(settings: Settings, me: Me, *, port: int, software: str) -> NodeConfig:
+    """What the node is told. Raises nothing: settings were validated."""
+    return NodeConfig(
+        peer=PeerId(peer_id(me.issued.public_key)),
+        name=me.name,
+        nickname=me.nickname,
+        software=software,
+        port=port,
+        ranges=settings.ranges,
+        range_explicit=settings.range_explicit,
+        default_subnet=settings.default_subnet,
+        mode=settings.mode,
+        count=settings.count,
+        seeds=settings.seeds,
+        seed_salt=me.issued.authorities[0].fingerprint,
+        first_start=settings.first_start,
+        conf_targets=settings.conf_targets,
+        launch_targets=settings.targets,
+        discovery=settings.discovery,
+        conn_limit=settings.conn_limit,
+        planes=settings.planes,
+        mtu=settings.mtu,
+        mtu_explicit=settings.mtu_explicit,
+        local_hosts=local_hosts(),
+        authenticated=bool(settings.passwords),
+    )
+
+
+class Life:
+    """Call :meth:`start` once, :meth:`close` once. ``on_end`` is called when it ends by itself, with the reason."""
+
+    def __init__(
+        self,
+        foundation: Foundation,
+        me: Me,
+        make_datapath: DatapathFactory,
+        on_end: Callable[[Failure], None],
+        software: str,
+    ) -> None:
+        settings = foundation.settings
+        self._store = foundation.store
+        credentials = Credentials(me.issued, authenticated=bool(settings.passwords))
+        self._links = Links(credentials, host=settings.host, port=settings.port, post=self._post)
+        self._links.listen()
+        try:
+            config = node_config(settings, me, port=self._links.port, software=software)
+            self.datapath = make_datapath(config)
+            node = Node(config, node_rows(foundation.rows), random.Random(os.urandom(32)))
+            foundation.rows = {}  # the node has its own copies by now
+            self._executor = Executor(node, self._store, self, on_end)
+        except BaseException:
+            self._links.stop_listening()
+            raise
+
+    def _post(self, event: Event) -> None:
+        self._executor.post(event)
+
+    @property
+    def port(self) -> int:
+        return self._links.port
+
+    async def start(self) -> None:
+        """Raises WeaveError or OSError when the host cannot do what is needed; then still close it."""
+        self._store.start(self._executor.durable, self._executor.end)
+        self._executor.start()
+        await self.datapath.open(self._post)
+        await self.datapath.adopt(self._executor.request)
+
+    async def request(self, command: Command) -> Result:
+        return await self._executor.request(command)
+
+    async def close(self, reason: Failure) -> None:
+        """Links are told; the data path is left as it is. The store is the foundation's to close."""
+        await self.datapath.close()  # what it was about to do is given back while the node still answers
+        self._executor.end(reason)
+        await self._links.close(reason.expected)
+
+    # --- what the executor drives ---
+
+    def send(self, link: int, message: Message) -> None:
+        self._links.send(link, message)
+
+    def resolve(self, target: str) -> None:
+        self._links.resolve(target)
+
+    def dial(self, dial: int, host: str, port: int) -> None:
+        self._links.dial(dial, host, port)
+
+    def close_link(self, link: int, code: RefusalCode, sentence: str) -> None:
+        self._links.close_link(link, code, sentence)
+
+    def pause_reading(self, paused: bool) -> None:
+        self._links.pause_reading(paused)
+
+    def set_plane(self, peers: tuple[PlanePeer, ...]) -> None:
+        self.datapath.set_plane(peers)
+
+    def set_blocked(self, blocked: Blocked, done: Callable[[], None]) -> None:
+        self.datapath.set_blocked(blocked, done)
+
+    def probe(self, mac: bytes, nonce: int, is_answer: bool) -> None:
+        self.datapath.probe(mac, nonce, is_answer)

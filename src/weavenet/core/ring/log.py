@@ -1,29 +1,30 @@
 """The decree log: what the electors decided, in order, and what follows from it.
 
 Invariants: entry 0 is the only Genesis; entry i has number i; epochs never decrease; each entry names the hash of its
-predecessor (zeros for the genesis). A log is immutable and never stored in derived form: removed peers, heirs and
-electors are computed from the entries.
+predecessor (zeros for the genesis). Only entries are stored: removed peers, heirs and electors are computed from them.
+A :class:`Chain` is an immutable value; the :class:`Log` is the peer's durable one.
 
 Merge (spec: "IPAM state and merge"): of two logs where one continues the other, the longer; after a fork the one of the
 greater epoch; within one epoch, which cannot happen without amnesia, the one with the smaller hash at the fork, and the
 fork is reported. A different genesis is another cluster's and never merged.
 
 A decree that is invalid in context (an heir who was removed earlier or is removed by it) is a no-op but stays in the
-chain. It does not decide anything, and it does not act on decrees.
+chain. Nothing here decides anything or acts on decrees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from weavenet.core.effects import Change
+from weavenet.core.effects import Change, Outbox
 from weavenet.core.ring.segments import unreadable_row
 from weavenet.core.types import (
     GENESIS_POSITION,
     ZERO16,
+    AddressRange,
     Decree,
     Electors,
     Genesis,
@@ -44,7 +45,7 @@ class LogInvalid(Exception):
     """Entries that do not form a chain; the text says which."""
 
 
-class Log:
+class Chain:
     """An immutable chain of decided decrees; empty before genesis."""
 
     __slots__ = ("electors", "entries", "hashes", "removed")
@@ -66,13 +67,13 @@ class Log:
         return len(self.entries)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Log) and self.hashes == other.hashes
+        return isinstance(other, Chain) and self.hashes == other.hashes
 
     def __hash__(self) -> int:
         return hash(self.hashes)
 
     def __repr__(self) -> str:
-        return f"Log({list(self.entries)!r})"
+        return f"Chain({list(self.entries)!r})"
 
     @property
     def hash(self) -> bytes:
@@ -98,57 +99,114 @@ class Log:
     def tail(self, start: int) -> tuple[LogEntry, ...]:
         return self.entries[start:]
 
-    def with_decree(self, position: Position, decree: Decree) -> Log:
-        """This log and one more entry. Raises LogInvalid."""
-        return Log((*self.entries, LogEntry(position, self.hash, decree)))
+    def with_decree(self, position: Position, decree: Decree) -> Chain:
+        """This chain and one more entry. Raises LogInvalid."""
+        return Chain((*self.entries, LogEntry(position, self.hash, decree)))
 
-    def merge(self, start: int, entries: Sequence[LogEntry]) -> LogMerge:
+    def merge(self, start: int, entries: Sequence[LogEntry]) -> Merged:
         """Merge what another peer holds from index ``start`` on."""
         if not entries:
-            return LogMerge(self)
-        if start > len(self):
-            return LogMerge(self, pull_from=len(self))
-        if start > 0 and entries[0].predecessor != self.hashes[start - 1]:
-            return LogMerge(self, pull_from=0)
+            return Merged(self)
+        if start > len(self) or (start > 0 and entries[0].predecessor != self.hashes[start - 1]):
+            return Merged(self)  # does not connect; whoever wants it asks for an earlier part
         try:
-            theirs = Log((*self.entries[:start], *entries))
+            theirs = Chain((*self.entries[:start], *entries))
         except LogInvalid as error:
-            return LogMerge(self, problem=f"refused a decree log: {error}")
+            return Merged(self, problem=f"refused a decree log: {error}")
         return self._choose(theirs)
 
-    def _choose(self, theirs: Log) -> LogMerge:
+    def _choose(self, theirs: Chain) -> Merged:
         fork = next(
             (i for i, pair in enumerate(zip(self.hashes, theirs.hashes, strict=False)) if pair[0] != pair[1]), None
         )
         if fork is None:
-            return LogMerge(theirs if len(theirs) > len(self) else self)
+            return Merged(theirs if len(theirs) > len(self) else self)
         if fork == 0:
-            return LogMerge(self, problem="refused a decree log that begins with another genesis")
+            return Merged(self, problem="refused a decree log that begins with another genesis")
         mine_epoch, their_epoch = _epoch(self), _epoch(theirs)
         if mine_epoch != their_epoch:
-            return LogMerge(theirs if their_epoch > mine_epoch else self)
+            return Merged(theirs if their_epoch > mine_epoch else self)
         problem = (
             f"the decree log forks at entry {fork} within one epoch ({self.hashes[fork].hex()} here, "
             f"{theirs.hashes[fork].hex()} there): an elector has lost or restored its disk"
         )
-        return LogMerge(theirs if theirs.hashes[fork] < self.hashes[fork] else self, problem=problem)
+        return Merged(theirs if theirs.hashes[fork] < self.hashes[fork] else self, problem=problem)
 
 
 @dataclass(frozen=True, slots=True)
-class LogMerge:
-    """``log`` is what to hold from now on. ``pull_from``: the sender's entries do not connect, ask it for its log from
-    this index. ``problem``: a sentence to report, or empty."""
+class Merged:
+    """``chain`` is what to hold from now on. ``problem``: a sentence to report, or empty."""
 
-    log: Log
-    pull_from: int | None = None
+    chain: Chain
     problem: str = ""
+
+
+class Log:
+    """The durable log of this peer: a chain, and its rows."""
+
+    __slots__ = ("_chain", "_outbox")
+
+    def __init__(self, rows: Iterable[tuple[bytes, bytes]], outbox: Outbox) -> None:
+        """``rows`` are those of table ``log``. Raises WeaveError for rows that no log can have."""
+        self._chain = _load(sorted(rows))
+        self._outbox = outbox
+
+    def __len__(self) -> int:
+        return len(self._chain)
+
+    @property
+    def chain(self) -> Chain:
+        return self._chain
+
+    @property
+    def entries(self) -> tuple[LogEntry, ...]:
+        return self._chain.entries
+
+    @property
+    def hash(self) -> bytes:
+        return self._chain.hash
+
+    @property
+    def position(self) -> Position | None:
+        return self._chain.position
+
+    @property
+    def genesis(self) -> Genesis | None:
+        return self._chain.genesis
+
+    @property
+    def electors(self) -> tuple[PeerId, ...]:
+        return self._chain.electors
+
+    @property
+    def removed(self) -> Mapping[PeerId, tuple[PeerId, Position]]:
+        return self._chain.removed
+
+    def heir(self, peer: PeerId) -> PeerId:
+        return self._chain.heir(peer)
+
+    def merge(self, start: int, entries: Sequence[LogEntry]) -> bool:
+        """Merge what another peer holds from index ``start`` on; True when something new was learnt and persisted."""
+        merged = self._chain.merge(start, entries)
+        if merged.problem:
+            self._outbox.note("error", "log", merged.problem)
+        if merged.chain == self._chain:
+            return False
+        self._outbox.persist(*log_rows(self._chain, merged.chain))
+        self._chain = merged.chain
+        return True
+
+    def forget(self) -> None:
+        """Drop everything: this peer gave up its own cluster for another."""
+        self._outbox.persist(*log_rows(self._chain, Chain()))
+        self._chain = Chain()
 
 
 def genesis_entry(genesis: Genesis) -> LogEntry:
     return LogEntry(GENESIS_POSITION, ZERO16, genesis)
 
 
-def _epoch(log: Log) -> tuple[int, bytes]:
+def _epoch(log: Chain) -> tuple[int, bytes]:
     position = log.entries[-1].position
     return position.epoch, position.epoch_id
 
@@ -165,10 +223,22 @@ def _chain(entries: tuple[LogEntry, ...]) -> tuple[bytes, ...]:
             raise LogInvalid(f"entry {index} is {'a second' if index else 'no'} genesis")
         if index == 0 and entry.position != GENESIS_POSITION:
             raise LogInvalid("the genesis is not at its position")
+        if isinstance(entry.decree, Genesis):
+            _check_genesis(entry.decree)
         if index > 0 and entry.position <= entries[index - 1].position:
             raise LogInvalid(f"entry {index} has a lower epoch than the entry before it")
         hashes.append(entry_hash(entry))
     return tuple(hashes)
+
+
+def _check_genesis(genesis: Genesis) -> None:
+    if not genesis.ranges or not genesis.owners:
+        raise LogInvalid("the genesis divides no range, or among nobody")
+    for text in genesis.ranges:
+        try:
+            AddressRange.parse(text)
+        except ValueError as error:
+            raise LogInvalid(f"the genesis has no readable range: {error}") from error
 
 
 def _derive(
@@ -192,7 +262,7 @@ def _derive(
 # --- rows ---
 
 
-def log_rows(old: Log, new: Log) -> list[Change]:
+def log_rows(old: Chain, new: Chain) -> list[Change]:
     """Row changes that turn the stored ``old`` into ``new``."""
     same = next(
         (i for i, pair in enumerate(zip(old.hashes, new.hashes, strict=False)) if pair[0] != pair[1]),
@@ -203,9 +273,7 @@ def log_rows(old: Log, new: Log) -> list[Change]:
     return rows
 
 
-def load_log(disk: Mapping[tuple[str, bytes], bytes]) -> Log:
-    """The log as persisted. Raises WeaveError for rows that no log can have."""
-    rows = sorted((key, value) for (table, key), value in disk.items() if table == LOG_TABLE)
+def _load(rows: Sequence[tuple[bytes, bytes]]) -> Chain:
     entries: list[LogEntry] = []
     for index, (key, value) in enumerate(rows):
         if key != _key(index):
@@ -215,7 +283,7 @@ def load_log(disk: Mapping[tuple[str, bytes], bytes]) -> Log:
         except msgspec.DecodeError as error:
             raise unreadable_row(LOG_TABLE, key, str(error)) from error
     try:
-        return Log(entries)
+        return Chain(entries)
     except LogInvalid as error:
         raise unreadable_row(LOG_TABLE, b"", str(error)) from error
 

@@ -45,7 +45,7 @@ def wins(new: Stamp, old: Stamp) -> bool:
 class Ring:
     """An immutable ring of a range with ``size`` addresses; partial rings (deltas, pages) are rings too."""
 
-    __slots__ = ("_digests", "_hash", "segments", "size")
+    __slots__ = ("_digests", "_hash", "_shares", "segments", "size")
 
     size: int
     segments: tuple[Segment, ...]
@@ -56,6 +56,7 @@ class Ring:
         self.segments = canonical(size, tuple(segments))
         self._digests: list[bytes | None] = [None] * DIGEST_BUCKETS
         self._hash: bytes | None = None
+        self._shares: dict[PeerId, int] | None = None
 
     def merge(self, segments: Iterable[Segment]) -> tuple[Ring, tuple[Segment, ...]]:
         """The pointwise maximum, and the pieces of it that differ from this ring. Raises SegmentsInvalid."""
@@ -100,6 +101,16 @@ class Ring:
             else:
                 found.append((segment.start, segment.end))
         return tuple(found)
+
+    @property
+    def shares(self) -> Mapping[PeerId, int]:
+        """Owner → number of addresses stamped with it."""
+        if self._shares is None:
+            self._shares = {}
+            for segment in self.segments:
+                owner = segment.stamp.owner
+                self._shares[owner] = self._shares.get(owner, 0) + segment.end - segment.start
+        return self._shares
 
     @property
     def is_full(self) -> bool:

@@ -1,0 +1,214 @@
+"""What this peer durably has: its view of the ring, the addresses its containers hold, and whether any was ever used.
+
+Invariants (spec: "IPAM state and merge"): the ring is full from genesis on and never ahead of the log (I3); an address
+held inside the range is ours or blocked (I2). Each change is one Persist, complete before anything that shows it.
+Everything is rebuilt from rows; what a crash between two persists can leave behind (a genesis without its ring, a ring
+of a cluster that was given up) is put right at load.
+
+It decides nothing: allocation, grants and binding are others' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from weavenet.core.config import NodeConfig
+from weavenet.core.effects import Change, Outbox
+from weavenet.core.errors import InvariantBroken
+from weavenet.core.ring.blocking import Blocked
+from weavenet.core.ring.genesis import initial_ring
+from weavenet.core.ring.holdings import Holding, Holdings, freed_rows, held_rows
+from weavenet.core.ring.log import Log
+from weavenet.core.ring.segments import RING_TABLE, Ring, SegmentsInvalid, load_ring, ring_rows, unreadable_row
+from weavenet.core.ring.space import OwnSpace
+from weavenet.core.types import AddressRange, Segment
+
+META_TABLE = "meta"
+_USED = b"used"
+
+
+class Estate:
+    """Shared by the parts of IPAM; see the module for what it keeps true."""
+
+    def __init__(self, config: NodeConfig, log: Log, disk: Mapping[tuple[str, bytes], bytes], outbox: Outbox) -> None:
+        """Raises WeaveError for rows that this program cannot have written."""
+        self.me = config.peer
+        self.is_on = bool(config.ranges)
+        self.log = log
+        self.outbox = outbox
+        self.used = (META_TABLE, _USED) in disk
+        self._configured = AddressRange.parse(config.ranges[0]) if config.ranges else None
+        self.area = self._area()
+        self.holdings = Holdings(disk)
+        self.space = OwnSpace(self.me, self.holdings)
+        self.blocked = Blocked(self.holdings, disk)
+        self._checked: Ring | None = None
+        ring, self._repairs = self._load(disk)
+        self._occupy(ring)
+
+    # --- views ---
+
+    @property
+    def ring(self) -> Ring:
+        return self.space.ring
+
+    @property
+    def has_ring(self) -> bool:
+        return bool(self.space.ring.segments)
+
+    @property
+    def may_use(self) -> bool:
+        """False once our own log says that we were removed."""
+        return self.me not in self.log.removed
+
+    def usable(self, offset: int) -> bool:
+        """May this peer allocate or grant the address (not regarding whether somebody here holds it)?"""
+        return self.may_use and self.space.owns(offset) and offset not in self.blocked
+
+    # --- beginning, and beginning again ---
+
+    def store_repairs(self) -> None:
+        """Persist what loading had to put right."""
+        self.outbox.persist(*self._repairs)
+        self._repairs = []
+
+    def adopt_genesis(self) -> None:
+        """The log has a genesis: take its range and make its ring."""
+        genesis = self.log.genesis
+        if genesis is None or self.has_ring:
+            return
+        before = self.area
+        self.area = self._area()
+        if before is not None and self.area != before and self.area is not None:
+            self.outbox.note("info", "ipam", f"the cluster divides {self.area.cidr}, not {before.cidr}: using that")
+        ring = initial_ring(genesis)
+        self._repairs += ring_rows(0, Ring(ring.size), ring, ring.segments)
+        self._occupy(ring)
+        self.store_repairs()
+
+    def forget(self) -> None:
+        """Give up the ring for another cluster's. Only before anything was used. The log is forgotten beside it."""
+        if self.used:
+            raise InvariantBroken("a peer whose addresses are in use cannot give up its ring")
+        old = self.ring
+        self._repairs += [Change(RING_TABLE, row.key, None) for row in ring_rows(0, Ring(old.size), old, old.segments)]
+        self.area = self._area()
+        self._occupy(Ring(old.size))
+        self.store_repairs()
+
+    def _area(self) -> AddressRange | None:
+        genesis = self.log.genesis
+        return self._configured if genesis is None else AddressRange.parse(genesis.ranges[0])
+
+    def _load(self, disk: Mapping[tuple[str, bytes], bytes]) -> tuple[Ring, list[Change]]:
+        genesis, area = self.log.genesis, self.area
+        if genesis is None or area is None:
+            return Ring(0), [Change(RING_TABLE, key, None) for table, key in disk if table == RING_TABLE]
+        ring = load_ring(0, area.size, disk)
+        if not ring.segments:
+            ring = initial_ring(genesis)
+            return ring, ring_rows(0, Ring(area.size), ring, ring.segments)
+        if not ring.is_full:
+            raise unreadable_row(RING_TABLE, b"", "rows are missing: some addresses have no owner")
+        if self._is_ahead(ring.segments):
+            raise unreadable_row(RING_TABLE, b"", "the ring refers to decrees that the log lacks")
+        return ring, []
+
+    def _occupy(self, ring: Ring) -> None:
+        """Set up indexes, free space and blocks for ``ring`` in the present range."""
+        self.holdings.enter(self.area if self.is_on else None)
+        self.space.rebuild(ring)
+        lost = [offset for offset in self.holdings.by_offset if not self.space.owns(offset)]
+        self._repairs += self.blocked.replace(lost)
+
+    # --- the ring ---
+
+    def learn(self, segments: Iterable[Segment]) -> tuple[Segment, ...]:
+        """Merge segments heard of and persist; the pieces that were new. Loud about segments nobody can have made."""
+        changed, rows = self.merge(tuple(segments))
+        self.outbox.persist(*rows)
+        return changed
+
+    def merge(self, segments: tuple[Segment, ...]) -> tuple[tuple[Segment, ...], list[Change]]:
+        """The pieces of ``segments`` that were new, and the rows that store them: ring, and addresses lost or regained
+        by it. The caller persists the rows with this event."""
+        if self._is_ahead(segments):
+            self.outbox.note("warning", "ipam", "ignored ring segments that refer to decrees our log lacks")
+            return (), []
+        old = self.ring
+        try:
+            new, changed = old.merge(segments)
+        except SegmentsInvalid as error:
+            self.outbox.note("warning", "ipam", f"ignored ring segments: {error}")
+            return (), []
+        if not changed:
+            return (), []
+        rows = ring_rows(0, old, new, changed)
+        self.space.follow(new, changed)
+        for piece in changed:
+            for offset in self.holdings.within(piece.start, piece.end):
+                rows += self.blocked.unblock(offset) if piece.stamp.owner == self.me else self._block(offset)
+        return changed, rows
+
+    def _block(self, offset: int) -> list[Change]:
+        rows = self.blocked.block(offset)
+        if rows:
+            for holding in self.holdings.holders(offset):
+                text = (
+                    f"{holding.address} of {holding.ident} now belongs to another peer: blocked until it gives it back"
+                )
+                self.outbox.note("warning", "ipam", text)
+        return rows
+
+    def _is_ahead(self, segments: Iterable[Segment]) -> bool:
+        limit = self.log.position
+        return limit is None or any(segment.stamp.position > limit for segment in segments)
+
+    # --- holdings ---
+
+    def hold(self, holding: Holding, offset: int | None) -> None:
+        """``holding`` is durable before anything said after this. In the range the address must be usable and taken
+        out of the free space."""
+        self.holdings.put(holding, offset)
+        self.outbox.persist(*held_rows(holding), *self.use())
+
+    def free(self, now: float, holdings: Iterable[Holding]) -> None:
+        """Nobody uses these any more."""
+        rows: list[Change] = []
+        for holding in holdings:
+            rows += freed_rows(holding)
+            offset = self.holdings.drop(holding)
+            if offset is None:
+                self.blocked.touched()
+            elif offset in self.blocked:
+                rows += self.blocked.unblock(offset)
+            else:
+                self.space.give_back(now, offset)
+        self.outbox.persist(*rows)
+
+    def use(self) -> tuple[Change, ...]:
+        """The row that says something was allocated, claimed or granted here, the first time."""
+        if self.used:
+            return ()
+        self.used = True
+        return (Change(META_TABLE, _USED, b"1"),)
+
+    # --- invariants ---
+
+    def check(self) -> None:
+        """Raises InvariantBroken unless I1-I3 hold here."""
+        ring = self.ring
+        if ring is not self._checked:
+            ring.check()
+            if self.log.genesis is not None and not ring.is_full:
+                raise InvariantBroken("the ring is not full after genesis")
+            if ring.segments and self._is_ahead(ring.segments):
+                raise InvariantBroken("the ring is ahead of the log")
+            self._checked = ring
+        self.space.check()
+        self.holdings.check()
+        for offset, holding in self.holdings.by_offset.items():
+            if self.space.owns(offset) == (offset in self.blocked):
+                raise InvariantBroken(f"{holding.address} of {holding.ident} is not ours and not blocked, or both")
+        if self.holdings.by_offset and not self.used:
+            raise InvariantBroken("addresses are held here, yet nothing counts as used")

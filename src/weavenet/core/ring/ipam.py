@@ -1,0 +1,403 @@
+"""IPAM of one peer: its estate, the commands of its containers, and space to and from other peers.
+
+Only an owner grants or re-versions its own usable space. A grant is final: it is durable before it is sent, repeated
+for the same request, and never given to anybody else, since in the ring it belongs to the requester from then on. Own
+touching segments are joined under one stamp now and then (compaction), so that grants do not fragment the ring.
+
+A seed binds its share (spec: "IPAM: ring, electors, decrees", Genesis) by stamping the segments of its virtual owner
+with its own PeerId, version 2, once, and only after :meth:`Ipam.allow_binding`.
+
+It does not replicate the ring (:meth:`Ipam.take_delta` says what to push), decide the genesis, or talk to the bridge.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from weavenet.core.commands import Command
+from weavenet.core.config import GenesisMode, NodeConfig
+from weavenet.core.effects import Change, Outbox
+from weavenet.core.limits import SEGMENTS_MAX
+from weavenet.core.messages.gossip import RingDelta
+from weavenet.core.messages.unicast import SpaceDenied, SpaceGrant, SpaceRequest
+from weavenet.core.report import IpamReport
+from weavenet.core.ring.allocation import Allocation, taken
+from weavenet.core.ring.estate import META_TABLE, Estate
+from weavenet.core.ring.genesis import seed_owner
+from weavenet.core.ring.granting import Given, Grants, choose_block, next_stamp
+from weavenet.core.ring.log import Log
+from weavenet.core.ring.reporting import ipam_report
+from weavenet.core.ring.seeking import Need, Seeker
+from weavenet.core.ring.segments import Ring
+from weavenet.core.types import GENESIS_POSITION, PeerId, Segment, Stamp
+
+COMPACT_INTERVAL_S = 60.0
+"""Own touching segments are joined at most this often: each time costs one gossiped change."""
+DELTA_SEGMENTS_MAX = 512
+"""Segments per pushed delta: about 25 kB, well inside a page."""
+_BOUND = b"bound"
+
+
+class Ipam:
+    """``incarnation`` grows from start to start in its bits above the lowest 32. Raises WeaveError for unreadable
+    rows."""
+
+    def __init__(  # noqa: PLR0917
+        self,
+        config: NodeConfig,
+        log: Log,
+        disk: Mapping[tuple[str, bytes], bytes],
+        outbox: Outbox,
+        rng: random.Random,
+        incarnation: int,
+    ) -> None:
+        self._config = config
+        self._log = log
+        self._outbox = outbox
+        self.estate = Estate(config, log, disk, outbox)
+        self.allocation = Allocation(self.estate, config.default_subnet)
+        self.seeker = Seeker(incarnation, outbox, rng)
+        self._grants = Grants(disk)
+        self._reachable: frozenset[PeerId] = frozenset()
+        self._bound = (META_TABLE, _BOUND) in disk and log.genesis is not None
+        self._may_bind = False
+        self._reclaiming: Need | None = None
+        self._reclaim_at: float | None = None
+        self._compact_at: float | None = None
+        self._news: list[Segment] = []
+
+    def start(self, now: float) -> None:
+        """Persist what loading put right; go on claiming back what is blocked."""
+        self.estate.store_repairs()
+        self._want_compaction(now)
+        self._pump(now)
+
+    # --- views ---
+
+    @property
+    def ring(self) -> Ring:
+        return self.estate.ring
+
+    @property
+    def ring_hash(self) -> bytes:
+        return self.estate.ring.hash
+
+    @property
+    def has_ring(self) -> bool:
+        return self.estate.has_ring
+
+    @property
+    def used(self) -> bool:
+        """Was anything ever allocated, claimed or granted here? Durable; a used singleton does not yield."""
+        return self.estate.used
+
+    @property
+    def needs_genesis(self) -> bool:
+        """A request waits for the first division of addresses."""
+        return bool(self.allocation.waiting) and not self.estate.has_ring
+
+    @property
+    def bound(self) -> bool:
+        """False while the share of our seed name is still its virtual owner's."""
+        return self._bound or self._virtual_owner() is None
+
+    def blocked(self) -> tuple[tuple[str, str], ...]:
+        """(ident, address) whose frames the bridge must drop, sorted."""
+        return self.estate.blocked.pairs()
+
+    def owns_space(self, peer: PeerId) -> bool:
+        return peer in self.estate.ring.shares
+
+    def usable(self, offset: int) -> bool:
+        return self.estate.usable(offset)
+
+    def bucket_hashes(self, range_index: int) -> tuple[bytes, ...]:
+        return (self.estate.ring if range_index == 0 else Ring(0)).bucket_hashes()
+
+    def buckets(self, range_index: int, buckets: Sequence[int]) -> RingDelta:
+        """The ring's content in the given 64ths of the range."""
+        ring = self.estate.ring if range_index == 0 else Ring(0)
+        pieces = [piece for bucket in buckets for piece in ring.within(*ring.bucket_bounds(bucket))]
+        return RingDelta(range_index, len(self._log), Ring(ring.size, pieces).segments)
+
+    def all_segments(self) -> tuple[tuple[Segment, ...], ...]:
+        """Segments per range."""
+        return (self.estate.ring.segments,)
+
+    def report(
+        self,
+        now: float,
+        *,
+        label: Callable[[PeerId], tuple[str, str]],
+        unreachable_since: Callable[[PeerId], float | None],
+    ) -> IpamReport:
+        """What ``status ipam`` shows, except for what only the election knows (quorum, missing electors)."""
+        return ipam_report(
+            now,
+            estate=self.estate,
+            waiting=self.allocation.waiting.values(),
+            seeker=self.seeker,
+            reachable=self._reachable,
+            default_subnet=self._config.default_subnet,
+            label=lambda peer: self._label(peer, label),
+            unreachable_since=unreachable_since,
+        )
+
+    def _label(self, peer: PeerId, known: Callable[[PeerId], tuple[str, str]]) -> tuple[str, str]:
+        """Names also the virtual owners of seeds, which are nobody's record."""
+        for name in self._config.seeds:
+            if peer == seed_owner(name, self._config.seed_salt):
+                return name, "seed, not started yet"
+        return known(peer)
+
+    def check(self) -> None:
+        """Raises InvariantBroken when the state is not sound."""
+        self.estate.check()
+
+    # --- the ring, as the node feeds it ---
+
+    def adopt_genesis(self, now: float) -> None:
+        """The log just got its genesis: make the ring and serve who waited for it."""
+        self.estate.adopt_genesis()
+        self._bind()
+        self._pump(now)
+
+    def forget(self) -> None:
+        """Yield: drop the ring, which nobody used. What waits goes on waiting for the other cluster's."""
+        self.estate.forget()
+        rows = self._grants.forget()
+        if self._bound:
+            self._bound = False
+            rows.append(Change(META_TABLE, _BOUND, None))
+        self._outbox.persist(*rows)
+        self.seeker.clear()
+        self._news.clear()
+
+    def allow_binding(self, now: float) -> None:
+        """We may take the share of our seed name: another seed's ring is merged, or this is the first start of all."""
+        self._may_bind = True
+        if self._bind():
+            self._pump(now)
+
+    def merge_ring(self, now: float, delta: RingDelta) -> RingDelta | None:
+        """Merge what others know; what was new, durable here, to be passed on."""
+        if delta.range_index != 0 or delta.log_length > len(self._log):
+            return None
+        changed = self.estate.learn(delta.segments)
+        if not changed:
+            return None
+        self._after_change(now, changed)
+        self._pump(now)
+        return RingDelta(0, len(self._log), changed)
+
+    def set_reachable(self, now: float, peers: frozenset[PeerId]) -> None:
+        if peers != self._reachable:
+            self._reachable = peers
+            self._pump(now)
+
+    def take_delta(self) -> RingDelta | None:
+        """Own ring changes to push, a page at a time; None when all were taken."""
+        if not self._news:
+            return None
+        page, self._news = self._news[:DELTA_SEGMENTS_MAX], self._news[DELTA_SEGMENTS_MAX:]
+        return RingDelta(0, len(self._log), Ring(self.estate.ring.size, page).segments)
+
+    # --- commands and time ---
+
+    def command(self, now: float, request: int, command: Command) -> bool:
+        """Answer a command now or later; False when it is not about addresses."""
+        handled = self.allocation.command(now, request, command)
+        if self.allocation.stirred:
+            self._pump(now)
+        return handled
+
+    def cancel(self, request: int) -> None:
+        """Its client went away. The need for space is dropped with the next event that looks at it."""
+        self.allocation.cancel(request)
+
+    def deadline(self) -> float | None:
+        times = (self.allocation.deadline(), self.seeker.deadline(), self._reclaim_at, self._compact_at)
+        return min((time for time in times if time is not None), default=None)
+
+    def tick(self, now: float) -> None:
+        self.allocation.tick(now)
+        if self._compact_at is not None and now >= self._compact_at:
+            self._compact_at = None
+            self._compact()
+        self._pump(now)
+
+    # --- messages between peers ---
+
+    def body(self, now: float, source: PeerId, body: SpaceRequest | SpaceGrant | SpaceDenied) -> None:
+        match body:
+            case SpaceRequest():
+                self._requested(now, source, body)
+            case SpaceGrant():
+                self._granted(now, source, body)
+            case SpaceDenied():
+                self._denied(now, source, body)
+
+    def _requested(self, now: float, source: PeerId, body: SpaceRequest) -> None:
+        estate = self.estate
+        if source == estate.me or source in self._log.removed or not estate.has_ring:
+            return
+        last = self._grants.last(source)
+        if last is not None and body.request <= last.request:
+            if body.request == last.request:
+                self._answer(source, last)
+            return
+        denial = ""
+        chosen: tuple[int, int] | None = None
+        if body.range_index == 0 and body.low < body.high <= estate.ring.size and estate.may_use:
+            if len(estate.ring.segments) + 2 > SEGMENTS_MAX:
+                self._outbox.note("warning", "ipam", f"gave no space: the ring has {SEGMENTS_MAX} segments")
+            elif body.exact:
+                denial = self._holder_within(body.low, body.high)
+                chosen = None if denial or not estate.space.owns_all(body.low, body.high) else (body.low, body.high)
+            else:
+                estate.space.wake(now)
+                chosen = choose_block(estate.space.free, body.low, body.high)
+        if chosen is None:
+            self._outbox.unicast(source, SpaceDenied(body.request, denial))
+        else:
+            self._give(now, source, body.request, *chosen)
+
+    def _give(self, now: float, requester: PeerId, request: int, low: int, high: int) -> None:
+        """One step to disk: the space is the requester's, and the answer is remembered."""
+        segment = Segment(low, high, next_stamp(self.estate.ring.within(low, high), requester))
+        given = Given(request, (segment,))
+        rows = self.retire(segment)
+        self._outbox.persist(*rows, self._grants.remember(requester, given), *self.estate.use())
+        self._answer(requester, given)
+        self._after_change(now, (segment,))
+        self._news.append(segment)
+
+    def retire(self, segment: Segment) -> list[Change]:
+        """Take granted space out of our hands for ever; the rows that make it so."""
+        return self.estate.merge((segment,))[1]
+
+    def _answer(self, requester: PeerId, given: Given) -> None:
+        self._outbox.unicast(requester, SpaceGrant(given.request, 0, len(self._log), given.segments))
+
+    def _holder_within(self, low: int, high: int) -> str:
+        """Who here uses an address of [low, high), in words; empty when nobody does."""
+        held = self.estate.holdings.within(low, high)
+        if not held:
+            return ""
+        return f"{self.estate.holdings.by_offset[held[0]].ident} on {self._config.nickname or self._config.name}"
+
+    def _granted(self, now: float, source: PeerId, body: SpaceGrant) -> None:
+        if body.range_index != 0 or body.log_length > len(self._log):
+            return  # asked again until our log has caught up
+        changed = self.estate.learn(body.segments)
+        ask = self.seeker.answered(source, body.request)
+        if changed:
+            self._after_change(now, changed)
+            self._news.extend(changed)
+        elif ask is not None:
+            self.seeker.denied(now, ask)  # it taught nothing and did not help: somebody else's turn
+        self._pump(now)
+
+    def _denied(self, now: float, source: PeerId, body: SpaceDenied) -> None:
+        ask = self.seeker.answered(source, body.request)
+        if ask is None:
+            return
+        self.seeker.denied(now, ask)
+        if ask.need.exact and body.taken_by and self.estate.area is not None:
+            self.allocation.refuse(ask.need, taken(self.estate.area.address(ask.need.low), body.taken_by))
+        if ask.need == self._reclaiming:
+            self._reclaiming = None
+            if ask.need.low in self.estate.blocked:
+                self._outbox.persist(*self.estate.blocked.refused(now, ask.need.low, body.taken_by))
+        self._pump(now)
+
+    # --- own changes ---
+
+    def _pump(self, now: float) -> None:
+        """Serve who can be served, and go after what the others need."""
+        needs = self.allocation.serve(now) if self.allocation.waiting else []
+        self.allocation.stirred = False
+        self._reclaim_at = None
+        if self.estate.blocked:
+            needs += self._reclaim(now)
+        if needs:
+            self.seeker.seek(now, needs, self._owners, self._reachable)
+        elif not self.seeker.is_idle:
+            self.seeker.clear()
+
+    def _reclaim(self, now: float) -> list[Need]:
+        """The one blocked address to claim back next, if its owner can be asked."""
+        blocked = self.estate.blocked
+        self._reclaim_at = blocked.deadline(now)
+        current = self._reclaiming
+        if current is not None and current in self.seeker.asks and current.low in blocked:
+            return [current]
+        for offset in blocked.due(now):
+            need = Need(offset, offset + 1, exact=True)
+            if any(owner in self._reachable for owner in self._owners(need)):
+                self._reclaiming = need
+                return [need]
+        self._reclaiming = None
+        return []
+
+    def _owners(self, need: Need) -> Mapping[PeerId, int]:
+        """Others who have space in the window (heirs for the removed) → how much."""
+        shares: dict[PeerId, int] = {}
+        for piece in self.estate.ring.within(need.low, need.high):
+            owner = self._log.heir(piece.stamp.owner)
+            if owner != self.estate.me:
+                shares[owner] = shares.get(owner, 0) + piece.end - piece.start
+        return shares
+
+    def _after_change(self, now: float, changed: Sequence[Segment]) -> None:
+        if any(piece.stamp.owner == self.estate.me for piece in changed):
+            self._want_compaction(now)
+
+    def _want_compaction(self, now: float) -> None:
+        if self._compact_at is None and self.estate.has_ring:
+            self._compact_at = now + COMPACT_INTERVAL_S
+
+    def _compact(self) -> None:
+        if not self.estate.may_use:
+            return
+        runs: list[list[Segment]] = []
+        for segment in self.estate.ring.segments:
+            if segment.stamp.owner != self.estate.me:
+                continue
+            if runs and runs[-1][-1].end == segment.start:
+                runs[-1].append(segment)
+            else:
+                runs.append([segment])
+        joined = [Segment(run[0].start, run[-1].end, next_stamp(run, self.estate.me)) for run in runs if len(run) > 1]
+        if joined:
+            self._news.extend(self.estate.learn(joined))
+
+    # --- seeds ---
+
+    def _virtual_owner(self) -> PeerId | None:
+        """The id that owns the share of our seed name; None when there is no such share."""
+        config, genesis = self._config, self._log.genesis
+        if config.mode is not GenesisMode.SEED or config.name not in config.seeds or genesis is None:
+            return None
+        owner = seed_owner(config.name, config.seed_salt)
+        return owner if owner in genesis.owners else None
+
+    def _bind(self) -> bool:
+        owner = self._virtual_owner()
+        if self._bound or not self._may_bind or owner is None or not self.estate.has_ring:
+            return False
+        stamp = Stamp(GENESIS_POSITION, 2, self.estate.me)
+        share = [
+            Segment(piece.start, piece.end, stamp) for piece in self.estate.ring.segments if piece.stamp.owner == owner
+        ]
+        changed, rows = self.estate.merge(tuple(share))
+        self._bound = True
+        self._outbox.persist(*rows, Change(META_TABLE, _BOUND, msgspec.msgpack.encode(owner)))
+        self._news.extend(changed)
+        if not changed:
+            text = f"the share of seed {self._config.name} is another peer's already: addresses come by grant"
+            self._outbox.note("warning", "ipam", text)
+        return True

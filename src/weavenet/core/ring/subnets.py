@@ -1,0 +1,90 @@
+"""What a subnet or an address argument means within the cluster's range, or why it is refused.
+
+Pure functions of text; nothing here knows who owns or uses an address.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from weavenet.core.errors import Code, Failure
+from weavenet.core.limits import SUBNET_ADDRESSES_MIN
+from weavenet.core.types import AddressRange
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A subnet clipped to the range ``area``: offsets [low, high), of which [first, stop) may be
+    allocated (the first and last address of the subnet itself never are)."""
+
+    area: AddressRange
+    cidr: str
+    prefix_length: int
+    low: int
+    high: int
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An explicitly named address with its prefix; ``offset`` is None outside the range."""
+
+    address: str
+    cidr: str
+    prefix_length: int
+    offset: int | None
+
+    @property
+    def text(self) -> str:
+        return f"{self.address}/{self.prefix_length}"
+
+
+def subnet_window(area: AddressRange, text: str) -> Window | Failure:
+    """The allocatable part of the subnet ``text`` within ``area``."""
+    try:
+        interface = ipaddress.ip_interface(text)
+    except ValueError as error:
+        return Failure(Code.INVALID, "a subnet such as 10.32.1.0/24", f"{text!r}: {error}")
+    network = interface.network
+    if interface.ip != network.network_address:
+        next_step = f"use {network.with_prefixlen} for the subnet"
+        return Failure(Code.INVALID, "a subnet without host bits", text, next_step)
+    if network.num_addresses < SUBNET_ADDRESSES_MIN:
+        found = f"{network.with_prefixlen} has {network.num_addresses}"
+        return Failure(Code.INVALID, f"a subnet of at least {SUBNET_ADDRESSES_MIN} addresses", found)
+    subnet = AddressRange(network.version, int(network.network_address), network.prefixlen)
+    window = area.window(subnet)
+    if window is None:
+        return Failure(
+            Code.OUT_OF_RANGE,
+            f"a subnet inside the allocation range {area.cidr}",
+            network.with_prefixlen,
+            "allocate inside the range, or give the address yourself as IP/PREFIX",
+        )
+    low, high = window
+    first = max(low, subnet.base - area.base + 1)
+    stop = min(high, subnet.base - area.base + network.num_addresses - 1)
+    return Window(area, network.with_prefixlen, network.prefixlen, low, high, first, stop)
+
+
+def claimed_place(area: AddressRange | None, text: str) -> Place | Failure:
+    """What the claim of ``text`` (``ip/prefix``) names. The two addresses of an in-range subnet that no host may have
+    are refused; outside the range everything is the operator's business."""
+    try:
+        interface = ipaddress.ip_interface(text)
+    except ValueError as error:
+        return Failure(Code.INVALID, "an address such as 10.32.1.5/24", f"{text!r}: {error}")
+    network = interface.network
+    address = str(interface.ip)
+    offset = area.offset(address) if area is not None else None
+    if offset is not None and network.num_addresses >= SUBNET_ADDRESSES_MIN:
+        ends = (network.network_address, network.broadcast_address)
+        if interface.ip in ends:
+            return Failure(
+                Code.INVALID,
+                f"an address that a host in {network.with_prefixlen} may have",
+                f"{address} is the {'first' if interface.ip == ends[0] else 'last'} of the subnet",
+            )
+    return Place(address, network.with_prefixlen, network.prefixlen, offset)

@@ -1,0 +1,255 @@
+"""Attaching real namespaces and processes: addresses, deaths, coming back, restarts, failures."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from host_pair import FakeNode, Host, Pair, eventually, run, run_async, until
+
+from weavenet.core.commands import Addresses, Allocate, Destroyed, Died, PutAttachment
+from weavenet.core.errors import Code, Failure
+from weavenet.host.attachments import Attachments
+from weavenet.host.bridge import port_name
+
+pytestmark = pytest.mark.lab
+_numbers = itertools.count()
+
+
+def drive(scenario: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), 40))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def names() -> Iterator[Callable[[], str]]:
+    """Unique namespace names; whatever was made of them is removed at the end."""
+    given: list[str] = []
+
+    def name() -> str:
+        given.append(f"weavetest-{os.getpid()}-{next(_numbers)}")
+        return given[-1]
+
+    yield name
+    for one in given:
+        subprocess.run(["ip", "netns", "delete", one], capture_output=True, check=False)
+
+
+def make(name: str) -> None:
+    subprocess.run(["ip", "netns", "add", name], check=True)
+
+
+def inside(name: str, *command: str) -> str:
+    return subprocess.run(["ip", "netns", "exec", name, *command], capture_output=True, text=True, check=False).stdout
+
+
+async def opened(host: Host, node: FakeNode) -> Attachments:
+    attachments = Attachments(host.kernel, host.attacher, node.request, host.namespace)
+    await attachments.open()
+    return attachments
+
+
+def addresses(result: Addresses | Failure) -> tuple[str, ...]:
+    assert isinstance(result, Addresses), result
+    return result.addresses
+
+
+def refused(result: Addresses | Failure) -> Failure:
+    assert isinstance(result, Failure), result
+    return result
+
+
+def test_attach_more_detach_some_detach_all(names: Callable[[], str]) -> None:
+    async def scenario() -> None:
+        name, node = names(), FakeNode()
+        make(name)
+        async with Pair(firewalled=False) as (host, _):
+            attachments = await opened(host, node)
+            reference = f"netns:{name}"
+            assert addresses(await attachments.attach(reference)) == ("10.32.0.1/12",)
+            assert addresses(await attachments.attach(reference)) == ("10.32.0.1/12",)
+            more = await attachments.attach(reference, ["net:10.40.1.0/24", "ip:10.41.0.7/16", "10.41.0.8/16"])
+            assert addresses(more) == ("10.40.1.2/24", "10.41.0.7/16", "10.41.0.8/16")
+            (listed,) = (await attachments.ps()).attachments
+            assert len(listed.addresses) == 4 and listed.live and listed.requested[0] == "net:default"
+            assert "10.41.0.8/16" in inside(name, "ip", "address")
+            assert addresses(await attachments.detach(reference, ["net:default"])) == ("10.32.0.1/12",)
+            assert addresses(await attachments.detach(reference, ["net:10.41.0.0/16"])) == (
+                "10.41.0.7/16",
+                "10.41.0.8/16",
+            )
+            assert refused(await attachments.detach(reference, ["10.99.0.1/16"])).code is Code.NOT_FOUND
+            assert addresses(await attachments.detach(reference)) == ("10.40.1.2/24",)
+            assert "ethwe" not in inside(name, "ip", "link")
+            assert node.held[name] == [] and node.attachments == {}
+            assert refused(await attachments.detach(reference)).code is Code.NOT_FOUND
+            await attachments.close()
+
+    drive(scenario)
+
+
+def test_concurrent_attaches_of_one_container_end_in_one_interface(names: Callable[[], str]) -> None:
+    async def scenario() -> None:
+        name, node = names(), FakeNode()
+        node.delay_s = 0.05
+        make(name)
+        async with Pair(firewalled=False) as (host, _):
+            attachments = await opened(host, node)
+            calls = [attachments.attach(f"netns:{name}", [f"net:10.{40 + i}.0.0/24"]) for i in range(4)]
+            results = await asyncio.gather(*calls)
+            got = sorted(addresses(result)[0] for result in results)
+            (listed,) = (await attachments.ps()).attachments
+            assert sorted(listed.addresses) == got and len(got) == 4
+            await attachments.close()
+
+    drive(scenario)
+
+
+def test_failures_leave_nothing(names: Callable[[], str]) -> None:
+    async def scenario() -> None:
+        name, node = names(), FakeNode()
+        make(name)
+        async with Pair(firewalled=False) as (host, _):
+            attachments = await opened(host, node)
+            reference = f"netns:{name}"
+            node.refuse = Allocate
+            both = await attachments.attach(reference, ["10.41.0.7/16", "net:default"])
+            assert refused(both).code is Code.NO_SPACE
+            node.refuse = PutAttachment
+            assert refused(await attachments.attach(reference)).code is Code.NO_SPACE
+            node.refuse, node.delay_s = None, 30.0
+            waiting = asyncio.create_task(attachments.attach(reference))
+            await asyncio.sleep(0.1)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            node.delay_s = 0.0
+            assert not node.held.get(name) and node.attachments == {}
+            assert host.kernel.links.get(port_name(name)) is None and "ethwe" not in inside(name, "ip", "link")
+            for bad in ("web", "netns:", "pid:0", "pid:x", "netns:../x", "netns:/etc/passwd", "pid:999999999"):
+                assert refused(await attachments.attach(bad)).code in (Code.INVALID, Code.NOT_FOUND), bad
+            assert refused(await attachments.attach(reference, ["10.1.2.3"])).code is Code.INVALID
+            await attachments.close()
+            own = Attachments(host.kernel, host.attacher, node.request)
+            assert refused(await own.attach(f"pid:{os.getpid()}")).code is Code.INVALID
+            assert "this host" in refused(await own.attach("netns:/proc/self/ns/net")).found
+
+    drive(scenario)
+
+
+def test_deleted_name_is_destroyed_and_applied_again_when_it_comes_back(names: Callable[[], str]) -> None:
+    async def scenario() -> None:
+        name, node = names(), FakeNode()
+        make(name)
+        async with Pair(firewalled=False) as (host, _):
+            attachments = await opened(host, node)
+            assert addresses(await attachments.attach(f"netns:{name}", ["net:10.40.1.0/24", "10.41.0.7/16"]))
+            holder = subprocess.Popen(["ip", "netns", "exec", name, "sleep", "60"])  # keeps the namespace alive
+            try:
+                await run_async(host.namespace, "ip", "netns", "delete", name)
+                await until(lambda: Destroyed(name) in node.log, "destroyed", 1.0)
+                await until(lambda: host.kernel.links.get(port_name(name)) is None, "interface removed", 1.0)
+            finally:
+                holder.kill()
+                holder.wait()
+            assert name not in node.held and (await attachments.ps()).attachments == ()
+            await asyncio.to_thread(make, name)
+            await until(lambda: node.attachments[name].live, "applied again", 3.0)
+            await eventually(
+                lambda: asyncio.to_thread(lambda: "10.41.0.7/16" in inside(name, "ip", "address")), "there"
+            )
+            await attachments.close()
+
+    drive(scenario)
+
+
+def test_deleted_interface_is_destroyed(names: Callable[[], str]) -> None:
+    async def scenario() -> None:
+        name, node = names(), FakeNode()
+        make(name)
+        async with Pair(firewalled=False) as (host, _):
+            attachments = await opened(host, node)
+            addresses(await attachments.attach(f"netns:{name}"))
+            run(host.namespace, "ip", "link", "delete", port_name(name))
+            await until(lambda: Destroyed(name) in node.log, "destroyed", 1.0)
+            assert addresses(await attachments.attach(f"netns:{name}"))  # and can be attached again
+            assert "ethwe" in inside(name, "ip", "link")
+            await attachments.close()
+
+    drive(scenario)
+
+
+def test_ended_process_has_died_and_its_interface_goes() -> None:
+    async def scenario() -> None:
+        node = FakeNode()
+        process = subprocess.Popen(["unshare", "--net", "sleep", "60"])
+        try:
+            async with Pair(firewalled=False) as (host, _):
+                attachments = await opened(host, node)
+
+                async def own_namespace() -> bool:
+                    mine, its = (Path(f"/proc/{pid}/ns/net").readlink() for pid in ("self", process.pid))
+                    return mine != its
+
+                await eventually(own_namespace, "unshared")
+                assert addresses(await attachments.attach(f"pid:{process.pid}"))
+                (listed,) = (await attachments.ps()).attachments
+                process.kill()
+                await until(lambda: Died(listed.ident) in node.log, "died", 1.0)
+                assert host.kernel.links.get(port_name(listed.ident)) is None
+                assert not node.attachments[listed.ident].live and Destroyed(listed.ident) not in node.log
+                await attachments.close()
+        finally:
+            process.kill()
+            process.wait()
+
+    drive(scenario)
+
+
+def test_restart_adopts_replugs_and_destroys(names: Callable[[], str]) -> None:
+    async def scenario() -> None:
+        kept, lost, gone, node = names(), names(), names(), FakeNode()
+        for name in (kept, lost, gone):
+            make(name)
+        async with Pair(firewalled=False) as (host, _):
+            attachments = await opened(host, node)
+            for name in (kept, lost, gone):
+                addresses(await attachments.attach(f"netns:{name}"))
+            before = {name: node.attachments[name] for name in (kept, lost, gone)}
+            await attachments.close()
+            index = host.kernel.links.get(port_name(kept)).index  # type: ignore[union-attr]
+            run(host.namespace, "ip", "link", "delete", port_name(lost))
+            run(host.namespace, "ip", "netns", "delete", gone)
+            run(host.namespace, "ip", "link", "add", port_name("never put"), "type", "veth")
+            await host.stop()
+            await host.start()
+            attachments = await opened(host, node)
+            assert host.kernel.links.get(port_name(kept)).index == index  # type: ignore[union-attr]
+            assert node.attachments[kept] == before[kept] and node.attachments[lost] == before[lost]
+            assert before[lost].addresses[0] in inside(lost, "ip", "address")
+            assert Destroyed(gone) in node.log and not node.attachments[gone].live
+            assert host.kernel.links.get(port_name("never put")) is None
+            await attachments.close()
+
+    drive(scenario)
+
+
+def test_waiting_call_ends_when_its_container_goes(names: Callable[[], str]) -> None:
+    async def scenario() -> None:
+        name, node = names(), FakeNode()
+        node.delay_s = 30.0
+        make(name)
+        async with Pair(firewalled=False) as (host, _):
+            attachments = await opened(host, node)
+            call = asyncio.create_task(attachments.attach(f"netns:{name}"))
+            await asyncio.sleep(0.1)
+            await run_async(host.namespace, "ip", "netns", "delete", name)
+            failure = refused(await asyncio.wait_for(call, 2.0))
+            assert "went away" in failure.found and not node.held.get(name)
+            await attachments.close()
+
+    drive(scenario)

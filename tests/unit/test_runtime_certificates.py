@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from weavenet.core.errors import WeaveError
-from weavenet.runtime import certificates
-from weavenet.runtime.certificates import Issuing, Order, derive_seed, issue, private_key_pem
+from weavenet.runtime.certificates import Issuing, Order, issue, private_key_pem
+from weavenet.runtime.issuing import EMPTY_PASSWORD_SEED, derive_seed, peer_id
 from weavenet.runtime.tls import public_key_of
 
 IDENTITY_SEED = bytes(range(32))
@@ -24,7 +24,7 @@ def test_vector_of_the_profile() -> None:
     issued = issue(Order(IDENTITY_SEED, NAME, ("correct horse battery staple",)))
     assert derive_seed("correct horse battery staple").hex() == VECTOR["ca_seed"]
     assert issued.public_key.hex() == VECTOR["public_key"]
-    assert certificates.peer_id(issued.public_key).hex() == VECTOR["peer_id"]
+    assert peer_id(issued.public_key).hex() == VECTOR["peer_id"]
     assert issued.authorities[0].fingerprint.hex() == VECTOR["fingerprint"]
     assert issued.authorities[0].certificate.hex() == VECTOR["ca"]
     assert issued.leaf.hex() == VECTOR["leaf"]
@@ -59,7 +59,7 @@ VECTOR = {
 
 
 def test_constant_of_the_empty_password_is_what_scrypt_gives() -> None:
-    assert derive_seed("") == certificates.EMPTY_PASSWORD_SEED
+    assert derive_seed("") == EMPTY_PASSWORD_SEED
 
 
 def test_profile_as_parsed_by_a_library() -> None:

@@ -27,7 +27,7 @@ from weavenet.core.messages import Message, Prune
 from weavenet.core.messages.link import Hello, Refusal
 from weavenet.core.messages.unicast import Routed
 from weavenet.core.types import PeerId
-from weavenet.runtime import certificates, link, links, listener
+from weavenet.runtime import issuing, link, links, listener
 from weavenet.runtime.certificates import Issued, Order, issue
 from weavenet.runtime.links import Links
 from weavenet.runtime.listener import AcceptBucket, listening_sockets
@@ -40,10 +40,10 @@ E = TypeVar("E", bound=Event)
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_scrypt_per_password() -> Iterator[None]:
-    original = certificates.authority_seed
-    certificates.authority_seed = functools.cache(original)
+    original = issuing.authority_seed
+    issuing.authority_seed = functools.cache(original)
     yield
-    certificates.authority_seed = original
+    issuing.authority_seed = original
 
 
 @functools.cache
@@ -488,12 +488,12 @@ def test_stop_tells_the_others() -> None:
 def test_certificate_that_lies_about_its_key() -> None:
     """Signed with the right password, but it names another peer's id."""
     honest, victim = issued(3, ()), issued(4, ())
-    original = certificates.identity_uri
-    certificates.identity_uri = lambda public_key, name: original(victim.public_key, name)
+    original = issuing.identity_uri
+    issuing.identity_uri = lambda public_key, name: original(victim.public_key, name)
     try:
         liar = issue(Order(honest.identity_seed, "00:00:00:00:00:03", ()))
     finally:
-        certificates.identity_uri = original
+        issuing.identity_uri = original
     client = TlsChannel(credentials(1), server_side=False)
     server = TlsChannel(Credentials(liar, authenticated=False), server_side=True)
     with pytest.raises(TlsFailure, match="does not name the owner"):

@@ -155,7 +155,6 @@ class Daemon:
 
     def _ready(self) -> None:
         name = self._me.name if self._me else ""
-        gc.collect()
         gc.freeze()  # what start-up made lives as long as the daemon: later collections need not look at it
         self._notifier.tell(READY="1", STATUS=f"peer {name} is ready")
         _log.info("ready: peer %s, port %d", name, self.identity.port)

@@ -18,11 +18,11 @@ from weavenet.core.events import Event
 from weavenet.core.messages import Message
 from weavenet.core.node import Node
 from weavenet.core.types import PeerId
-from weavenet.runtime.certificates import peer_id
 from weavenet.runtime.datapath import Blocked, Datapath
 from weavenet.runtime.executor import Executor
 from weavenet.runtime.foundation import Foundation
 from weavenet.runtime.identity import Me, node_rows
+from weavenet.runtime.issuing import peer_id
 from weavenet.runtime.links import Links
 from weavenet.runtime.resolver import local_hosts
 from weavenet.runtime.settings import Settings

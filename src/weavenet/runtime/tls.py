@@ -1,6 +1,6 @@
 """TLS 1.3 between two peers, without sockets: bytes in, bytes out, and failures as sentences.
 
-Both sides show a leaf that the password's CA signed, and both verify (profile: ``certificates.py``). ``SSLObject`` over
+Both sides show a leaf that the password's CA signed, and both verify (profile: ``issuing.py``). ``SSLObject`` over
 two memory buffers is driven here rather than by asyncio, because asyncio drops the alert that says why a handshake
 failed. In TLS 1.3 the client's proof reaches the server after the client's own handshake has ended, so a client may
 learn only on its first read that its certificate was refused.
@@ -19,13 +19,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from weavenet.core.types import PeerId
-from weavenet.runtime.certificates import (
-    Issued,
-    authority_name,
-    certificate_pem,
-    peer_id,
-    private_key_pem,
-)
+from weavenet.runtime.certificates import Issued, certificate_pem, private_key_pem
+from weavenet.runtime.issuing import authority_name, peer_id
 
 NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME (openssl/x509_vfy.h); Python has no name for it."""

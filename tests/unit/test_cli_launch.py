@@ -1,0 +1,367 @@
+"""Launch: layers of options, values, what is refused before anything starts, and the start of the process."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weavenet.cli import spawn
+from weavenet.cli.compose import Composed, compose
+from weavenet.cli.hostcheck import check_host
+from weavenet.cli.layers import OPTIONS, Kind, read_layers
+from weavenet.cli.main import run
+from weavenet.cli.outcome import Ended
+from weavenet.core.config import GenesisMode
+from weavenet.runtime.settings import LogFormat, NameFrom, Settings
+
+Compose = Callable[..., Composed]
+
+
+@pytest.fixture
+def composed(tmp_path: Path) -> Compose:
+    """``composed({flag: value}, env={...}, conf="…", peers=(…))``."""
+
+    def make(
+        flags: dict[str, Any] | None = None, *, env: dict[str, str] | None = None, conf: str = "", peers: Any = ()
+    ) -> Composed:
+        path = tmp_path / "weave.conf"
+        path.write_text(conf)
+        path.chmod(0o600)
+        return compose(read_layers(flags or {}, env or {}, str(path)), tuple(peers))
+
+    return make
+
+
+def refusal(make: Compose, *arguments: Any, **keywords: Any) -> str:
+    with pytest.raises(Ended) as caught:
+        make(*arguments, **keywords)
+    assert caught.value.status == 1
+    return caught.value.sentence
+
+
+def test_defaults(composed: Compose) -> None:
+    result = composed()
+    assert result.settings == Settings(log_file="/var/log/weave.log")
+    assert not result.foreground
+
+
+def test_every_flag_reaches_the_settings(composed: Compose, tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("first-long-password\n\nsecond-long-password\n")
+    secret.chmod(0o600)
+    flags = {
+        "name": "::7",
+        "name-from": "random",
+        "nickname": "h7",
+        "host": "192.0.2.1",
+        "port": "7000",
+        "password-file": str(secret),
+        "no-discovery": True,
+        "conn-limit": "0",
+        "no-restart": True,
+        "ipalloc-range": "10.2.0.0/16",
+        "ipalloc-default-subnet": "10.2.3.0/24",
+        "ipalloc-init": "seed=::2,::1",
+        "first-start": True,
+        "no-fastdp": True,
+        "mtu": "1300",
+        "http-addr": "/run/x.sock",
+        "status-addr": "[::1]:6000",
+        "log-level": "debug",
+        "log-format": "json",
+        "data-dir": "/srv/weave",
+        "foreground": True,
+    }
+    result = composed(flags, peers=("H1", "[fd00::1]:7001"))
+    assert result.warnings == ()
+    assert result.foreground
+    assert result.settings == Settings(
+        name="00:00:00:00:00:07",
+        name_from=NameFrom.RANDOM,
+        nickname="h7",
+        host="192.0.2.1",
+        port=7000,
+        passwords=("first-long-password", "second-long-password"),
+        targets=("h1", "[fd00::1]:7001"),
+        discovery=False,
+        conn_limit=10_000,
+        ranges=("10.2.0.0/16",),
+        range_explicit=True,
+        default_subnet="10.2.3.0/24",
+        mode=GenesisMode.SEED,
+        seeds=("00:00:00:00:00:01", "00:00:00:00:00:02"),
+        first_start=True,
+        planes=(),
+        mtu=1300,
+        mtu_explicit=True,
+        http_address="/run/x.sock",
+        status_address="[::1]:6000",
+        log_level="debug",
+        log_format=LogFormat.JSON,
+        data_dir="/srv/weave",
+        log_file="",
+    )
+    assert {option.name for option in OPTIONS} - set(flags) == {
+        "password", "resume", "not-elector", "not-electorate", "observer", "init-peer-count",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("switch", ["not-elector", "not-electorate", "observer"])
+def test_spellings_of_observer(composed: Compose, switch: str) -> None:
+    assert composed({switch: True}).settings.mode is GenesisMode.OBSERVER
+
+
+def test_spellings_of_consensus(composed: Compose) -> None:
+    assert composed({"ipalloc-init": "consensus=3"}).settings.count == 3
+    assert composed({"init-peer-count": "3"}).settings.count == 3
+    assert composed({"ipalloc-init": "consensus"}).settings.count == 0
+
+
+def test_flag_beats_variable_beats_file(composed: Compose) -> None:
+    conf = 'mtu = 1000\nport = 1000\nnickname = "file"\nlog-level = "debug"\n'
+    env = {"WEAVE_MTU": "1100", "WEAVE_PORT": "1100", "WEAVE_NICKNAME": "variable"}
+    settings = composed({"mtu": "1200"}, env=env, conf=conf).settings
+    assert (settings.mtu, settings.port, settings.nickname, settings.log_level) == (1200, 1100, "variable", "debug")
+
+
+def test_a_stronger_layer_overrides_an_excluding_option_of_a_weaker_one(composed: Compose) -> None:
+    settings = composed({"ipalloc-init": "consensus=3"}, env={"WEAVE_OBSERVER": "1"}).settings
+    assert (settings.mode, settings.count) == (GenesisMode.CONSENSUS, 3)
+
+
+def test_peers_of_file_and_command_line(composed: Compose) -> None:
+    settings = composed(conf='peers = ["h1", "h2:7000"]', peers=("h3",)).settings
+    assert (settings.conf_targets, settings.targets) == (("h1", "h2:7000"), ("h3",))
+    assert composed(conf='peers = ["h1"]').settings.targets is None
+
+
+def test_no_allocation(composed: Compose) -> None:
+    settings = composed({"ipalloc-range": ""}).settings
+    assert (settings.ranges, settings.range_explicit) == ((), True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"name": "0a:0b"}, ["--name", "MAC address", "'0a:0b'"]),
+        ({"name-from": "dns"}, ["machine-id, hostname, random"]),
+        ({"nickname": ""}, ["printable"]),
+        ({"host": "h1"}, ["--host", "IP address"]),
+        ({"port": "0"}, ["from 1 to 65535", "'0'"]),
+        ({"port": "65536"}, ["65535"]),
+        ({"port": "x"}, ["'x'"]),
+        ({"port": "٣"}, ["from 1"]),
+        ({"conn-limit": "-1"}, ["from 0"]),
+        ({"mtu": "575"}, ["576"]),
+        ({"mtu": "65536"}, ["65535"]),
+        ({"password": "a", "password-file": "b"}, ["only one", "--password and --password-file"]),
+        ({"password": "  "}, ["password"]),
+        ({"password-file": "/nonexistent"}, ["--password-file", "No such file"]),
+        ({"ipalloc-range": "10.32.0.0"}, ["CIDR"]),
+        ({"ipalloc-range": "10.32.0.1/12"}, ["network address", "10.32.0.0/12"]),
+        ({"ipalloc-range": "10.32.0.0/31"}, ["at least 4"]),
+        ({"ipalloc-range": "fd00::/64"}, ["IPv4"]),
+        ({"ipalloc-range": "rubbish"}, ["CIDR", "'rubbish'"]),
+        ({"ipalloc-range": "10.0.0.0/16", "ipalloc-default-subnet": "10.1.0.0/24"}, ["within the range 10.0.0.0/16"]),
+        ({"ipalloc-range": "", "ipalloc-default-subnet": "10.1.0.0/24"}, ["switches allocation off"]),
+        ({"ipalloc-init": "consensus=0"}, ["from 1"]),
+        ({"ipalloc-init": "consensus="}, ["from 1"]),
+        ({"ipalloc-init": "seed="}, ["MAC address"]),
+        ({"ipalloc-init": "seed=::1,::1"}, ["each seed once"]),
+        ({"ipalloc-init": "lock=file:/x"}, ["not available in this version", "seed="]),
+        ({"ipalloc-init": "votes"}, ["consensus=N"]),
+        ({"ipalloc-init": "seed=::1", "observer": True}, ["only one", "--observer"]),
+        ({"init-peer-count": "0"}, ["from 1"]),
+        ({"first-start": True}, ["seed="]),
+        ({"http-addr": "127.0.0.1:6784"}, ["unix socket"]),
+        ({"status-addr": "6782"}, ["IP:PORT"]),
+        ({"status-addr": "host:6782"}, ["IP:PORT"]),
+        ({"log-level": "loud"}, ["debug, info"]),
+        ({"log-format": "xml"}, ["logfmt"]),
+        ({"data-dir": "var"}, ["absolute path"]),
+    ],
+)
+def test_wrong_values_are_refused(composed: Compose, flags: dict[str, Any], words: list[str]) -> None:
+    sentence = refusal(composed, flags)
+    assert all(word in sentence for word in words), sentence
+
+
+@pytest.mark.parametrize("peer", ["a b", "h:0", "h:99999", "[fd00::1", "-h", "1.2.3", "h" * 300, ""])
+def test_malformed_peers_are_refused(composed: Compose, peer: str) -> None:
+    assert "found" in refusal(composed, peers=(peer,))
+    assert "weave.conf, line 1, peers" in refusal(composed, conf=f"peers = [{json.dumps(peer)}]")
+
+
+def test_resume_excludes_peers(composed: Compose) -> None:
+    assert "--resume" in refusal(composed, {"resume": True}, peers=("h1",))
+    assert composed({"resume": True}).settings.targets is None
+
+
+@pytest.mark.parametrize(
+    ("conf", "words"),
+    [
+        ("port = 1\nmtuu = 5\n", ["line 2, mtuu", "did you mean mtu?"]),
+        ('\n\nmtu = "big"\n', ["line 3, mtu", "a whole number", "'big'"]),
+        ("mtu = true", ["line 1, mtu", "a whole number"]),
+        ('no-fastdp = "yes"', ["line 1, no-fastdp", "true or false"]),
+        ("nickname = 5", ["a string"]),
+        ("mtu = 5", ["line 1, mtu", "576"]),
+        ("mtu = \nport = 3", ["TOML", "line 1"]),
+        ('peers = "h1"', ["a list of strings"]),
+        ('[[expose]]\naddress = "x"', ["line 1, expose"]),
+    ],
+)
+def test_wrong_files_are_refused_with_the_line(composed: Compose, conf: str, words: list[str]) -> None:
+    sentence = refusal(composed, conf=conf)
+    assert "weave.conf" in sentence
+    assert all(word in sentence for word in words), sentence
+
+
+def test_wrong_variables_are_refused_by_name(composed: Compose) -> None:
+    assert "WEAVE_MTU" in refusal(composed, env={"WEAVE_MTU": "x"})
+    assert "WEAVE_NO_FASTDP" in refusal(composed, env={"WEAVE_NO_FASTDP": "maybe"})
+
+
+def test_switches_of_the_environment(composed: Compose) -> None:
+    assert composed(env={"WEAVE_NO_FASTDP": "true"}).settings.planes == ()
+    assert composed(env={"WEAVE_NO_FASTDP": "0"}).settings.planes == ("fastdp",)
+    assert composed(env={"WEAVE_NO_FASTDP": "", "WEAVE_MTU": ""}).settings == composed().settings
+
+
+def test_secrets_that_others_can_read_are_warned_about(composed: Compose, tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("a-very-long-password")
+    secret.chmod(0o644)
+    (warning,) = composed({"password-file": str(secret)}).warnings
+    assert "chmod 600" in warning
+    (warning,) = composed({"password": "short"}).warnings
+    assert "short" not in warning.replace("shorter", "")
+
+
+ROUTES = textwrap.dedent("""\
+    Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT
+    eth0 00000000 0102A8C0 0003 0 0 0 00000000 0 0 0
+    eth0 0000200A 00000000 0001 0 0 0 0000FFFF 0 0 0
+    weave 0000200A 00000000 0001 0 0 0 0000F0FF 0 0 0
+    """)
+
+
+def test_default_range_over_a_route_is_refused_and_a_chosen_one_warned_about() -> None:
+    with pytest.raises(Ended) as caught:
+        check_host(Settings(), ROUTES)
+    assert caught.value.status == 1
+    assert "10.32.0.0/16 on eth0" in caught.value.sentence.replace("10.32.0.0/12", "")
+    (warning,) = check_host(Settings(range_explicit=True), ROUTES)
+    assert "eth0" in warning
+    assert check_host(Settings(ranges=("10.99.0.0/16",)), ROUTES) == ()
+    assert check_host(Settings(ranges=()), ROUTES) == ()
+
+
+def test_options_have_one_variable_each() -> None:
+    assert len({option.variable for option in OPTIONS}) == len(OPTIONS)
+    assert all(option.metavar or option.kind is Kind.SWITCH for option in OPTIONS)
+
+
+# --- starting the process; a script plays the daemon ---
+
+
+@pytest.fixture
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Settings]:
+    """``play(code)``: settings with which ``start_in_background`` runs ``code`` as the daemon."""
+
+    def prepare(code: str) -> Settings:
+        script = tmp_path / "daemon.py"
+        script.write_text("import json, os, sys\nsettings = json.load(sys.stdin)\n" + textwrap.dedent(code))
+        monkeypatch.setattr(spawn, "_command", lambda: [sys.executable, str(script)])
+        return Settings(passwords=("secret-secret",), log_file=str(tmp_path / "weave.log"))
+
+    return prepare
+
+
+READY = """
+fd = int(os.environ["WEAVE_READY_FD"])
+def tell(**fields):
+    os.write(fd, json.dumps(fields).encode() + b"\\n")
+"""
+
+
+def test_ready_daemon(play: Callable[[str], Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEAVE_PASSWORD", "secret-secret")
+    settings = play(
+        READY + "leaks = [k for k in os.environ if k.startswith('WEAVE_') and k != 'WEAVE_READY_FD']\n"
+        "tell(name=settings['passwords'][0], warnings=[*leaks, str(os.getsid(0) == os.getpid())])"
+    )
+    outcome = spawn.start_in_background(settings)
+    assert outcome.name == "secret-secret"
+    assert outcome.warnings == ("True",)
+
+
+def test_daemon_that_refuses(play: Callable[[str], Settings]) -> None:
+    settings = play(
+        READY + "tell(failure={'code': 'host', 'expected': 'port free', 'found': 'taken', 'next_step': 'x'})"
+    )
+    with pytest.raises(Ended) as caught:
+        spawn.start_in_background(settings)
+    assert (caught.value.status, caught.value.sentence) == (1, "port free\n  found: taken\n  next: x")
+
+
+def test_daemon_that_lost_the_race_counts_as_second_launch(play: Callable[[str], Settings]) -> None:
+    settings = play(READY + "tell(failure={'code': 'busy', 'expected': 'no other daemon'})")
+    with pytest.raises(Ended) as caught:
+        spawn.start_in_background(settings)
+    assert caught.value.status == 3
+
+
+def test_daemon_that_dies_shows_its_last_words(play: Callable[[str], Settings]) -> None:
+    settings = play("raise SystemExit('no such kernel')")
+    Path(settings.log_file).write_text("an old line\n")
+    with pytest.raises(Ended) as caught:
+        spawn.start_in_background(settings)
+    assert "no such kernel" in caught.value.sentence
+    assert "an old line" not in caught.value.sentence
+    assert "exit status 1" in caught.value.sentence
+
+
+def test_daemon_that_is_slow(play: Callable[[str], Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spawn, "READY_TIMEOUT_S", 0.2)
+    settings = play("import signal; print(os.getpid(), flush=True); signal.pause()")
+    try:
+        with pytest.raises(Ended) as caught:
+            spawn.start_in_background(settings)
+        assert caught.value.status == 2
+        pid = int(caught.value.sentence.partition("pid ")[2].partition(")")[0])
+    finally:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+
+
+def test_log_that_cannot_be_written(play: Callable[[str], Settings]) -> None:
+    settings = Settings(log_file="/proc/nothing/weave.log")
+    with pytest.raises(Ended, match="--foreground"):
+        spawn.start_in_background(settings)
+
+
+def test_launch_needs_root(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("WEAVE_CONF", str(tmp_path / "none"))
+    assert run(["launch"]) == 1
+    assert "sudo weave launch" in capfd.readouterr().err
+
+
+def test_nothing_starts_with_a_wrong_value(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def started(*_: object) -> None:
+        raise AssertionError("started")
+
+    monkeypatch.setattr(spawn, "start_in_background", started)
+    monkeypatch.setenv("WEAVE_CONF", str(tmp_path / "none"))
+    assert run(["launch", "--mtu", "1", "--ipalloc-init", "observer"]) == 1
+    assert "from 576 to 65535" in capfd.readouterr().err

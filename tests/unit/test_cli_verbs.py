@@ -1,0 +1,278 @@
+"""Verbs of the CLI against a fake daemon behind the real control server."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fake_daemon import NAMES, RunningDaemon, ipam_report, running
+from weavenet.cli import client, quick
+from weavenet.cli.main import VERBS, run
+from weavenet.cli.quick import start
+from weavenet.control.status import SECTIONS
+from weavenet.core.commands import Connect, Consense, Done, Forget
+from weavenet.core.errors import Code, Failure
+from weavenet.runtime.settings import Settings
+
+CapFd = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningDaemon]:
+    with running(tmp_path) as started:
+        monkeypatch.setenv("WEAVE_HTTP_ADDR", started.socket_path)
+        yield started
+
+
+@pytest.fixture
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEAVE_HTTP_ADDR", str(tmp_path / "absent.sock"))
+
+
+def test_places_are_those_of_the_daemon() -> None:
+    assert Settings().control_socket == client.CONTROL_SOCKET
+    assert quick.PARTS == SECTIONS
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb: str, capfd: CapFd) -> None:
+    assert run(["help", verb]) == 0
+    text = capfd.readouterr().out
+    if verb != "help":
+        assert text.startswith(f"Usage: weave {verb}")
+    assert "Example:" in text
+
+
+def test_help_lists_every_verb_without_loading_them(capfd: CapFd) -> None:
+    assert run(["--help"]) == 0
+    text = capfd.readouterr().out
+    assert all(re.search(rf"^  {verb} ", text, re.M) for verb in VERBS)
+
+
+def test_unknown_verb_suggests(capfd: CapFd) -> None:
+    assert run(["statsu"]) == 1
+    assert "did you mean `weave status`?" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["attach"], ["launch", "--nonsense"], ["status", "nothing"], ["ps", "-o", "yaml"], ["connect"]]
+)
+def test_wrong_usage_exits_with_1(arguments: list[str], capfd: CapFd, nobody: None) -> None:
+    assert run(arguments) == 1
+    assert capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"],
+        ["status", "peers"],
+        ["status", "-o", "json"],
+        ["report"],
+        ["ps"],
+        ["attach", "netns:x"],
+        ["detach", "netns:x"],
+        ["consense"],
+        ["connect", "h"],
+        ["forget", "h"],
+    ],
+)
+def test_without_a_daemon_says_what_to_run(arguments: list[str], capfd: CapFd, nobody: None) -> None:
+    assert start(arguments) == 1
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "`weave launch`" in captured.err
+
+
+@pytest.mark.parametrize("part", ["", *SECTIONS])
+def test_quick_and_full_status_print_the_same(part: str, fake: RunningDaemon, capfd: CapFd) -> None:
+    arguments = ["status", part] if part else ["status"]
+    assert start(arguments) == 0
+    quickly = capfd.readouterr().out
+    assert run(arguments) == 0
+    assert re.sub(r"Uptime:.*", "", capfd.readouterr().out) == re.sub(r"Uptime:.*", "", quickly)
+
+
+def test_status_as_json(fake: RunningDaemon, capfd: CapFd) -> None:
+    assert run(["status", "-o", "json"]) == 0
+    assert json.loads(capfd.readouterr().out)["Router"]["Name"] == NAMES[0]
+    assert run(["status", "ipam", "-o", "json"]) == 0
+    assert json.loads(capfd.readouterr().out)["Status"] == "ready"
+    assert run(["status", "peers", "-o", "json"]) == 0
+    assert len(json.loads(capfd.readouterr().out)) == 3
+
+
+def test_report_is_json(fake: RunningDaemon, capfd: CapFd) -> None:
+    assert run(["report"]) == 0
+    assert json.loads(capfd.readouterr().out)["IPAM"]["Range"] == "10.32.0.0/12"
+
+
+def test_attach_prints_addresses_without_prefix_on_one_line(fake: RunningDaemon, capfd: CapFd) -> None:
+    assert run(["attach", "10.32.5.5/12", "net:10.40.0.0/16", "--no-multicast-route", "netns:web"]) == 0
+    assert capfd.readouterr().out == "10.32.0.1 10.33.0.1\n"
+    (spec,) = fake.daemon.attached
+    assert (spec.container, spec.addresses) == ("netns:web", ("10.32.5.5/12", "net:10.40.0.0/16"))
+    assert spec.multicast_route is False
+
+
+def test_attach_as_json(fake: RunningDaemon, capfd: CapFd) -> None:
+    assert run(["attach", "-o", "json", "pid:12"]) == 0
+    assert json.loads(capfd.readouterr().out) == {"addresses": ["10.32.0.1/12", "10.33.0.1/24"]}
+
+
+@pytest.mark.parametrize("container", ["web", "netns:", "pid:x", "10.32.0.1/12"])
+def test_attach_refuses_what_is_no_container(container: str, fake: RunningDaemon, capfd: CapFd) -> None:
+    assert run(["attach", container]) == 1
+    captured = capfd.readouterr().err
+    assert "expected" in captured
+    assert "found" in captured
+    assert not fake.daemon.attached
+
+
+def test_attach_of_an_absent_container_exits_with_4(fake: RunningDaemon, capfd: CapFd) -> None:
+    assert run(["attach", "netns:absent"]) == 4
+    assert "ip netns list" in capfd.readouterr().err
+
+
+def test_attach_says_what_it_waits_for_and_gives_up_at_the_timeout(
+    fake: RunningDaemon, capfd: CapFd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weavenet.cli.attachments.SILENT_S", 0.02)
+    monkeypatch.setattr("weavenet.cli.waiting.LOOK_EVERY_S", 0.02)
+    fake.daemon.hold.add("netns:web")
+    ipam = ipam_report(pending=("netns:web waits for space from h2",))
+    fake.daemon.report = msgspec.structs.replace(fake.daemon.report, ipam=ipam)
+    assert run(["attach", "--timeout", "300ms", "netns:web"]) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("weave: waiting: netns:web waits for space from h2") == 1
+    assert "not done within 0.3 s" in captured.err
+
+
+def test_detach_and_ps(fake: RunningDaemon, capfd: CapFd) -> None:
+    assert run(["detach", "netns:web"]) == 0
+    assert capfd.readouterr().out == "10.32.0.1\n"
+    assert run(["ps"]) == 0
+    assert capfd.readouterr().out.splitlines()[0] == "netns:web 0a:1b:2c:3d:4e:5f 10.32.0.1/12"
+    assert run(["ps", "-o", "json", "netns:db"]) == 0
+    (row,) = json.loads(capfd.readouterr().out)
+    assert row["container"] == "netns:db"
+
+
+@pytest.mark.parametrize("verb", ["consense", "prime"])
+def test_consense_prints_the_role(verb: str, fake: RunningDaemon, capfd: CapFd) -> None:
+    fake.daemon.answers[Consense] = Done("member, not elector")
+    assert run([verb]) == 0
+    assert capfd.readouterr().out == "member, not elector\n"
+
+
+def test_consense_shows_progress_and_times_out(
+    fake: RunningDaemon, capfd: CapFd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weavenet.cli.waiting.LOOK_EVERY_S", 0.02)
+    fake.daemon.hold_consense = True
+    ipam = ipam_report(state="awaiting consensus", electors_known=1, electors_missing=("h2", "h3"))
+    fake.daemon.report = msgspec.structs.replace(fake.daemon.report, ipam=ipam)
+    assert run(["consense", "--timeout", "200ms"]) == 2
+    captured = capfd.readouterr()
+    assert "awaiting consensus: quorum 2, known 1, missing h2, h3" in captured.err
+    assert captured.out == ""
+
+
+def test_consense_with_ipam_off_exits_with_4(fake: RunningDaemon, capfd: CapFd) -> None:
+    fake.daemon.answers[Consense] = Failure(Code.IPAM_OFF, "allocation is off", "", "launch with --ipalloc-range")
+    assert run(["consense"]) == 4
+
+
+def test_connect_and_forget(fake: RunningDaemon, capfd: CapFd) -> None:
+    assert run(["connect", "h1", "192.0.2.7:7000"]) == 0
+    assert run(["connect", "--replace"]) == 0
+    assert run(["forget", "h1"]) == 0
+    assert fake.daemon.commands == [Connect(("h1", "192.0.2.7:7000")), Connect((), True), Forget(("h1",))]
+    assert capfd.readouterr().out == ""
+
+
+def test_refusals_are_shown_as_expected_found_next(fake: RunningDaemon, capfd: CapFd) -> None:
+    fake.daemon.answers[Connect] = Failure(Code.INVALID, "expected a host", "'a b'", "write it as host:port")
+    assert run(["connect", "a b"]) == 1
+    assert capfd.readouterr().err == "weave: expected a host\n  found: 'a b'\n  next: write it as host:port\n"
+
+
+def test_second_launch_exits_with_3(fake: RunningDaemon, capfd: CapFd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.delenv("WEAVE_CONF", raising=False)
+    assert run(["launch"]) == 3
+    assert "already running" in capfd.readouterr().err
+
+
+def test_stop_asks_and_waits_for_the_end(fake: RunningDaemon, capfd: CapFd) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    fake.daemon.identity = msgspec.structs.replace(fake.daemon.identity, pid=process.pid)
+    fake.daemon.request_stop = process.stdin.close  # type: ignore[method-assign]
+    try:
+        assert run(["stop"]) == 0
+        assert process.wait(10) is not None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_stop_of_nothing_is_no_error(nobody: None, capfd: CapFd) -> None:
+    assert run(["stop"]) == 0
+    assert "not running" in capfd.readouterr().err
+
+
+def test_version(fake: RunningDaemon, capfd: CapFd) -> None:
+    assert run(["version"]) == 0
+    assert capfd.readouterr().out.splitlines()[1] == "weave 0.1.0"
+
+
+def test_version_without_a_daemon(nobody: None, capfd: CapFd) -> None:
+    assert run(["version", "-o", "json"]) == 0
+    assert json.loads(capfd.readouterr().out)["daemon"] is None
+
+
+def test_passwords_are_long_and_differ(capfd: CapFd) -> None:
+    assert run(["password"]) == run(["password"]) == 0
+    first, second = capfd.readouterr().out.split()
+    assert first != second
+    assert len(first) >= 32
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str, capfd: CapFd) -> None:
+    assert run(["completion", shell]) == 0
+    assert "_WEAVE_COMPLETE" in capfd.readouterr().out
+
+
+def test_completion_answers(capfd: CapFd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_WEAVE_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "weave con")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    with pytest.raises(SystemExit):
+        start([])
+    assert {"plain,connect", "plain,consense"} <= set(capfd.readouterr().out.split())
+
+
+def test_status_path_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['weave', 'status']; from weavenet.cli.quick import start; start(['status']);"
+        "print(*sorted(set(sys.modules) & {'click', 'asyncio', 'ssl', 'pyroute2', 'http.client', 'msgspec', 'json'}))"
+    )
+    source = str(Path(client.__file__).parents[2])
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        env={"PYTHONPATH": source, "WEAVE_HTTP_ADDR": "/nowhere/x.sock"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == ""

@@ -1,0 +1,325 @@
+"""The control server with a fake daemon behind real sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fake_daemon import RunningDaemon, running
+from weavenet.control import server
+from weavenet.core.commands import Allocate, Connect
+from weavenet.core.errors import Code, Failure
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[RunningDaemon]:
+    with running(tmp_path) as started:
+        yield started
+
+
+class UnixHTTP(http.client.HTTPConnection):
+    """A client that is not ours, to check the protocol from outside."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("weave", timeout=10)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(10)
+        self.sock.connect(self.path)
+
+
+def request(path: str, method: str, target: str, body: bytes = b"") -> tuple[int, bytes]:
+    connection = UnixHTTP(path)
+    try:
+        connection.request(method, target, body)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def raw(path: str, data: bytes) -> bytes:
+    """Everything the server says to ``data`` until it closes."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(path)
+        with contextlib.suppress(OSError):  # refused before all was sent
+            sock.sendall(data)
+        received = b""
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := sock.recv(65536):
+                received += chunk
+        return received
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "condition not met in time"
+        time.sleep(0.005)
+
+
+def test_socket_is_for_root_only(fake: RunningDaemon) -> None:
+    mode = Path(fake.socket_path).stat().st_mode
+    assert stat.S_ISSOCK(mode)
+    assert stat.S_IMODE(mode) == 0o600
+
+
+def test_allocate_answers_with_addresses(fake: RunningDaemon) -> None:
+    status, body = request(fake.socket_path, "POST", "/v1/allocate", b'{"ident":"c1","subnet":"10.40.0.0/16"}')
+    assert (status, json.loads(body)) == (200, {"addresses": ["10.32.0.1/12"]})
+    assert fake.daemon.commands == [Allocate("c1", "10.40.0.0/16")]
+
+
+def test_keep_alive_serves_many_requests_on_one_connection(fake: RunningDaemon) -> None:
+    connection = UnixHTTP(fake.socket_path)
+    for number in range(50):
+        connection.request("POST", "/v1/allocate", json.dumps({"ident": f"c{number}"}))
+        assert connection.getresponse().read() == b'{"addresses":["10.32.0.1/12"]}'
+    assert len(fake.daemon.commands) == 50
+    connection.close()
+
+
+def test_pipelined_requests_are_answered_in_order(fake: RunningDaemon) -> None:
+    one = b"POST /v1/claim HTTP/1.1\r\nHost: w\r\nContent-Length: %d\r\n%s\r\n%s"
+    bodies = [json.dumps({"ident": "c", "address": f"10.32.0.{n}/12"}).encode() for n in range(1, 6)]
+    data = b"".join(one % (len(body), b"Connection: close\r\n" if body is bodies[-1] else b"", body) for body in bodies)
+    answers = raw(fake.socket_path, data)
+    found = [answers.index(f"10.32.0.{n}/12".encode()) for n in range(1, 6)]
+    assert found == sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/v1/allocate", b"{}", ["ident"]),
+        ("/v1/allocate", b'{"ident": 5}', ["$.ident", "str"]),
+        ("/v1/allocate", b'{"ident": "c", "sunbet": "x"}', ["sunbet"]),
+        ("/v1/allocate", b"[]", ["object"]),
+        ("/v1/allocate", b"\xff\xfe", []),
+        ("/v1/allocate", b"{", []),
+        ("/v1/connect", b'{"targets": "h1"}', ["$.targets"]),
+        ("/v1/connect", b'{"targets": [1]}', ["$.targets[0]"]),
+        ("/v1/consense", b'{"now": true}', ["now"]),
+        ("/v1/attach", b'{"container": "netns:x", "dns": true}', ["dns"]),
+    ],
+)
+def test_wrong_bodies_are_refused_with_the_key(fake: RunningDaemon, path: str, body: bytes, words: list[str]) -> None:
+    status, answer = request(fake.socket_path, "POST", path, body)
+    failure = json.loads(answer)
+    assert status == 400
+    assert failure["code"] == "invalid"
+    assert all(word in failure["found"] for word in words), failure
+    assert fake.daemon.commands == []
+
+
+def test_oversized_list_is_refused(fake: RunningDaemon) -> None:
+    body = json.dumps({"targets": ["h"] * 1025}).encode()
+    status, answer = request(fake.socket_path, "POST", "/v1/connect", body)
+    assert status == 400
+    assert b"1024" in answer
+
+
+def test_body_over_the_bound_is_refused(fake: RunningDaemon) -> None:
+    size = server.BODY_BYTES_MAX + 1
+    head = b"POST /v1/connect HTTP/1.1\r\nHost: w\r\nContent-Length: %d\r\n\r\n" % size
+    assert raw(fake.socket_path, head + b" " * size).startswith(b"HTTP/1.1 413 ")
+
+
+def test_header_over_the_bound_is_refused(fake: RunningDaemon) -> None:
+    answer = raw(fake.socket_path, b"GET /v1/ping HTTP/1.1\r\nX: " + b"a" * (server.HEADER_BYTES_MAX + 65536))
+    assert answer.startswith(b"HTTP/1.1 431 ")
+
+
+def test_garbage_is_refused_and_closed(fake: RunningDaemon) -> None:
+    assert raw(fake.socket_path, b"\x16\x03\x01 garbage\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+def test_unknown_path_and_method(fake: RunningDaemon) -> None:
+    status, body = request(fake.socket_path, "GET", "/v1/nothing")
+    assert status == 404
+    assert b"/v1/allocate" in body
+    status, body = request(fake.socket_path, "GET", "/v1/allocate")
+    assert status == 405
+    assert b"POST" in body
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [(Code.NOT_FOUND, 404), (Code.IPAM_OFF, 404), (Code.CONFLICT, 409), (Code.BUSY, 503), (Code.STORE_FAILED, 500)],
+)
+def test_failures_have_a_status_and_keep_their_words(fake: RunningDaemon, code: Code, status: int) -> None:
+    fake.daemon.answers[Allocate] = Failure(code, "expected this", "that", "do it")
+    found, body = request(fake.socket_path, "POST", "/v1/allocate", b'{"ident":"c"}')
+    assert found == status
+    assert json.loads(body) == {"code": code, "expected": "expected this", "found": "that", "next_step": "do it"}
+
+
+def test_every_code_has_a_status(fake: RunningDaemon) -> None:
+    for code in Code:
+        fake.daemon.answers[Allocate] = Failure(code, "x")
+        status, _ = request(fake.socket_path, "POST", "/v1/allocate", b'{"ident":"c"}')
+        assert status >= 400
+
+
+def test_client_that_goes_away_cancels_its_command(fake: RunningDaemon) -> None:
+    fake.daemon.hold.add("c1")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(fake.socket_path)
+        sock.sendall(b'POST /v1/allocate HTTP/1.1\r\nHost: w\r\nContent-Length: 14\r\n\r\n{"ident":"c1"}')
+        eventually(lambda: fake.daemon.commands)
+        assert not fake.daemon.cancelled
+    eventually(lambda: fake.daemon.cancelled == [Allocate("c1")])
+
+
+def test_a_waiting_client_does_not_hold_up_others(fake: RunningDaemon) -> None:
+    fake.daemon.hold.add("c1")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(fake.socket_path)
+        sock.sendall(b'POST /v1/allocate HTTP/1.1\r\nHost: w\r\nContent-Length: 14\r\n\r\n{"ident":"c1"}')
+        eventually(lambda: fake.daemon.commands)
+        assert request(fake.socket_path, "GET", "/v1/ping")[0] == 200
+
+
+def test_slow_loris_is_closed(fake: RunningDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "REQUEST_TIMEOUT_S", 0.05)
+    assert raw(fake.socket_path, b"GET /v1/ping HTTP/1.1\r\nHo").startswith(b"HTTP/1.1 408 ")
+
+
+def test_silent_and_idle_connections_are_closed(fake: RunningDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "REQUEST_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(server, "IDLE_TIMEOUT_S", 0.05)
+    assert raw(fake.socket_path, b"") == b""
+    assert raw(fake.socket_path, b"GET /v1/ping HTTP/1.1\r\nHost: w\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+def test_connections_are_bounded(fake: RunningDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS_MAX", 2)
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        first.connect(fake.socket_path)
+        second.connect(fake.socket_path)
+        assert raw(fake.socket_path, b"").startswith(b"HTTP/1.1 503 ")
+    eventually(lambda: request(fake.socket_path, "GET", "/v1/ping")[0] == 200)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_another_user_is_refused_even_when_the_mode_permits(fake: RunningDaemon) -> None:
+    folder = Path(fake.socket_path).parent
+    folder.chmod(0o755)
+    Path(fake.socket_path).chmod(0o666)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.chdir(folder)  # a relative path needs no search of the folders above, which are closed to others
+            os.setresuid(65534, 65534, 65534)
+            answer = raw("control.sock", b"GET /v1/ping HTTP/1.1\r\nHost: w\r\n\r\n")
+            code = 0 if answer.startswith(b"HTTP/1.1 403 ") else 1
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_stale_socket_is_replaced_and_a_live_one_is_not(fake: RunningDaemon, tmp_path: Path) -> None:
+    stale = str(tmp_path / "stale.sock")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(stale)
+    server.unix_socket(stale).close()
+    with pytest.raises(server.WeaveError, match="running daemon"):
+        server.unix_socket(fake.socket_path)
+
+
+def test_unexpected_error_is_logged_and_answered(fake: RunningDaemon, caplog: pytest.LogCaptureFixture) -> None:
+    def explode() -> None:
+        raise RuntimeError("boom")
+
+    fake.daemon.request_stop = explode  # type: ignore[method-assign]
+    status, body = request(fake.socket_path, "POST", "/v1/stop", b"{}")
+    assert status == 500
+    assert b"boom" not in body
+    assert "boom" in caplog.text
+
+
+def test_stop(fake: RunningDaemon) -> None:
+    assert request(fake.socket_path, "POST", "/v1/stop", b"{}")[0] == 200
+    assert fake.daemon.stopped
+
+
+def test_connect_passes_targets_on(fake: RunningDaemon) -> None:
+    request(fake.socket_path, "POST", "/v1/connect", b'{"targets":["h1","h2:7"],"replace":true}')
+    assert fake.daemon.commands == [Connect(("h1", "h2:7"), True)]
+
+
+def test_ps_selects_containers(fake: RunningDaemon) -> None:
+    _, body = request(fake.socket_path, "GET", "/v1/ps?containers=netns%3Aweb")
+    assert [row["container"] for row in json.loads(body)["attachments"]] == ["netns:web"]
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def tcp(port: int, method: str, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request(method, path)
+    response = connection.getresponse()
+    answer = response.status, response.read().decode()
+    connection.close()
+    return answer
+
+
+def test_status_port_is_read_only(tmp_path: Path) -> None:
+    port = free_port()
+    with running(tmp_path, f"127.0.0.1:{port}") as fake:
+        assert fake.warnings == ()
+        assert "Verdict" in tcp(port, "GET", "/status")[1]
+        assert tcp(port, "GET", "/status/peers")[0] == 200
+        assert json.loads(tcp(port, "GET", "/report")[1])["Ready"] is True
+        assert tcp(port, "GET", "/metrics") == (404, tcp(port, "GET", "/metrics")[1])
+        assert tcp(port, "POST", "/v1/stop")[0] == 404
+        assert tcp(port, "POST", "/v1/allocate")[0] == 404
+        assert not fake.daemon.stopped
+
+
+def test_taken_status_port_is_a_warning(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with running(tmp_path, f"127.0.0.1:{taken.getsockname()[1]}") as fake:
+            assert "--status-addr" in fake.warnings[0]
+            assert request(fake.socket_path, "GET", "/v1/ping")[0] == 200
+
+
+def test_many_clients_at_once(fake: RunningDaemon) -> None:
+    failures: list[object] = []
+
+    def work() -> None:
+        connection = UnixHTTP(fake.socket_path)
+        for _ in range(20):
+            connection.request("GET", "/v1/ping")
+            answer = json.loads(connection.getresponse().read())
+            if answer["name"] != fake.daemon.identity.name:
+                failures.append(answer)
+        connection.close()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not failures

@@ -1,0 +1,126 @@
+"""Status text and report document as functions of a NodeReport."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fake_daemon import FakeDaemon, ipam_report, node_report
+from weavenet.control import report as report_json
+from weavenet.control.status import SECTIONS, duration, render
+
+IDENTITY = FakeDaemon().identity
+
+
+def summary(**changes: object) -> str:
+    return render(node_report(**changes), IDENTITY, now=100.0)
+
+
+def test_labels_are_aligned_to_15_columns_and_framed_by_empty_lines() -> None:
+    text = summary()
+    assert text.startswith("\n") and text.endswith("\n\n")
+    labelled = [line for line in text.splitlines() if ": " in line]
+    assert all(line.index(":") == 15 for line in labelled), text
+    assert "        Service: router\n       Protocol: weave 1\n" in text
+    assert "        Service: ipam\n         Status: ready\n          Range: 10.32.0.0/12\n" in text
+
+
+def test_verdict_comes_first() -> None:
+    assert summary().splitlines()[1].startswith("        Verdict: well")
+    text = summary(warnings=("h3 is refused: other cluster; next: weave forget h3", "no data path to h2"))
+    assert text.splitlines()[1:5] == [
+        "        Verdict: 2 things need attention",
+        "                 1. h3 is refused: other cluster",
+        "                    next: weave forget h3",
+        "                 2. no data path to h2",
+    ]
+
+
+def test_verdict_of_a_lonely_peer_says_how_to_go_on() -> None:
+    text = summary(targets=(), peers=node_report().peers[:1], connections=())
+    assert "weave connect" in text.splitlines()[1]
+
+
+def test_waiting_for_consensus_shows_quorum_and_who_is_missing() -> None:
+    ipam = ipam_report(
+        state="awaiting consensus", electors_known=1, quorum=2, owners=(), electors=(), electors_missing=("h2", "h3")
+    )
+    assert "awaiting consensus (quorum: 2, known: 1)" in summary(ipam=ipam)
+    part = render(node_report(ipam=ipam), IDENTITY, "ipam")
+    assert "Quorum: 2, known: 1, this peer: elector" in part
+    assert "Missing: h2, h3" in part
+
+
+def test_ipam_lists_self_first_with_shares_and_absence() -> None:
+    lines = render(node_report(), IDENTITY, "ipam").splitlines()
+    assert lines[0] == "0a:00:00:00:00:01(h1)                   524288 IPs (50.0% of total) (2 active)"
+    assert lines[1].endswith("524288 IPs (50.0% of total) - unreachable! (for 1m 15s)")
+
+
+def test_connections_show_plane_reason_and_security() -> None:
+    established, refused = render(node_report(), IDENTITY, "connections").splitlines()
+    assert established.startswith("-> 192.0.2.2:6783        established fastdp 0a:00:00:00:00:02(h2) password line 1")
+    assert "(VXLAN answers)" in established
+    assert refused == "-> 192.0.2.3:6783        refused     other cluster"
+
+
+def test_peers_and_targets_are_readable() -> None:
+    peers = render(node_report(), IDENTITY, "peers")
+    assert "0a:00:00:00:00:03(h3)  [not an elector, UNREACHABLE]\n" in peers
+    assert "   <- 192.0.2.1:40000       0a:00:00:00:00:01(h1)\n" in peers
+    targets = render(node_report(), IDENTITY, "targets").splitlines()
+    assert targets[1].startswith("nowhere.example  unresolved")
+    assert targets[1].endswith("Name or service not known; next try in 4s")
+
+
+@pytest.mark.parametrize("section", ["", *SECTIONS])
+def test_an_empty_node_renders(section: str) -> None:
+    bare = node_report(targets=(), connections=(), peers=(), ipam=ipam_report(owners=(), electors=(), state="off"))
+    text = render(bare, IDENTITY, section)
+    assert "None" not in text
+
+
+def test_no_line_ends_with_a_blank() -> None:
+    for section in ("", *SECTIONS):
+        for line in render(node_report(), IDENTITY, section).splitlines():
+            assert line == line.rstrip()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0s"), (59.9, "59s"), (61, "1m 1s"), (3600, "1h 0m"), (90_000, "1d 1h")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_report_has_the_roots_of_the_original() -> None:
+    document = json.loads(msgspec.json.encode(report_json.document(node_report(), IDENTITY)))
+    assert document["Ready"] is True
+    assert document["Router"]["Targets"] == ["192.0.2.2", "nowhere.example"]
+    assert document["Router"]["Peers"][0]["Connections"][0]["Established"] is True
+    assert document["IPAM"]["Paxos"]["Quorum"] == 2
+    assert sum(entry["Size"] for entry in document["IPAM"]["Entries"]) == document["IPAM"]["RangeNumIPs"]
+
+
+def test_report_omits_what_is_off() -> None:
+    document = report_json.document(node_report(ipam=ipam_report(state="off")), IDENTITY)
+    assert "IPAM" not in document
+
+
+def test_every_key_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+
+    def keys(value: object) -> set[str]:
+        match value:
+            case dict():
+                return set(value) | {key for item in value.values() for key in keys(item)}
+            case list():
+                return {key for item in value for key in keys(item)}
+            case _:
+                return set()
+
+    missing = {key for key in keys(report_json.document(node_report(), IDENTITY)) if f"`{key}`" not in text}
+    assert not missing

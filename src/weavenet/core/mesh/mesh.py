@@ -171,6 +171,7 @@ class Mesh:
         due = self.deadline()
         if due is not None and now >= due:
             self._tick(now)
+        self._follow_targets(now)
         self._follow_reachability(now)
         return is_ours
 
@@ -198,6 +199,8 @@ class Mesh:
             self._expire_at = now + _EXPIRY_CHECK_S
             for origin in self._records.expire(now):
                 self._forget_origin(origin)
+
+    def _follow_targets(self, now: float) -> None:
         if self._dialer.has_changed:
             self._dialer.has_changed = False
             self._targets_changed = True

@@ -1,0 +1,234 @@
+"""The cluster as one peer sees it: who may join whom, and ring and log as mesh and handover replicate them.
+
+Invariants: nothing is merged from another cluster; yielding is one durable step before anything of the other cluster is
+taken; a ring delta is merged only when the log reaches as far as its sender's did (I3).
+
+A *singleton* is a cluster of one that nobody has used or joined. It yields to any other cluster it meets, and of two
+the one with the lower id stays. Everything else refuses, in words. What this does not do: decide (election), allocate
+(ring).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from weavenet.core.config import GenesisMode, NodeConfig
+from weavenet.core.effects import Change, Outbox
+from weavenet.core.errors import RefusalCode
+from weavenet.core.limits import PAGE_BYTES_MAX
+from weavenet.core.mesh import HelloFields
+from weavenet.core.messages.gossip import Push, RingDelta
+from weavenet.core.messages.link import Hello, Refusal
+from weavenet.core.ring import Ipam, Log
+from weavenet.core.types import Genesis, LogEntry, PeerId, Segment
+
+TABLE = "cluster"
+_ENROLLED = b"enrolled"
+_SEGMENT_BYTES = 96
+"""Upper bound of one encoded segment: two 9-byte integers, a 16-byte owner, an epoch and their headers."""
+_PAGE_SEGMENTS = PAGE_BYTES_MAX // _SEGMENT_BYTES
+
+
+class Cluster:
+    """``on_genesis(now)`` is called when this peer learns the cluster record, ``on_yield(now)`` when it gave up its
+    own."""
+
+    def __init__(
+        self,
+        *,
+        config: NodeConfig,
+        log: Log,
+        ipam: Ipam,
+        enrolled_row: bytes | None,
+        outbox: Outbox,
+        settled_n: Callable[[], int],
+        on_genesis: Callable[[float], None],
+        on_yield: Callable[[float], None],
+    ) -> None:
+        self._config = config
+        self._log = log
+        self._ipam = ipam
+        self._outbox = outbox
+        self._settled_n = settled_n
+        self._on_genesis = on_genesis
+        self._on_yield = on_yield
+        self._enrolled = enrolled_row is not None
+        self._ranges = config.ranges
+        self._range_explicit = config.range_explicit and bool(config.ranges)
+        self.foreign: set[bytes] = set()
+        """Cluster ids whose log was pushed to us over a link admitted before we had one; the node refuses such
+        links."""
+
+    @staticmethod
+    def disk_key() -> tuple[str, bytes]:
+        return TABLE, _ENROLLED
+
+    # --- identity ---
+
+    @property
+    def genesis(self) -> Genesis | None:
+        return self._log.genesis
+
+    @property
+    def id(self) -> bytes:
+        genesis = self._log.genesis
+        return genesis.cluster if genesis else b""
+
+    @property
+    def ranges(self) -> tuple[str, ...]:
+        """The cluster's ranges; before genesis those we would propose."""
+        genesis = self._log.genesis
+        return genesis.ranges if genesis else self._ranges
+
+    @property
+    def is_elector_mode(self) -> bool:
+        return self._config.mode is GenesisMode.CONSENSUS and bool(self._config.ranges)
+
+    @property
+    def is_singleton(self) -> bool:
+        genesis = self._log.genesis
+        alone = (self._config.peer,)
+        return (
+            genesis is not None
+            and genesis.electors == alone
+            and genesis.owners == alone
+            and not self._enrolled
+            and not self._ipam.used
+        )
+
+    # --- admission (mesh.Shared) ---
+
+    def hello(self) -> HelloFields:
+        return HelloFields(
+            cluster=self.id,
+            ranges=self.ranges,
+            range_explicit=self._range_explicit,
+            singleton=self.is_singleton,
+            seeds=self.id if self._config.mode is GenesisMode.SEED else b"",
+            elector=self.is_elector_mode,
+            settled_n=self._settled_n(),
+        )
+
+    def admit(self, now: float, peer: PeerId, hello: Hello) -> Refusal | None:
+        """May this peer and we share state? Yields first when we are the singleton of the two."""
+        if self.id and hello.cluster and self.id != hello.cluster:
+            if self.is_singleton and (not hello.singleton or hello.cluster < self.id):
+                refusal = self._refuse_range(hello, ours=self._ranges)
+                if refusal is None:
+                    self._yield(now, hello.cluster)
+                return refusal
+            if not hello.singleton:
+                return self._refuse_cluster(hello)
+        refusal = self._refuse_range(hello, ours=self.ranges)
+        if refusal is None and hello.range_explicit and not self._range_explicit and not self.id:
+            self._ranges = hello.ranges
+        return refusal
+
+    def _refuse_cluster(self, hello: Hello) -> Refusal:
+        if hello.seeds and self._config.mode is GenesisMode.SEED:
+            return Refusal(
+                RefusalCode.SEEDS,
+                f"expected the same --ipalloc-init seed={','.join(self._config.seeds)}, range and password on all "
+                "hosts, found another set on one of us; next: launch both with one set of seeds",
+            )
+        return Refusal(
+            RefusalCode.CLUSTER,
+            f"expected cluster {self.id.hex()[:12]}, found cluster {hello.cluster.hex()[:12]}: each divided the "
+            "addresses for itself and both are in use; next: on the smaller side run `weave stop`, move "
+            "/var/lib/weave away, and `weave launch` it with a peer of the other side",
+        )
+
+    def _refuse_range(self, hello: Hello, *, ours: tuple[str, ...]) -> Refusal | None:
+        theirs_binding = hello.range_explicit or bool(hello.cluster)
+        ours_binding = self._range_explicit or bool(self.id)
+        if not (ours and hello.ranges and theirs_binding and ours_binding) or ours == hello.ranges:
+            return None
+        if (not self._range_explicit and not self.id) or (not hello.range_explicit and not hello.cluster):
+            return None  # the one that was not told a range adopts the other's
+        if not self._range_explicit and hello.cluster and self.is_singleton:
+            return None  # yields its range with its cluster
+        return Refusal(
+            RefusalCode.RANGE,
+            f"expected --ipalloc-range {' '.join(ours)}, found {' '.join(hello.ranges)}; "
+            "next: launch with the cluster's range, or without --ipalloc-range to adopt it",
+        )
+
+    def _yield(self, now: float, other: bytes) -> None:
+        text = f"unused cluster {self.id.hex()[:12]} of this peer alone yields to {other.hex()[:12]}"
+        self._outbox.note("info", "cluster", text)
+        self._log.forget()
+        self._ipam.forget()
+        self._ranges = self._config.ranges
+        self._on_yield(now)
+
+    def enrol(self) -> None:
+        """Somebody else may hold our record now: from here on it is no singleton any more."""
+        if not self._enrolled and self.id:
+            self._enrolled = True
+            self._outbox.persist(Change(TABLE, _ENROLLED, b"1"))
+
+    # --- replication (mesh.Shared and handover.State) ---
+
+    def log_length(self) -> int:
+        return len(self._log)
+
+    def log_hash(self) -> bytes:
+        return self._log.hash
+
+    def ring_hash(self) -> bytes:
+        return self._ipam.ring_hash
+
+    def log_from(self, start: int) -> tuple[LogEntry, ...]:
+        entries = self._log.entries[start:]
+        if entries:
+            self.enrol()
+        return entries
+
+    def merge_log(self, now: float, start: int, entries: Sequence[LogEntry]) -> bool:
+        """True when something new was learnt; it is persisted then."""
+        if not entries:
+            return False
+        first = entries[0]
+        if start == 0 and isinstance(first.decree, Genesis) and self.id and first.decree.cluster != self.id:
+            self.foreign.add(first.decree.cluster)
+            return False
+        had_genesis = self._log.genesis is not None
+        if not self._log.merge(start, entries):
+            return False
+        if not had_genesis and self._log.genesis is not None:
+            self._ipam.adopt_genesis(now)
+            self._on_genesis(now)
+        return True
+
+    def merge_ring(self, now: float, delta: RingDelta) -> RingDelta | None:
+        if delta.log_length > len(self._log) or self._log.genesis is None:
+            return None
+        return self._ipam.merge_ring(now, delta)
+
+    def ring_bucket_hashes(self, range_index: int) -> tuple[bytes, ...]:
+        return self._ipam.bucket_hashes(range_index)
+
+    def ring_buckets(self, range_index: int, buckets: Sequence[int]) -> RingDelta:
+        return self._ipam.buckets(range_index, buckets)
+
+    def pages(self, log_start: int) -> list[Push]:
+        log = self.log_from(log_start)
+        length = len(self._log)
+        pages = [Push(log_start, log, (), (), repair=True)]
+        for range_index, segments in enumerate(self._ipam.all_segments()):
+            for first in range(0, len(segments), _PAGE_SEGMENTS):
+                part: tuple[Segment, ...] = segments[first : first + _PAGE_SEGMENTS]
+                pages.append(Push(0, (), (RingDelta(range_index, length, part),), (), repair=True))
+        return pages
+
+    def merge_page(self, now: float, page: Push) -> bool:
+        if page.log:
+            self.merge_log(now, page.log_start, page.log)
+            held = self._log.entries[page.log_start : page.log_start + len(page.log)]
+            if held != page.log:
+                return False
+        for delta in page.ring:
+            if delta.log_length > len(self._log):
+                return False
+            self.merge_ring(now, delta)
+        return True

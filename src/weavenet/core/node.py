@@ -1,0 +1,489 @@
+"""One peer: the composition of mesh, ring, election and overlay behind a single ``handle(now, event) -> effects``.
+
+Invariants: sub-cores share one outbox, so their effects have one order, and a driver that obeys the rule in
+``weavenet.core.effects`` never shows state that a crash could take back. After each event the parts are run until none
+has news for another (:meth:`Node._settle`).
+
+What this does not do: I/O, clocks, randomness of its own. Drivers: ``weavenet.runtime`` and ``weavenet.sim``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+from typing import assert_never
+
+import msgspec
+
+from weavenet.core import reporting
+from weavenet.core.cluster import Cluster
+from weavenet.core.commands import (
+    Allocate,
+    Attachments,
+    Claim,
+    Command,
+    Connect,
+    Consense,
+    Destroyed,
+    Died,
+    Done,
+    Forget,
+    GetReport,
+    ListAttachments,
+    Lookup,
+    PutAttachment,
+    Release,
+    RemoveAttachment,
+    Revived,
+)
+from weavenet.core.config import GenesisMode, NodeConfig
+from weavenet.core.effects import Change, Effect, Endpoint, Outbox, Reply, Send, SetBlocked, SetPlane, Unicast
+from weavenet.core.election import Acceptor, Electorate, GenesisElection
+from weavenet.core.errors import Code, Failure, InvariantBroken
+from weavenet.core.events import Cancelled, Event, PlaneTraffic, ProbeReceived, Requested, Tick
+from weavenet.core.limits import PENDING_REQUESTS_MAX, ROUTE_HOPS_MAX
+from weavenet.core.mesh import Mesh
+from weavenet.core.messages import Body, encode
+from weavenet.core.messages.gossip import KIND_ENDPOINT, KIND_PEER, EndpointRecord, PeerRecord
+from weavenet.core.messages.unicast import (
+    Accept,
+    Accepted,
+    HandoverDone,
+    HandoverOffer,
+    HandoverPage,
+    HandoverPull,
+    Nack,
+    Prepare,
+    Promise,
+    Routed,
+    SpaceDenied,
+    SpaceGrant,
+    SpaceRequest,
+)
+from weavenet.core.overlay import Endpoints, Handover, OpenPlanes, Paths
+from weavenet.core.report import NodeReport
+from weavenet.core.ring import Ipam, Log, Ring, seed_genesis
+from weavenet.core.types import GENESIS_POSITION, ZERO16, Genesis, LogEntry, PeerId
+
+Disk = Mapping[tuple[str, bytes], bytes]
+"""(table, key) → value: everything ever persisted and not deleted."""
+
+_META = "meta"
+_INCARNATION = b"incarnation"
+_SETTLE_ROUNDS_MAX = 1000
+"""Parts that keep making news for each other within one event are a programming error."""
+
+_endpoint_decoder = msgspec.msgpack.Decoder(EndpointRecord)
+
+
+def _rows(disk: Disk, table: str) -> list[tuple[bytes, bytes]]:
+    return sorted((key, value) for (name, key), value in disk.items() if name == table)
+
+
+class Node:
+    """``disk`` is what earlier starts persisted; ``rng`` must be seeded differently at each start."""
+
+    def __init__(self, config: NodeConfig, disk: Disk, rng: random.Random) -> None:
+        self.config = config
+        self._rng = rng
+        self._outbox = Outbox()
+        counter = msgspec.msgpack.decode(disk.get((_META, _INCARNATION), b"\x00"), type=int) + 1
+        self._counter = counter
+        self.incarnation = (counter << 32) | rng.getrandbits(32)
+
+        electorate_rows = Electorate.disk_keys()
+        self._electorate = Electorate(
+            me=config.peer,
+            given=config.count,
+            met_row=disk.get(electorate_rows[0]),
+            heard_row=disk.get(electorate_rows[1]),
+            outbox=self._outbox,
+        )
+        self._election = GenesisElection(
+            me=config.peer,
+            electorate=self._electorate,
+            acceptor=Acceptor(disk.get(Acceptor.disk_key()), self._outbox),
+            outbox=self._outbox,
+            rng=rng,
+            draft=self._draft_genesis,
+        )
+        self.log = Log(_rows(disk, "log"), self._outbox)
+        self.ipam = Ipam(config, self.log, disk, self._outbox, rng, self.incarnation)
+        self.cluster = Cluster(
+            config=config,
+            log=self.log,
+            ipam=self.ipam,
+            enrolled_row=disk.get(Cluster.disk_key()),
+            outbox=self._outbox,
+            settled_n=lambda: self._electorate.announced,
+            on_genesis=self._on_genesis,
+            on_yield=self._on_yield,
+        )
+        self.mesh = Mesh(config, disk, self._outbox, rng, self.cluster, self.incarnation, self._is_obligated)
+        self.endpoints = Endpoints(_rows(disk, "attachments"), self._outbox, self.mesh)
+        self.handover = Handover(state=self.cluster, outbox=self._outbox, rng=rng)
+        self.planes = OpenPlanes(_rows(disk, "planes"), self._outbox)
+        self.paths = Paths(outbox=self._outbox, rng=rng)
+        self._consensing: list[int] = []
+        self._published: PeerRecord | None = None
+        self._blocked: tuple[tuple[str, str], ...] = ()
+        self._topology_changed = True
+        self._paths_changed = True
+
+    # --- the driver's interface ---
+
+    def start(self, now: float) -> list[Effect]:
+        """First effects: the new incarnation, and the data paths and filters of the previous start, unchanged."""
+        self._outbox.persist(Change(_META, _INCARNATION, msgspec.msgpack.encode(self._counter)))
+        self._blocked = self.ipam.blocked()
+        if self._blocked:
+            self._outbox.append(SetBlocked(self._blocked))
+        self._outbox.append(SetPlane(self.planes.desired()))
+        self.planes.changed = False
+        if self.config.mode is GenesisMode.SEED and self.log.genesis is None:
+            genesis = seed_genesis(self.config.seeds, self.config.ranges, self.config.seed_salt)
+            self.cluster.merge_log(now, 0, (LogEntry(GENESIS_POSITION, ZERO16, genesis),))
+        if self.config.first_start:
+            self.ipam.allow_binding(now)
+        self.ipam.start(now)
+        self.mesh.start(now)
+        self.endpoints.start(now)
+        self._settle(now)
+        return self._lower()
+
+    def handle(self, now: float, event: Event) -> list[Effect]:
+        """One event at ``now`` (seconds, never less than before) to its effects, in order."""
+        match event:
+            case Requested():
+                self._command(now, event.request, event.command)
+            case Cancelled():
+                self.ipam.cancel(event.request)
+                self._consensing = [request for request in self._consensing if request != event.request]
+            case ProbeReceived():
+                self.paths.received(now, event.mac, event.nonce, event.is_answer)
+            case PlaneTraffic():
+                self.paths.traffic(now)
+            case _:
+                self.mesh.handle(now, event)
+        self._settle(now)
+        return self._lower()
+
+    def deadline(self) -> float | None:
+        """When ``handle(now, Tick())`` is wanted at the latest; None: only events matter."""
+        times = [part.deadline() for part in (self.mesh, self.ipam, self.handover, self.paths)]
+        if self.log.genesis is None:
+            times.append(self._election.deadline())
+        return min((time for time in times if time is not None), default=None)
+
+    def check(self) -> None:
+        """Raise InvariantBroken when the state of any part is not sound."""
+        self.mesh.check()
+        self.ipam.check()
+        if self.cluster.is_singleton and self.ipam.used:
+            raise InvariantBroken("a used cluster of one must not count as a singleton")
+
+    # --- views for checkers, metrics and tests ---
+
+    @property
+    def ring(self) -> Ring:
+        return self.ipam.ring
+
+    @property
+    def open_planes(self) -> frozenset[PeerId]:
+        return self.planes.peers
+
+    @property
+    def electorate(self) -> Electorate:
+        return self._electorate
+
+    @property
+    def election(self) -> GenesisElection:
+        return self._election
+
+    @property
+    def consensing(self) -> bool:
+        return bool(self._consensing)
+
+    # --- commands ---
+
+    def _command(self, now: float, request: int, command: Command) -> None:
+        match command:
+            case Allocate() | Claim() | Release() | Lookup() | Died() | Revived():
+                self.ipam.command(now, request, command)
+            case Destroyed():
+                self.endpoints.remove(now, command.ident)
+                self.ipam.command(now, request, command)
+            case PutAttachment():
+                self.endpoints.put(now, command.attachment)
+                self._paths_changed = True
+                self._outbox.append(Reply(request, Done()))
+            case RemoveAttachment():
+                self.endpoints.remove(now, command.ident)
+                self._outbox.append(Reply(request, Done()))
+            case ListAttachments():
+                self._outbox.append(Reply(request, Attachments(self.endpoints.all())))
+            case Connect():
+                failure = self.mesh.connect(now, command.targets, command.replace)
+                self._outbox.append(Reply(request, failure or Done()))
+            case Forget():
+                self._outbox.append(Reply(request, self.mesh.forget(now, command.targets)))
+            case Consense():
+                self._consense(request)
+            case GetReport():
+                self._outbox.append(Reply(request, self.report(now)))
+            case _:
+                assert_never(command)
+
+    def _consense(self, request: int) -> None:
+        if not self.config.ranges:
+            failure = Failure(
+                Code.IPAM_OFF,
+                "an address range to divide",
+                'IPAM is off (--ipalloc-range "")',
+                "launch with --ipalloc-range",
+            )
+            self._outbox.append(Reply(request, failure))
+        elif len(self._consensing) >= PENDING_REQUESTS_MAX:
+            text = f"at most {PENDING_REQUESTS_MAX} waiting requests"
+            failure = Failure(Code.BUSY, text, "", "wait for those to finish")
+            self._outbox.append(Reply(request, failure))
+        else:
+            self._consensing.append(request)
+
+    def _answer_consense(self) -> None:
+        genesis = self.log.genesis
+        if not self._consensing or genesis is None or not self.ipam.has_ring:
+            return
+        text = "elector" if self.config.peer in self.log.electors else "member, not elector"
+        for request in self._consensing:
+            self._outbox.append(Reply(request, Done(text)))
+        self._consensing.clear()
+
+    def report(self, now: float) -> NodeReport:
+        return reporting.node_report(self, now)
+
+    # --- settling: each part sees what the others did ---
+
+    def _settle(self, now: float) -> None:
+        for _ in range(_SETTLE_ROUNDS_MAX):
+            self._run_due(now)
+            if not self._exchange_news(now):
+                break
+        else:
+            raise InvariantBroken("the parts of a node never came to rest within one event")
+        self._answer_consense()
+        self._publish_peer_record(now)
+        self._watch_paths(now)
+        blocked = self.ipam.blocked()
+        if blocked != self._blocked:
+            self._blocked = blocked
+            self._outbox.append(SetBlocked(blocked))
+        if self.planes.changed:
+            self.planes.changed = False
+            self._outbox.append(SetPlane(self.planes.desired()))
+
+    def _run_due(self, now: float) -> None:
+        for part in (self.ipam, self.handover, self.paths):
+            due = part.deadline()
+            if due is not None and now >= due:
+                part.tick(now)
+        mesh_due = self.mesh.deadline()
+        if mesh_due is not None and now >= mesh_due:
+            self.mesh.handle(now, Tick())
+        self._advance_election(now)
+
+    def _exchange_news(self, now: float) -> bool:
+        changes = self.mesh.take_changes()
+        for peer in changes.links_up:
+            self.paths.kick(now, peer)
+        if changes.targets:
+            count, settled = self.mesh.target_count()
+            self._electorate.count_targets(count, settled)
+        if changes.topology or changes.links_up or changes.links_down:
+            self._topology_changed = True
+            self.ipam.set_reachable(now, self.mesh.reachable())
+        if changes.topology or changes.records:
+            self._meet_electors(changes.records)
+        for source, body in changes.bodies:
+            self._on_body(now, source, body)
+        if changes.topology or changes.records:
+            self._want_handovers(now, self.mesh.known_peers() if changes.topology else changes.records)
+        if self._topology_changed or changes.records or self.handover.completed:
+            self._follow_peers(now, changes.records)
+        self._refuse_foreign(now)
+        delta = self.ipam.take_delta()
+        while delta is not None:
+            self.mesh.push_ring(now, delta)
+            delta = self.ipam.take_delta()
+        return bool(changes)
+
+    def _on_body(self, now: float, source: PeerId, body: Body) -> None:
+        match body:
+            case Prepare() | Promise() | Accept() | Accepted() | Nack():
+                if self.log.genesis is None and self.cluster.is_elector_mode:
+                    self._election.handle(now, source, body)
+                    self._conclude_election(now)
+            case SpaceRequest() | SpaceGrant() | SpaceDenied():
+                self.ipam.body(now, source, body)
+            case HandoverOffer() | HandoverPull() | HandoverPage() | HandoverDone():
+                self.handover.handle(now, source, body)
+            case _:
+                assert_never(body)
+
+    # --- genesis ---
+
+    def _draft_genesis(self, electors: tuple[PeerId, ...]) -> Genesis:
+        return Genesis(self._rng.randbytes(16), self.cluster.ranges, electors, electors)
+
+    @property
+    def wants_genesis(self) -> bool:
+        return self.log.genesis is None and (bool(self._consensing) or self.ipam.needs_genesis)
+
+    def mesh_wants_genesis(self) -> bool:
+        """Some reachable peer waits for the ring; an observer can start the election that way."""
+        records = (self.mesh.peer_record(peer) for peer in self.mesh.reachable())
+        return any(record is not None and record.wants_genesis for record in records)
+
+    def known_electors(self) -> tuple[PeerId, ...]:
+        """Reachable peers that would vote on a genesis, ourselves included if we would."""
+        electors = {self.config.peer} if self.cluster.is_elector_mode else set()
+        for peer in self.mesh.reachable():
+            record = self.mesh.peer_record(peer)
+            if record is not None and record.elector:
+                electors.add(peer)
+        return tuple(sorted(electors))
+
+    def _meet_electors(self, origins: frozenset[PeerId]) -> None:
+        if self.log.genesis is not None or not self.cluster.is_elector_mode:
+            return
+        for peer in sorted(origins):
+            record = self.mesh.peer_record(peer)
+            if record is not None and record.elector:
+                self._electorate.met(peer)
+                self._electorate.heard(record.settled_n)
+
+    def _advance_election(self, now: float) -> None:
+        if self.log.genesis is not None or not self.cluster.is_elector_mode:
+            return
+        wanted = self.wants_genesis or self.mesh_wants_genesis()
+        if wanted or self._election.deadline() is not None:
+            self._election.advance(now, wanted=wanted, electors=self.known_electors())
+            self._conclude_election(now)
+
+    def _conclude_election(self, now: float) -> None:
+        genesis = self._election.decided
+        if genesis is None or self.log.genesis is not None:
+            return
+        self._outbox.note("info", "election", f"cluster {genesis.cluster.hex()[:12]}: {len(genesis.electors)} electors")
+        self.cluster.merge_log(now, 0, (LogEntry(GENESIS_POSITION, ZERO16, genesis),))
+        if len(self.mesh.reachable()) > 1:
+            self.cluster.enrol()
+        self.mesh.push_log(now, 0)
+
+    def _on_genesis(self, now: float) -> None:
+        """The cluster record is durable from here on; counting electors is over."""
+        self._electorate.forget()
+
+    def _on_yield(self, now: float) -> None:
+        self._election.forget()
+        self._electorate.forget()
+        self.handover.restart()
+        for peer in self.planes.peers:
+            self.planes.close(peer)
+
+    def _refuse_foreign(self, now: float) -> None:
+        """A link that was admitted before either side had a cluster, and now leads into another one."""
+        if not self.cluster.id:
+            return
+        for cluster in sorted(self.cluster.foreign):
+            self.mesh.refuse_cluster(now, cluster)
+        self.cluster.foreign.clear()
+
+    # --- planes ---
+
+    def _want_handovers(self, now: float, peers: Iterable[PeerId]) -> None:
+        reachable = self.mesh.reachable()
+        for peer in sorted(peers):
+            record = self.mesh.peer_record(peer)
+            if peer == self.config.peer:
+                continue
+            if peer in reachable and record is not None and set(record.planes) & set(self.config.planes):
+                self.handover.want(now, peer, self.mesh.incarnation(peer))
+            else:
+                self.handover.unwant(peer)
+
+    def _follow_peers(self, now: float, origins: frozenset[PeerId]) -> None:
+        """Open what the handover allows; let open paths follow their peers' addresses and endpoints."""
+        fresh, self.handover.completed = self.handover.completed, set()
+        self._bind_seed(now, fresh)
+        self._paths_changed = True
+        stale = self.planes.peers if self._topology_changed else self.planes.peers & origins
+        self._topology_changed = False
+        for peer in sorted(fresh | stale):
+            host = self.mesh.link_host(peer)
+            if host is None and peer in self.planes:
+                host = self.planes.host(peer)
+            if host is None:
+                self.handover.completed.add(peer)
+                continue
+            if not self.mesh.knows(peer):
+                if peer in self.planes and self._is_forgotten(peer):
+                    self.planes.close(peer)
+                continue
+            self.planes.set(peer, host, self._endpoints_of(peer))
+
+    def _bind_seed(self, now: float, peers: Iterable[PeerId]) -> None:
+        """A seed with a blank store takes its share only after another seed's ring: it may have been given out
+        before."""
+        for peer in peers:
+            record = self.mesh.peer_record(peer)
+            if record is not None and record.name in self.config.seeds:
+                self.ipam.allow_binding(now)
+
+    def _endpoints_of(self, peer: PeerId) -> tuple[Endpoint, ...]:
+        bodies = (_endpoint_decoder.decode(body) for body in self.mesh.records_of(peer, KIND_ENDPOINT))
+        return tuple(Endpoint(record.mac, record.addresses) for record in bodies)
+
+    def _is_forgotten(self, peer: PeerId) -> bool:
+        return self.mesh.expired(peer) and not self._is_obligated(peer)
+
+    def _is_obligated(self, peer: PeerId) -> bool:
+        """Peers that own addresses are remembered however long they are gone."""
+        return self.ipam.owns_space(peer)
+
+    def _watch_paths(self, now: float) -> None:
+        if not self._paths_changed:
+            return
+        self._paths_changed = False
+        local = self.endpoints.any_live
+        self.paths.set_peers(now, {peer: local and self.planes.has_endpoints(peer) for peer in self.planes.peers})
+
+    def _publish_peer_record(self, now: float) -> None:
+        record = PeerRecord(
+            name=self.config.name,
+            nickname=self.config.nickname,
+            software=self.config.software,
+            elector=self.cluster.is_elector_mode,
+            settled_n=self._electorate.announced if self.log.genesis is None else 0,
+            wants_genesis=self.wants_genesis,
+            port=self.config.port,
+            mtu=self.config.mtu,
+            planes=self.config.planes,
+        )
+        if record != self._published:
+            self._published = record
+            self.mesh.publish(now, KIND_PEER, b"", msgspec.msgpack.encode(record))
+
+    # --- lowering ---
+
+    def _lower(self) -> list[Effect]:
+        effects: list[Effect] = []
+        for effect in self._outbox.drain():
+            if not isinstance(effect, Unicast):
+                effects.append(effect)
+                continue
+            link = self.mesh.next_hop(effect.destination)
+            if link is not None:
+                body = encode(effect.body)
+                effects.append(Send(link, Routed(self.config.peer, effect.destination, ROUTE_HOPS_MAX, body)))
+        return effects

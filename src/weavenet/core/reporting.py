@@ -1,0 +1,161 @@
+"""Assembling the report of a node: what is true, and first of all what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from weavenet.core.config import GenesisMode
+from weavenet.core.limits import MTU_DEFAULT
+from weavenet.core.overlay import PathState
+from weavenet.core.report import ConnectionReport, IpamReport, NodeReport
+from weavenet.core.types import PeerId, peer_text
+
+if TYPE_CHECKING:
+    from weavenet.core.node import Node
+
+
+def node_report(node: Node, now: float) -> NodeReport:
+    """Everything ``weave status`` and ``weave report`` show, at ``now``."""
+    config = node.config
+    connections = tuple(_with_plane(node, report) for report in node.mesh.connection_reports(now))
+    ipam = _ipam_report(node, now)
+    return NodeReport(
+        peer=peer_text(config.peer),
+        name=config.name,
+        nickname=config.nickname,
+        incarnation=node.incarnation,
+        cluster=node.cluster.id.hex(),
+        discovery=config.discovery,
+        encryption="TLS 1.3, password" if config.authenticated else "TLS 1.3, unauthenticated (no password)",
+        mtu=config.mtu,
+        mtu_reason="--mtu" if config.mtu_explicit else f"default {MTU_DEFAULT}: fits VXLAN on a 1460-byte underlay",
+        warnings=tuple(_warnings(node, ipam, connections)),
+        targets=node.mesh.target_reports(now),
+        connections=connections,
+        peers=node.mesh.peer_reports(now),
+        ipam=ipam,
+        attachments=len(node.endpoints),
+        log_length=len(node.log),
+        ring_hash=node.ipam.ring_hash.hex(),
+        terminations=node.mesh.terminations,
+    )
+
+
+def _with_plane(node: Node, report: ConnectionReport) -> ConnectionReport:
+    if not report.peer:
+        return report
+    peer = PeerId(bytes.fromhex(report.peer))
+    plane, reason = _plane_of(node, peer)
+    return msgspec.structs.replace(
+        report,
+        plane=plane,
+        plane_reason=reason,
+        plane_rtt_ms=node.paths.rtt_ms(peer),
+        plane_loss_percent=node.paths.loss_percent(peer),
+    )
+
+
+def _plane_of(node: Node, peer: PeerId) -> tuple[str, str]:
+    record = node.mesh.peer_record(peer)
+    if not node.config.planes:
+        return "no data path", "fastdp is off here (--no-fastdp)"
+    if record is not None and not set(record.planes) & set(node.config.planes):
+        return "no data path", "fastdp is off there (--no-fastdp)"
+    if peer not in node.planes:
+        return "no data path", "waiting until both sides have merged ring and log"
+    host = node.planes.host(peer)
+    match node.paths.state(peer):
+        case PathState.WORKING:
+            return "fastdp", "VXLAN answers"
+        case PathState.BROKEN:
+            return "no data path", f"no answer on UDP 6784 to {host}: is it filtered?"
+        case _:
+            return "fastdp", f"VXLAN to {host}, first heartbeat not answered yet"
+
+
+def _ipam_report(node: Node, now: float) -> IpamReport:
+    def label(peer: PeerId) -> tuple[str, str]:
+        record = node.mesh.peer_record(peer)
+        return (record.name, record.nickname) if record else ("", "")
+
+    report = node.ipam.report(now, label=label, unreachable_since=node.mesh.unreachable_since)
+    genesis = node.log.genesis
+    electors = node.log.electors if genesis else node.known_electors()
+    electorate = node.electorate
+    n = len(electors) if genesis else electorate.n
+    state, detail = report.state, report.detail
+    if node.config.ranges and genesis is None:
+        waiting = node.wants_genesis or node.mesh_wants_genesis()
+        state = "awaiting consensus" if waiting else "idle"
+        detail = _consensus_detail(node, len(electors), waiting)
+    return msgspec.structs.replace(
+        report,
+        state=state,
+        detail=detail,
+        electors=tuple(_titled(node, peer) for peer in electors),
+        is_elector=node.config.peer in electors,
+        quorum=n // 2 + 1 if n else 0,
+        electors_known=len(electors),
+        electors_missing=() if genesis else node.mesh.missing_targets(),
+    )
+
+
+def _consensus_detail(node: Node, known: int, waiting: bool) -> str:
+    if not waiting:
+        return "addresses are divided when the first one is needed, or by `weave consense`"
+    electorate = node.electorate
+    if known == 0:
+        return "only observers are reachable; launch at least one peer that may vote (without --observer)"
+    if not electorate.settled:
+        return "trying each target once, to count the electors"
+    if known < electorate.quorum:
+        return (
+            f"quorum {electorate.quorum} of {electorate.n}, reachable {known}; it goes on when a target answers, "
+            "or launch with --ipalloc-init consensus=1 or seed=NAMES if no other elector exists"
+        )
+    return f"quorum {electorate.quorum} of {electorate.n}, reachable {known}; voting"
+
+
+def _titled(node: Node, peer: PeerId) -> str:
+    record = node.mesh.peer_record(peer)
+    return f"{record.name}({record.nickname})" if record else peer_text(peer)
+
+
+def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport, ...]) -> list[str]:
+    warnings: list[str] = []
+    if ipam.blocked:
+        warnings.append(
+            f"{len(ipam.blocked)} address(es) lost to another peer are blocked here: {', '.join(ipam.blocked[:3])}; "
+            "next: `weave detach` and `weave attach` the containers for new ones"
+        )
+    if ipam.state == "awaiting consensus":
+        warnings.append(f"no addresses yet: {ipam.detail}")
+    refused = [report for report in connections if report.state in {"refused", "failed"}]
+    for report in refused[:3]:
+        warnings.append(f"{report.address}: {report.info}")
+    dead = [report for report in connections if report.state == "established" and report.plane == "no data path"]
+    for report in dead[:3]:
+        warnings.append(f"no data path to {report.name}({report.nickname}): {report.plane_reason}")
+    if node.config.mode is GenesisMode.SEED and not node.ipam.bound and node.config.name in node.config.seeds:
+        warnings.append(
+            "this seed has a blank store and takes its share only after meeting another seed; "
+            "next: start one, or launch with --first-start if this is the very first start"
+        )
+    warnings += _label_warnings(node)
+    return warnings
+
+
+def _label_warnings(node: Node) -> list[str]:
+    holders: dict[str, list[PeerId]] = {}
+    for peer in sorted(node.mesh.reachable()):
+        record = node.mesh.peer_record(peer)
+        if record is not None:
+            holders.setdefault(record.name, []).append(peer)
+    return [
+        f"{len(peers)} live peers are named {name} ({', '.join(peer_text(peer)[:12] for peer in peers)}); "
+        "next: give one another --name"
+        for name, peers in holders.items()
+        if len(peers) > 1
+    ]

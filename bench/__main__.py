@@ -1,0 +1,72 @@
+"""The command line of ``bench/run``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from typing import Protocol
+
+from bench import document
+from bench.gate import Gate
+from bench.options import Options
+from bench.table import Result
+
+BENCHES = ("fastdp", "start", "status", "memory", "allocations", "restart", "imports")
+
+
+class Bench(Protocol):
+    def measure(self, options: Options, gate: Gate) -> Result: ...
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench/run", description="Measures Weave on this machine; see bench/run itself."
+    )
+    parser.add_argument("names", nargs="*", metavar="bench", help=f"of: {', '.join(BENCHES)}; default: all")
+    parser.add_argument("--write", action="store_true", help="update the section of docs/benchmarks.md")
+    parser.add_argument("--quick", action="store_true", help="few repetitions, to see that it works")
+    parser.add_argument("--repeat", type=int, default=0, metavar="N", help="so many repetitions instead of the usual")
+    parser.add_argument("--no-gate", action="store_true", help="do not repeat what other processes disturbed")
+    parser.add_argument("--list", action="store_true", help="say what there is")
+    parsed = parser.parse_args(arguments)
+    unknown = [name for name in parsed.names if name not in BENCHES]
+    if unknown:
+        parser.error(f"expected one of {', '.join(BENCHES)}; found: {', '.join(unknown)}")
+    if parsed.quick and parsed.write:
+        parser.error("--quick figures are not worth writing down")
+    return parsed
+
+
+def main(arguments: list[str]) -> int:
+    parsed = parse(arguments)
+    names = parsed.names or list(BENCHES)
+    if parsed.list:
+        for name in BENCHES:
+            module = importlib.import_module(f"bench.{name}")
+            print(f"{name:12} {(module.__doc__ or '').partition(chr(10))[0]}")
+        return 0
+    if os.geteuid() != 0:
+        print("bench: needs root, for network namespaces; next: sudo bench/run", file=sys.stderr)
+        return 1
+    failed = 0
+    for name in names:
+        bench: Bench = importlib.import_module(f"bench.{name}")
+        try:
+            result = bench.measure(
+                Options(quick=parsed.quick, repeat=parsed.repeat), Gate(attempts_max=1 if parsed.no_gate else 6)
+            )
+        except Exception as problem:  # the other benches still have something to say
+            print(f"bench: {name}: {type(problem).__name__}: {problem}", file=sys.stderr)
+            failed = 1
+            continue
+        text = document.section(f"bench/run {name}", result)
+        print(f"{name}: {text}")
+        if parsed.write:
+            document.write(name, text)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -171,11 +171,15 @@ def test_traffic_is_noticed_and_heartbeats_are_not_traffic() -> None:
     async def scenario() -> None:
         async with Pair() as (a, b):
             left, _ = await connected(a, b)
-            await asyncio.sleep(1.2)  # lets the frames of plugging fall into a poll of their own
             seen: list[int] = []
             a.plane.on_traffic = lambda: seen.append(1)
-            await asyncio.sleep(1.2)
-            seen.clear()
+
+            async def quiet() -> bool:  # group reports after plugging are traffic, and end by themselves
+                seen.clear()
+                await asyncio.sleep(1.2)
+                return not seen
+
+            await eventually(quiet, "silence on the data path", 15.0)
             for nonce in range(20):
                 a.plane.probe(plane_mac(b.peer), nonce, False)
             await asyncio.sleep(1.5)

@@ -286,21 +286,25 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Set
 
 
 READY = """
-fd = int(os.environ["WEAVE_READY_FD"])
+fd = int(sys.argv[sys.argv.index("--ready-fd") + 1])
 def tell(**fields):
     os.write(fd, json.dumps(fields).encode() + b"\\n")
 """
 
 
-def test_ready_daemon(play: Callable[[str], Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ready_daemon(play: Callable[[str], Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WEAVE_PASSWORD", "secret-secret")
     settings = play(
-        READY + "leaks = [k for k in os.environ if k.startswith('WEAVE_') and k != 'WEAVE_READY_FD']\n"
-        "tell(name=settings['passwords'][0], warnings=[*leaks, str(os.getsid(0) == os.getpid())])"
+        READY
+        + """
+seen = [k for k in os.environ if k.startswith("WEAVE_")], os.getsid(0) == os.getpid(), os.getcwd(), settings["passwords"]
+with open(os.path.join(os.path.dirname(sys.argv[0]), "seen"), "w") as file:
+    json.dump(seen, file)
+tell(ready=True, name="::1", pid=os.getpid())
+"""
     )
-    outcome = spawn.start_in_background(settings)
-    assert outcome.name == "secret-secret"
-    assert outcome.warnings == ("True",)
+    assert spawn.start_in_background(settings).name == "::1"
+    assert json.loads((tmp_path / "seen").read_text()) == [[], True, "/", ["secret-secret"]]
 
 
 def test_daemon_that_refuses(play: Callable[[str], Settings]) -> None:

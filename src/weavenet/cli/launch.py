@@ -59,13 +59,11 @@ def launch(output: str | None, peers: tuple[str, ...], **flags: Any) -> None:
         note(f"warning: {warning}")
     if composed.foreground:
         run_in_foreground(composed.settings)
-    outcome = start_in_background(composed.settings)
-    for warning in outcome.warnings:
-        note(f"warning: {warning}")
+    name = start_in_background(composed.settings).name
     if output:
-        as_json({"name": outcome.name, "nickname": outcome.nickname})
+        as_json({"name": name})
     else:
-        click.echo(outcome.name)
+        click.echo(name)
 
 
 def _refuse_second() -> None:

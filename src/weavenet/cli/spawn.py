@@ -1,7 +1,8 @@
 """Starts the daemon as a process of its own and waits for its word.
 
 The settings go through an anonymous file that becomes its standard input, so that passwords appear in no argument list,
-environment or named file. See ``control/readiness.py`` for what comes back.
+environment or named file. What comes back is one JSON line on a pipe, then its end; the end alone means that the daemon
+died before it could say anything.
 """
 
 from __future__ import annotations
@@ -15,15 +16,24 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+import msgspec
+
 import weavenet
 from weavenet.cli.outcome import ERROR, LIMIT, RUNNING, Ended, sentence_of, status_of
-from weavenet.control.readiness import VARIABLE, Outcome, decode
-from weavenet.core.errors import Code
+from weavenet.core.errors import Code, Failure
 from weavenet.runtime.settings import Settings, encode_settings
 
 READY_TIMEOUT_S = 60.0
 READY_BYTES_MAX = 64 * 1024
 LOG_TAIL_BYTES = 2000
+
+
+class Word(msgspec.Struct, frozen=True):
+    """What the daemon says: it is ready and who it is, or why it will not be."""
+
+    ready: bool = False
+    name: str = ""
+    failure: Failure | None = None
 
 
 def _command() -> list[str]:
@@ -58,7 +68,7 @@ def run_in_foreground(settings: Settings) -> NoReturn:
     os.execve(command[0], command, environment)
 
 
-def start_in_background(settings: Settings) -> Outcome:
+def start_in_background(settings: Settings) -> Word:
     """Start the daemon in a session of its own; returns when it is ready. Raises Ended when it refuses, dies, or is not
     ready in time (it then goes on starting)."""
     log = _open_log(settings.log_file)
@@ -67,12 +77,12 @@ def start_in_background(settings: Settings) -> Outcome:
     reader, writer = os.pipe()
     try:
         process = subprocess.Popen(
-            _command(),
+            [*_command(), "--ready-fd", str(writer)],
             stdin=file,
             stdout=log,
             stderr=log,
             cwd="/",
-            env=_environment() | {VARIABLE: str(writer)},
+            env=_environment(),
             pass_fds=(writer,),
             start_new_session=True,
         )
@@ -86,20 +96,22 @@ def start_in_background(settings: Settings) -> Outcome:
         raise
     finally:
         os.close(reader)
-    outcome = decode(line) if line else None
-    if outcome is None:
+    try:
+        word = msgspec.json.decode(line, type=Word)
+    except msgspec.DecodeError:  # nothing, or cut short
+        word = Word()
+    if word.failure is not None:
+        raise _refused(word.failure)
+    if not word.ready:
         raise Ended(ERROR, _last_words(process, settings.log_file, log_size))
-    if outcome.failure is not None:
-        failure = outcome.failure
-        fields: dict[str, object] = {
-            "expected": failure.expected,
-            "found": failure.found,
-            "next_step": failure.next_step,
-        }
-        # BUSY: another daemon won the lock between our look at the socket and its start.
-        status = RUNNING if failure.code is Code.BUSY else status_of(failure.code)
-        raise Ended(status, sentence_of(fields))
-    return outcome
+    return word
+
+
+def _refused(failure: Failure) -> Ended:
+    fields: dict[str, object] = {"expected": failure.expected, "found": failure.found, "next_step": failure.next_step}
+    # BUSY: another daemon won the lock between our look at the socket and its start.
+    status = RUNNING if failure.code is Code.BUSY else status_of(failure.code)
+    return Ended(status, sentence_of(fields))
 
 
 def _open_log(path: str) -> int:

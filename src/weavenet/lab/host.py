@@ -81,7 +81,7 @@ class Host:
                     Code.HOST,
                     f"host {self.name} of lab {self.lab} runs",
                     "it is down",
-                    f"weave lab --lab {self.lab} reboot {self.name}",
+                    f"weave lab reboot {self.name} --lab {self.lab}",
                 )
             )
         return state.pid

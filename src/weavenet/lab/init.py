@@ -10,7 +10,7 @@ It does not configure addresses (the lab does, from outside) and forwards no sig
 """
 
 # pathlib would double the start time of this script.
-# ruff: noqa: PTH
+# ruff: noqa: PTH101, PTH103, PTH104, PTH112, PTH211
 from __future__ import annotations
 
 import contextlib

@@ -47,7 +47,7 @@ class Lab:
                 raise WeaveError(
                     Failure(
                         Code.ALREADY_TAKEN,
-                        f"no lab {name} exists",
+                        f"no lab named {name}",
                         _describe(name),
                         f"weave lab down --lab {name}, or choose another name: weave lab up 3 --name {name}2",
                     )

@@ -1,6 +1,6 @@
 """Which processes belong to a lab, and ending them: the one thing a lab leaves on the machine.
 
-Every process of a lab has ``WEAVE_LAB=<lab>/<host>`` in its environment, from its PID 1 down. Nothing without that
+Every process of a lab has ``WEAVELAB=<lab>/<host>`` in its environment, from its PID 1 down. Nothing without that
 mark, and outside the hosts' PID namespaces, is ever signalled.
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from weavenet.lab.waiting import wait_until
 
-MARK = "WEAVE_LAB"
-TOKEN = "WEAVE_LAB_TOKEN"  # distinguishes one command that runs in a host from the others
+MARK = "WEAVELAB"
+TOKEN = "WEAVELAB_TOKEN"  # distinguishes one command that runs in a host from the others
 END_DEADLINE_S = 20.0
 
 _PROC = Path("/proc")

@@ -192,14 +192,17 @@ class Executor:
     def _drain(self) -> None:
         """Send what may leave, handle events until none is left, then arm the timer."""
         self._busy = True
+        is_deadline_stale = bool(self._inbox)
         try:
             self._release()
             while self._inbox:
+                is_deadline_stale = True
                 self._handle(self._inbox.popleft())
                 self._release()
         finally:
             self._busy = False
-        self._arm()
+        if is_deadline_stale:
+            self._arm()
 
     def _handle(self, event: Event | None) -> None:
         now = self._clock()

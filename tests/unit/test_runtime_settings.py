@@ -1,0 +1,218 @@
+"""Settings, names, locks, sd_notify and log lines: the small parts around the daemon."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from weavenet.core.errors import WeaveError
+from weavenet.runtime import identity, logs
+from weavenet.runtime.lock import AlreadyRunning, Lock
+from weavenet.runtime.notify import Notifier
+from weavenet.runtime.resolver import local_hosts
+from weavenet.runtime.settings import (
+    LogFormat,
+    NameFrom,
+    Settings,
+    decode_settings,
+    encode_settings,
+    password_lines,
+    password_warnings,
+    peer_name,
+)
+
+
+def test_settings_survive_the_pipe() -> None:
+    settings = Settings(name="::1", passwords=("a b", "c"), targets=("h1",), mtu=1400)
+    assert decode_settings(encode_settings(settings)) == settings
+    assert settings.public().passwords == ()
+    assert decode_settings(b"{}") == Settings()
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"unknown": 1}', b'{"port": "x"}', b"\xff"])
+def test_wrong_settings_are_refused(data: bytes) -> None:
+    with pytest.raises(WeaveError, match="standard input"):
+        decode_settings(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0A:1b:2c:3d:4e:5f", "0a:1b:2c:3d:4e:5f"),
+        ("::1", "00:00:00:00:00:01"),
+        ("::", "00:00:00:00:00:00"),
+        ("1::", "01:00:00:00:00:00"),
+        ("a:b::c", "0a:0b:00:00:00:0c"),
+        ("1:2:3:4:5:6", "01:02:03:04:05:06"),
+    ],
+)
+def test_peer_names(text: str, expected: str) -> None:
+    assert peer_name(text) == expected
+
+
+@pytest.mark.parametrize(XX)
+def test_wrong_peer_names(text: str) -> None:
+    with pytest.raises(WeaveError, match="--name"):
+        peer_name(text)
+
+
+def test_password_lines() -> None:
+    assert password_lines("\n new password \n\n\t\nold\n") == ("new password", "old")
+    for text in ("", "\n \n", "\n".join("abcdefghi")):
+        with pytest.raises(WeaveError, match="weave password"):
+            password_lines(text)
+    warnings = password_warnings(("short", "long enough, surely"))
+    assert len(warnings) == 1
+    assert "line 1" in warnings[0]
+    assert "short" not in warnings[0]
+
+
+def host(root: Path, machine_id: str, uuid: str | None = None) -> Path:
+    (root / "etc").mkdir(parents=True)
+    (root / "etc/machine-id").write_text(machine_id + "\n")
+    if uuid is not None:
+        (root / "sys/class/dmi/id").mkdir(parents=True)
+        (root / "sys/class/dmi/id/product_uuid").write_text(uuid + "\n")
+    return root
+
+
+def test_name_is_given_or_persisted_or_derived(tmp_path: Path) -> None:
+    one = host(tmp_path / "1", "0" * 32)
+    other = host(tmp_path / "2", "1" * 32)
+    derived = identity.choose_name(Settings(), {}, one)
+    assert derived == identity.choose_name(Settings(), {}, one)
+    assert derived != identity.choose_name(Settings(), {}, other)
+    assert int(derived[:2], 16) & 3 == 2, "locally administered, unicast"
+    rows = {(identity.TABLE, b"peer-name"): b"00:00:00:00:00:07"}
+    assert identity.choose_name(Settings(), rows, one) == "00:00:00:00:00:07"
+    assert identity.choose_name(Settings(name="::9"), rows, one) == "00:00:00:00:00:09"
+
+
+def test_firmware_that_shows_no_uuid_does_not_count(tmp_path: Path) -> None:
+    plain = identity.choose_name(Settings(), {}, host(tmp_path / "1", "a" * 32))
+    zeros = host(tmp_path / "2", "a" * 32, "00000000-0000-0000-0000-000000000000")
+    real = host(tmp_path / "3", "a" * 32, "12345678-0000-0000-0000-000000000000")
+    assert identity.choose_name(Settings(), {}, zeros) == plain
+    assert identity.choose_name(Settings(), {}, real) != plain
+
+
+def test_names_without_a_machine_id_are_random(tmp_path: Path) -> None:
+    assert identity.choose_name(Settings(), {}, tmp_path) != identity.choose_name(Settings(), {}, tmp_path)
+    random_names = Settings(name_from=NameFrom.RANDOM)
+    assert identity.choose_name(random_names, {}) != identity.choose_name(random_names, {})
+    by_host = Settings(name_from=NameFrom.HOSTNAME)
+    assert identity.choose_name(by_host, {}) == identity.choose_name(by_host, {})
+
+
+def test_the_node_never_sees_the_key() -> None:
+    rows = {(identity.TABLE, b"identity-seed"): b"secret", ("ring", b"k"): b"v"}
+    assert identity.node_rows(rows) == {("ring", b"k"): b"v"}
+
+
+def test_a_lock_is_held_by_one_process_and_dropped_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "weave.pid"
+    lock = Lock.acquire(path)
+    with pytest.raises(AlreadyRunning, match=str(os.getpid())):
+        Lock.acquire(path)
+    lock.release()
+    code = (
+        f"from pathlib import Path; from weavenet.runtime.lock import Lock; Lock.acquire(Path({str(path)!r})); input()"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        while True:
+            try:
+                Lock.acquire(path).release()
+            except AlreadyRunning as error:
+                if str(child.pid) in error.failure.found:
+                    break
+            assert child.poll() is None
+    finally:
+        child.kill()
+        child.communicate(timeout=10)
+    Lock.acquire(path).release()
+
+
+def test_a_lock_in_an_impossible_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WeaveError, match="expected to write"):
+        Lock.acquire(tmp_path / "file" / "weave.pid")
+
+
+def test_sd_notify(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(5)
+        notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "3000000"})
+        assert notifier.watchdog_s == 1.5
+        notifier.tell(READY="1", STATUS="two\nlines")
+        assert manager.recv(100) == b"READY=1\nSTATUS=two lines"
+    notifier.tell(STOPPING="1")
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {"WATCHDOG_USEC": "1000"}, {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1"}]
+)
+def test_no_watchdog(environment: dict[str, str]) -> None:
+    notifier = Notifier(environment)
+    assert notifier.watchdog_s is None
+    notifier.tell(READY="1")
+
+
+def test_abstract_socket_of_the_manager() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        name = f"weave-test-{os.getpid()}"
+        manager.bind("\0" + name)
+        manager.settimeout(5)
+        Notifier({"NOTIFY_SOCKET": "@" + name}).tell(READY="1")
+        assert manager.recv(100) == b"READY=1"
+
+
+def record(message: str) -> logging.LogRecord:
+    return logging.LogRecord("weave.mesh", logging.WARNING, "", 0, message, None, None)
+
+
+def test_log_lines() -> None:
+    line = logs.LogfmtFormatter().format(record('peer said "hi"\n\x1b[31mfake=1'))
+    assert "\n" not in line
+    assert "\x1b" not in line
+    assert 'level=warning topic=mesh msg="peer said' in line
+    fields = json.loads(logs.JsonFormatter().format(record("two\nlines")))
+    assert (fields["level"], fields["topic"], fields["msg"]) == ("warning", "mesh", "two\nlines")
+    assert len(logs.LogfmtFormatter().format(record("x" * 100_000))) < 5000
+
+
+def test_log_file_is_reopened_after_rotation(tmp_path: Path) -> None:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        for handler in handlers:
+            root.removeHandler(handler)
+        path = tmp_path / "weave.log"
+        logs.configure(Settings(log_file=str(path), log_format=LogFormat.JSON))
+        logging.getLogger("weave.x").info("one")
+        path.rename(tmp_path / "weave.log.1")
+        logging.getLogger("weave.x").info("two")
+        assert "two" in path.read_text()
+        with pytest.raises(WeaveError, match="--foreground"):
+            logs.configure(Settings(log_file=str(tmp_path / "no" / "such")))
+    finally:
+        for handler in list(root.handlers):
+            root.removeHandler(handler)
+            handler.close()
+        for handler in handlers:
+            root.addHandler(handler)
+        root.setLevel(level)
+        logging.raiseExceptions = True
+
+
+def test_local_hosts() -> None:
+    assert "127.0.0.1" in local_hosts()
+    assert local_hosts("/nonexistent") == ()

@@ -297,7 +297,8 @@ def test_ready_daemon(play: Callable[[str], Settings], monkeypatch: pytest.Monke
     settings = play(
         READY
         + """
-seen = [k for k in os.environ if k.startswith("WEAVE_")], os.getsid(0) == os.getpid(), os.getcwd(), settings["passwords"]
+leaked = [key for key in os.environ if key.startswith("WEAVE_")]
+seen = leaked, os.getsid(0) == os.getpid(), os.getcwd(), settings["passwords"]
 with open(os.path.join(os.path.dirname(sys.argv[0]), "seen"), "w") as file:
     json.dump(seen, file)
 tell(ready=True, name="::1", pid=os.getpid())

@@ -44,6 +44,15 @@ def test_verdict_of_a_lonely_peer_says_how_to_go_on() -> None:
     assert "weave connect" in text.splitlines()[1]
 
 
+def test_verdict_when_no_target_is_reached() -> None:
+    text = summary(peers=node_report().peers[:1], connections=())
+    assert text.splitlines()[1:4] == [
+        "        Verdict: 1 thing needs attention",
+        "                 1. no link to any of 2 targets yet",
+        "                    next: `weave status targets` says why",
+    ]
+
+
 def test_waiting_for_consensus_shows_quorum_and_who_is_missing() -> None:
     ipam = ipam_report(
         state="awaiting consensus", electors_known=1, quorum=2, owners=(), electors=(), electors_missing=("h2", "h3")
@@ -90,7 +99,7 @@ def test_no_line_ends_with_a_blank() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0s"), (59.9, "59s"), (61, "1m 1s"), (3600, "1h 0m"), (90_000, "1d 1h")]
+    ("seconds", "text"), [(0, "0s"), (0.2, "1s"), (59.9, "59s"), (61, "1m 1s"), (3600, "1h 0m"), (90_000, "1d 1h")]
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text

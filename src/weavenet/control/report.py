@@ -21,12 +21,27 @@ def document(report: NodeReport, identity: Identity) -> Document:
         "Version": identity.version,
         "StartedAt": identity.started_at,
         "Pid": identity.pid,
-        "Warnings": list(report.warnings),
+        "Warnings": list(warnings_of(report)),
         "Router": _router(report, identity),
     }
     if report.ipam.state != "off":
         content["IPAM"] = _ipam(report.ipam)
     return content
+
+
+def reachable_others(report: NodeReport) -> int:
+    """Peers that can be reached now, without this one."""
+    return sum(1 for peer in report.peers if peer.reachable and peer.peer != report.peer)
+
+
+def warnings_of(report: NodeReport) -> tuple[str, ...]:
+    """The node's own warnings, and that no target was reached: a node cannot tell whether that is normal (the first
+    host of many), a person can."""
+    wanted = [target for target in report.targets if target.state != "self"]
+    if not wanted or reachable_others(report):
+        return report.warnings
+    count = "the only target" if len(wanted) == 1 else f"any of {len(wanted)} targets"
+    return (*report.warnings, f"no link to {count} yet; next: `weave status targets` says why")
 
 
 def _router(report: NodeReport, identity: Identity) -> Document:

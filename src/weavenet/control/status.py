@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+from weavenet.control.report import reachable_others, warnings_of
 from weavenet.control.service import Identity
 from weavenet.core.limits import PROTOCOL_MAX, PROTOCOL_MIN
 from weavenet.core.report import ConnectionReport, IpamReport, NodeReport, OwnerReport, TargetReport
@@ -41,12 +42,13 @@ def _summary(report: NodeReport, identity: Identity, now: float) -> str:
 def verdict(report: NodeReport) -> str:
     """One line when all is well; else a numbered list of what is wrong, each with its next step on a line of its
     own."""
-    if not report.warnings:
+    warnings = warnings_of(report)
+    if not warnings:
         return _labelled([("Verdict", _well(report))])
-    count = len(report.warnings)
+    count = len(warnings)
     lines = [_label("Verdict") + ("1 thing needs attention" if count == 1 else f"{count} things need attention")]
     indent = " " * (LABEL_COLUMNS + 2)
-    for number, warning in enumerate(report.warnings, start=1):
+    for number, warning in enumerate(warnings, start=1):
         what, _, step = warning.partition("; next: ")
         lines.append(f"{indent}{number}. {what}")
         if step:
@@ -55,7 +57,7 @@ def verdict(report: NodeReport) -> str:
 
 
 def _well(report: NodeReport) -> str:
-    others = sum(1 for peer in report.peers if peer.reachable and peer.peer != report.peer)
+    others = reachable_others(report)
     if not others and not report.targets:
         return "well; alone so far. Next: `weave launch THIS-HOST` on another host, or `weave connect HOST` here"
     peers = "1 other peer" if others == 1 else f"{others} other peers"
@@ -133,7 +135,7 @@ def _targets(report: NodeReport) -> str:
 def _target_row(target: TargetReport) -> tuple[str, ...]:
     info = target.info
     if target.retry_in_s is not None:
-        info = f"{info}; next try in {duration(target.retry_in_s)}" if info else f"next try in {target.retry_in_s:.0f}s"
+        info = "; ".join(part for part in (info, f"next try in {duration(target.retry_in_s)}") if part)
     return (
         target.target,
         target.state,
@@ -243,6 +245,8 @@ def titled(name: str, nickname: str) -> str:
 
 def duration(seconds: float) -> str:
     """``42s``, ``7m 3s``, ``5h 12m``, ``3d 4h``."""
+    if 0 < seconds < 1:
+        return "1s"
     whole = int(seconds)
     for size, unit, smaller, small_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
         if whole >= size:

@@ -170,7 +170,7 @@ class Node:
 
     def deadline(self) -> float | None:
         """When ``handle(now, Tick())`` is wanted at the latest; None: only events matter."""
-        times = [part.deadline() for part in (self.mesh, self.ipam, self.handover, self.paths)]
+        times = [part.deadline() for part in (self.mesh, self.ipam, self.handover, self.paths, self.endpoints)]
         if self.log.genesis is None:
             times.append(self._election.deadline())
         return min((time for time in times if time is not None), default=None)
@@ -208,7 +208,13 @@ class Node:
 
     def _command(self, now: float, request: int, command: Command) -> None:
         match command:
-            case Allocate() | Claim() | Release() | Lookup() | Died() | Revived():
+            case Allocate() | Claim() | Release() | Lookup():
+                self.ipam.command(now, request, command)
+            case Died():
+                self.endpoints.died(now, command.ident)
+                self.ipam.command(now, request, command)
+            case Revived():
+                self.endpoints.revived(command.ident)
                 self.ipam.command(now, request, command)
             case Destroyed():
                 self.endpoints.remove(now, command.ident)
@@ -283,7 +289,7 @@ class Node:
             self._outbox.append(SetPlane(self.planes.desired()))
 
     def _run_due(self, now: float) -> None:
-        for part in (self.ipam, self.handover, self.paths):
+        for part in (self.ipam, self.handover, self.paths, self.endpoints):
             due = part.deadline()
             if due is not None and now >= due:
                 part.tick(now)

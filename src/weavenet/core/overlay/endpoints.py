@@ -13,6 +13,7 @@ import msgspec
 
 from weavenet.core.commands import Attachment
 from weavenet.core.effects import Change, Outbox
+from weavenet.core.limits import DEAD_KEEP_S
 from weavenet.core.messages.gossip import KIND_ENDPOINT, EndpointRecord
 
 TABLE = "attachments"
@@ -30,6 +31,7 @@ class Endpoints:
         self._attachments: dict[str, Attachment] = {
             key.decode(): msgspec.msgpack.decode(value, type=Attachment) for key, value in rows
         }
+        self._dead_until: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._attachments)
@@ -42,6 +44,21 @@ class Endpoints:
         for attachment in self._attachments.values():
             self._announce(now, attachment)
 
+    def deadline(self) -> float | None:
+        return min(self._dead_until.values(), default=None)
+
+    def tick(self, now: float) -> None:
+        for ident in [ident for ident, until in self._dead_until.items() if now >= until]:
+            self.remove(now, ident)
+
+    def died(self, now: float, ident: str) -> None:
+        """Its process is gone: forget the attachment unless it revives while its addresses are kept."""
+        if ident in self._attachments:
+            self._dead_until[ident] = now + DEAD_KEEP_S
+
+    def revived(self, ident: str) -> None:
+        self._dead_until.pop(ident, None)
+
     def all(self) -> tuple[Attachment, ...]:
         return tuple(self._attachments[ident] for ident in sorted(self._attachments))
 
@@ -49,10 +66,13 @@ class Endpoints:
         if self._attachments.get(attachment.ident) == attachment:
             return
         self._attachments[attachment.ident] = attachment
+        if attachment.live:
+            self._dead_until.pop(attachment.ident, None)
         self._outbox.persist(Change(TABLE, attachment.ident.encode(), msgspec.msgpack.encode(attachment)))
         self._announce(now, attachment)
 
     def remove(self, now: float, ident: str) -> None:
+        self._dead_until.pop(ident, None)
         if self._attachments.pop(ident, None) is not None:
             self._outbox.persist(Change(TABLE, ident.encode(), None))
             self._publisher.withdraw(now, KIND_ENDPOINT, ident.encode())

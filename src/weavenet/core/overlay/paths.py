@@ -122,6 +122,8 @@ class Paths:
         path.sent_at = None
         path.misses = 0
         path.loss *= 1 - _SMOOTHING
+        if path.state is PathState.UNPROVEN:
+            path.loss = 0.0  # probes sent before the other side opened its end tell nothing about the path
         if path.state is not PathState.WORKING:
             path.state = PathState.WORKING
             self.changed = True

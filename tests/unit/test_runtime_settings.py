@@ -57,7 +57,10 @@ def test_peer_names(text: str, expected: str) -> None:
     assert peer_name(text) == expected
 
 
-@pytest.mark.parametrize(XX)
+WRONG_NAMES = ["", "h1", "1:2:3:4:5", "1:2:3:4:5:6:7", "1::2::3", "123::", ":::", "1:2:3:4:5:6::", "g::"]
+
+
+@pytest.mark.parametrize("text", WRONG_NAMES)
 def test_wrong_peer_names(text: str) -> None:
     with pytest.raises(WeaveError, match="--name"):
         peer_name(text)

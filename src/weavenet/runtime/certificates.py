@@ -83,7 +83,7 @@ class Issuing:
         fields = {"identity_seed": order.identity_seed.hex(), "name": order.name, "passwords": order.passwords}
         try:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "weavenet.runtime.issuing"],
+                [sys.executable, "-P", "-s", "-m", "weavenet.runtime.issuing"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

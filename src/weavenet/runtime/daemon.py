@@ -129,6 +129,8 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.request_stop)
+        # With a log file there is no terminal to lose: log rotation may send this out of habit.
+        loop.add_signal_handler(signal.SIGHUP, (lambda: None) if self.settings.log_file else self.request_stop)
         control = ControlServer(
             self,
             socket_path=self.settings.control_socket,

@@ -1,0 +1,321 @@
+"""The invariants of the specification, checked after each event.
+
+Sources are kept apart from what is checked: allocations are read from the rows that nodes persist, data paths and
+filters from what drivers executed, acknowledgements from what clients were told.
+
+- I1 rings are canonical, full after genesis, and stamps only grow; I3 never ahead of the log.
+- I2 what is held in the range is own or blocked.
+- I4 no address is owned by two peers in their own eyes.
+- I5 nobody's data path shows one address from two peers.
+- I6 equal log positions hold equal decrees; where electors agree on N, there is one genesis.
+- ``acknowledged``: an address that a client was told stays its own through any crash until it gives it back.
+
+The incremental check looks at what an event touched. The full one recomputes everything from scratch, and both must
+agree (rule ``checker``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+from weavenet.core.effects import Change
+from weavenet.core.ring.segments import Ring
+from weavenet.core.types import AddressRange, PeerId, Segment, Stamp, entry_hash
+from weavenet.sim.host import Host
+from weavenet.sim.violation import Violation
+
+_ALLOC_TABLE = "alloc"
+
+
+class Ledger:
+    """What the checker remembers of one host."""
+
+    __slots__ = ("alloc", "blocked", "log_hash", "own", "ring", "shown")
+
+    def __init__(self) -> None:
+        self.ring: Ring | None = None
+        self.log_hash: bytes | None = None
+        self.own: list[tuple[int, int]] = []
+        self.blocked: tuple[tuple[str, str], ...] = ()
+        self.alloc: dict[str, set[str]] = {}
+        """Address → idents, as persisted (whether durable yet or not)."""
+        self.shown: dict[str, PeerId] = {}
+        """Addresses that live, unfiltered containers here may use, and the peer they are shown as."""
+
+
+class Checker:
+    """``is_genesis_unique``: all electors of this history agree on N, so two geneses are a violation."""
+
+    def __init__(self, hosts: list[Host], area: AddressRange, *, is_genesis_unique: bool) -> None:
+        self._hosts = hosts
+        self._area = area
+        self._offsets: dict[str, int | None] = {}
+        self._is_genesis_unique = is_genesis_unique
+        self._ledgers = [Ledger() for _ in hosts]
+        self._decrees: dict[tuple[bytes, int], bytes] = {}
+        self._geneses: dict[bytes, str] = {}
+        self._shown: dict[str, dict[int, None]] = {}
+        self._contested: dict[str, None] = {}
+        self.acknowledged: list[dict[tuple[str, str], None]] = [{} for _ in hosts]
+        """Per host: (ident, address) that a client was told and has not begun to give back."""
+
+    # --- what happens to a host ---
+
+    def appended(self, host: Host, changes: Iterable[Change]) -> None:
+        """Rows were given to the disk of ``host``."""
+        ledger = self._ledgers[host.index]
+        for change in changes:
+            if change.table != _ALLOC_TABLE:
+                continue
+            ident, _, address = change.key.decode().partition("\0")
+            if change.value is not None:
+                ledger.alloc.setdefault(address, set()).add(ident)
+            else:
+                holders = ledger.alloc.get(address, set())
+                holders.discard(ident)
+                if not holders:
+                    ledger.alloc.pop(address, None)
+                if (ident, address) in self.acknowledged[host.index]:
+                    raise Violation("acknowledged", f"{host.label} freed {address} of {ident}, who still uses it")
+            self._show(host, address)
+            self._check_held(host, address)
+
+    def started(self, host: Host) -> None:
+        """A new life begins with what is durable."""
+        ledger = self._ledgers[host.index]
+        ledger.ring, ledger.log_hash, ledger.own, ledger.blocked = None, None, [], ()
+        self._reload(host, host.disk.durable)
+        for ident, address in self.acknowledged[host.index]:
+            if ident not in ledger.alloc.get(address, ()):
+                raise Violation("acknowledged", f"{host.label} restarted without {address} of {ident}")
+
+    def stopped(self, host: Host, *, kernel_lost: bool) -> None:
+        ledger = self._ledgers[host.index]
+        ledger.ring, ledger.own, ledger.blocked = None, [], ()
+        self._reload(host, {} if kernel_lost else host.disk.durable)
+
+    def forget_host(self, host: Host) -> None:
+        """Its disk and its containers are gone; nobody relies on what it said."""
+        self.acknowledged[host.index].clear()
+
+    def kernel_changed(self, host: Host) -> None:
+        ledger = self._ledgers[host.index]
+        for address in set(ledger.shown) | set(ledger.alloc):
+            self._show(host, address)
+        self._check_contested()
+
+    def stepped(self, host: Host) -> None:
+        """The node of ``host`` handled an event."""
+        node = host.node
+        if node is None:
+            return
+        ledger = self._ledgers[host.index]
+        if node.log.hash != ledger.log_hash:
+            self._check_log(host)
+            if ledger.log_hash is not None:
+                ledger.ring = None  # a singleton that yielded starts another ring
+            ledger.log_hash = node.log.hash
+        blocked = node.ipam.blocked()
+        if blocked is not ledger.blocked and blocked != ledger.blocked:
+            before, ledger.blocked = ledger.blocked, blocked
+            for _, address in sorted(set(before) ^ set(blocked)):
+                self._check_held(host, address)
+        ring = node.ring
+        if ring is not ledger.ring:
+            self._check_ring(host, ledger, ring)
+            ledger.ring = ring
+        if self._contested:
+            self._check_contested()
+
+    # --- single rules ---
+
+    def _check_log(self, host: Host) -> None:
+        node = host.node
+        if node is None:
+            return
+        genesis = node.log.genesis
+        if genesis is None:
+            return
+        for index, entry in enumerate(node.log.entries):
+            digest = entry_hash(entry)
+            known = self._decrees.setdefault((genesis.cluster, index), digest)
+            if known != digest:
+                raise Violation("I6", f"{host.label} has another decree at position {index}")
+            if index == 0:
+                self._geneses.setdefault(digest, host.label)
+        if self._is_genesis_unique and len(self._geneses) > 1:
+            raise Violation("I6", f"two geneses, first at {' and '.join(self._geneses.values())}")
+
+    def _check_ring(self, host: Host, ledger: Ledger, ring: Ring) -> None:
+        node = host.node
+        assert node is not None
+        self._check_canonical(host, ring)
+        if node.log.genesis is not None and ring.segments and not _covers(ring):
+            raise Violation("I1", f"{host.label}: ring is not full after genesis")
+        limit = node.log.position
+        changed = _differences(ledger.ring.segments if ledger.ring is not None else (), ring.segments)
+        gained: list[tuple[int, int]] = []
+        for low, high, before, after in changed:
+            if after is None or (before is not None and after < before):
+                raise Violation("I1", f"{host.label}: stamp of {low}..{high} fell from {before} to {after}")
+            if limit is None or after.position > limit:
+                raise Violation("I3", f"{host.label}: {low}..{high} is stamped {after.position}, log ends at {limit}")
+            if after.owner == host.peer:
+                gained.append((low, high))
+        ledger.own = [(s.start, s.end) for s in ring.segments if s.stamp.owner == host.peer]
+        self._check_sole_owner(host, gained)
+        for address in list(ledger.alloc):
+            self._check_held(host, address, ring)
+
+    def _check_canonical(self, host: Host, ring: Ring) -> None:
+        previous: Segment | None = None
+        for segment in ring.segments:
+            if not 0 <= segment.start < segment.end <= ring.size:
+                raise Violation("I1", f"{host.label}: segment {segment} is empty or outside")
+            if previous is not None and (
+                previous.end > segment.start or (previous.end == segment.start and previous.stamp == segment.stamp)
+            ):
+                raise Violation("I1", f"{host.label}: {previous} and {segment} overlap or should be one")
+            previous = segment
+
+    def _check_sole_owner(self, host: Host, intervals: Iterable[tuple[int, int]]) -> None:
+        for low, high in intervals:
+            for other in self._hosts:
+                if other is host or not self._same_cluster(host, other):
+                    continue
+                for start, end in self._ledgers[other.index].own:
+                    if start < high and low < end:
+                        text = f"{host.label} and {other.label} both own {max(low, start)}..{min(high, end)}"
+                        raise Violation("I4", text)
+
+    def _check_held(self, host: Host, address: str, ring: Ring | None = None) -> None:
+        """I2 for one address of a running host."""
+        node = host.node
+        offset = self._offset(address)
+        idents = self._ledgers[host.index].alloc.get(address)
+        if node is None or offset is None or not idents:
+            return
+        stamp = (ring or node.ring).stamp_at(offset)
+        if stamp is None or stamp.owner == host.peer:
+            return
+        blocked = node.ipam.blocked()
+        for ident in sorted(idents):
+            if (ident, address) not in blocked:
+                raise Violation("I2", f"{host.label}: {address} of {ident} is neither own nor blocked")
+
+    def _check_contested(self) -> None:
+        for address in list(self._contested):
+            holders = self._shown.get(address, {})
+            if len(holders) < 2:
+                del self._contested[address]
+                continue
+            peers = [self._ledgers[index].shown[address] for index in holders]
+            for first, index in enumerate(holders):
+                for other in list(holders)[first + 1 :]:
+                    if self._same_cluster(self._hosts[index], self._hosts[other]):
+                        text = f"h{index} and h{other} both use {address} in one cluster"
+                        raise Violation("unique", text)
+            for viewer in self._hosts:
+                seen = [peer for peer in peers if peer in viewer.open_peers or peer == viewer.peer]
+                if len(seen) > 1:
+                    raise Violation("I5", f"{viewer.label} sees {address} at {' and '.join(map(bytes.hex, seen))}")
+
+    # --- indexes ---
+
+    def _reload(self, host: Host, rows: dict[tuple[str, bytes], bytes]) -> None:
+        ledger = self._ledgers[host.index]
+        ledger.alloc = _allocations(rows)
+        for address in set(ledger.shown) | set(ledger.alloc):
+            self._show(host, address)
+
+    def _show(self, host: Host, address: str) -> None:
+        """Bring the index of visible in-range addresses up to date for one address of ``host``."""
+        if self._offset(address) is None:
+            return
+        ledger = self._ledgers[host.index]
+        visible = any((ident, address) not in host.blocked for ident in ledger.alloc.get(address, ()))
+        holders = self._shown.setdefault(address, {})
+        if visible:
+            ledger.shown[address] = host.peer
+            holders[host.index] = None
+            if len(holders) > 1:
+                self._contested[address] = None
+        else:
+            ledger.shown.pop(address, None)
+            holders.pop(host.index, None)
+            if not holders:
+                del self._shown[address]
+
+    def _offset(self, address: str) -> int | None:
+        if address not in self._offsets:
+            self._offsets[address] = self._area.offset(address)
+        return self._offsets[address]
+
+    def _same_cluster(self, host: Host, other: Host) -> bool:
+        ours, theirs = self._ledgers[host.index].log_hash, self._ledgers[other.index].log_hash
+        return ours is not None and ours == theirs
+
+    # --- everything from scratch ---
+
+    def full_scan(self) -> None:
+        """Raises Violation; ``checker`` when the incremental state disagrees with the world."""
+        shown: dict[str, list[int]] = {}
+        for host in self._hosts:
+            node, ledger = host.node, self._ledgers[host.index]
+            if node is not None:
+                if node.log.hash != ledger.log_hash or node.ring is not ledger.ring:
+                    raise Violation("checker", f"{host.label} changed its log or ring unnoticed")
+                if node.ring.segments:
+                    self._check_canonical(host, node.ring)
+                self._check_sole_owner(host, ledger.own)
+                for address in ledger.alloc:
+                    self._check_held(host, address)
+            for address in ledger.alloc:
+                if self._offset(address) is not None and any(
+                    (ident, address) not in host.blocked for ident in ledger.alloc[address]
+                ):
+                    shown.setdefault(address, []).append(host.index)
+        if {address: sorted(holders) for address, holders in self._shown.items() if holders} != shown:
+            raise Violation("checker", "the index of visible addresses is wrong")
+        for address, holders in shown.items():
+            if len(holders) > 1:
+                self._contested[address] = None
+        self._check_contested()
+
+
+def _allocations(rows: dict[tuple[str, bytes], bytes]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for table, key in rows:
+        if table == _ALLOC_TABLE:
+            ident, _, address = key.decode().partition("\0")
+            found.setdefault(address, set()).add(ident)
+    return found
+
+
+def _covers(ring: Ring) -> bool:
+    at = 0
+    for segment in ring.segments:
+        if segment.start != at:
+            return False
+        at = segment.end
+    return at == ring.size
+
+
+def _differences(
+    old: tuple[Segment, ...], new: tuple[Segment, ...]
+) -> list[tuple[int, int, Stamp | None, Stamp | None]]:
+    """Pieces [low, high) where two rings differ, with both stamps; by plain walking of all boundaries."""
+    bounds = sorted({bound for ring in (old, new) for segment in ring for bound in (segment.start, segment.end)})
+    found: list[tuple[int, int, Stamp | None, Stamp | None]] = []
+    i = j = 0
+    for low, high in pairwise(bounds):
+        while i < len(old) and old[i].end <= low:
+            i += 1
+        while j < len(new) and new[j].end <= low:
+            j += 1
+        before = old[i].stamp if i < len(old) and old[i].start <= low else None
+        after = new[j].stamp if j < len(new) and new[j].start <= low else None
+        if before is not after and before != after:
+            found.append((low, high, before, after))
+    return found

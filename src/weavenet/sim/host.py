@@ -1,0 +1,251 @@
+"""A machine: what outlives the process on it (disk, kernel state, clock), and how the process dies and comes back.
+
+The kernel's data path and filters stay when only the daemon dies (containers keep talking), and are gone after a
+reboot. A lost disk brings a new key, hence a new peer on the same address.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from weavenet.core.commands import Result
+from weavenet.core.config import NodeConfig
+from weavenet.core.effects import PlanePeer
+from weavenet.core.events import Event, Tick
+from weavenet.core.messages import Message
+from weavenet.core.node import Node
+from weavenet.core.types import PeerId
+from weavenet.sim.disk import Disk
+from weavenet.sim.driver import Driver, ProcessDied, node_seed
+from weavenet.sim.network import Network
+from weavenet.sim.scheduler import Scheduler
+from weavenet.sim.trace import Trace
+
+WAKE_LATENCY_S = 0.0002
+"""A timer that is due comes this much later at the earliest, as in any event loop."""
+
+
+def sim_peer_id(index: int, generation: int) -> PeerId:
+    """The identity made on the ``generation``-th blank disk of host ``index``."""
+    return PeerId(hashlib.sha256(f"simulated key {index} {generation}".encode()).digest()[:16])
+
+
+class Watcher(Protocol):
+    """The world, told about everything that a checker or a client may want to know."""
+
+    def stepped(self, host: Host) -> None:
+        """The node handled an event."""
+        ...
+
+    def started(self, host: Host) -> None: ...
+    def stopped(self, host: Host, *, kernel_lost: bool) -> None: ...
+    def kernel_changed(self, host: Host) -> None:
+        """Data path or filter of the host changed."""
+        ...
+
+    def replied(self, host: Host, request: int, result: Result) -> None: ...
+
+
+class Host:
+    def __init__(
+        self,
+        index: int,
+        *,
+        seed: int,
+        configure: Callable[[Host], NodeConfig],
+        disk: Disk,
+        scheduler: Scheduler,
+        network: Network,
+        watcher: Watcher,
+        trace: Trace | None,
+        codec_every: int,
+        check_every: int,
+    ) -> None:
+        self.index = index
+        self.label = f"h{index}"
+        self.host = f"192.168.{index >> 8}.{(index & 255)}"
+        self.port = 6783
+        self.name = f"00:00:00:00:{index >> 8:02x}:{index & 255:02x}"
+        self.generation = 0
+        self.peer = sim_peer_id(index, 0)
+        self.life = 0
+        self.is_running = False
+        self.is_paused = False
+        self.clock_offset_s = 0.0
+        self.plane: tuple[PlanePeer, ...] = ()
+        self.open_peers: frozenset[PeerId] = frozenset()
+        self.blocked: frozenset[tuple[str, str]] = frozenset()
+        self.disk = disk
+        disk.on_durable = self._on_durable
+        self.driver: Driver | None = None
+        self._seed = seed
+        self._configure = configure
+        self._scheduler = scheduler
+        self._network = network
+        self._watcher = watcher
+        self._trace = trace
+        self._codec_every = codec_every
+        self._check_every = check_every
+        self._inbox: deque[Event | None] = deque()
+        self._timer = 0
+        self._timer_at: float | None = None
+
+    @property
+    def node(self) -> Node | None:
+        return self.driver.node if self.driver is not None else None
+
+    def local_now(self) -> float:
+        return self._scheduler.now + self.clock_offset_s
+
+    # --- life and death ---
+
+    def start(self) -> None:
+        """Start the daemon from what the disk holds."""
+        if self.is_running:
+            return
+        self.life += 1
+        self.is_running = True
+        node = Node(self._configure(self), dict(self.disk.durable), node_seed(self._seed, self.index, self.life))
+        self.driver = Driver(node, self.disk, self, self._trace, self._codec_every, self._check_every)
+        self._watcher.started(self)
+        self._guard(self.driver.start)
+
+    def kill(self, *, kernel_lost: bool = False) -> None:
+        """The daemon dies at once; ``kernel_lost``: the whole machine does."""
+        if self.is_running:
+            self.is_running = False
+            self.life += 1
+            self.driver = None
+            self._inbox.clear()
+            self._timer += 1
+            self._timer_at = None
+            self._network.drop_links(self.index, silently=kernel_lost)
+            self.disk.crash()
+        self.is_paused = False
+        self._say("machine died" if kernel_lost else "process died")
+        if kernel_lost:
+            self.plane, self.open_peers, self.blocked = (), frozenset(), frozenset()
+        self._watcher.stopped(self, kernel_lost=kernel_lost)
+
+    def lose_disk(self) -> None:
+        """The machine dies and comes back blank: a new key, and no containers."""
+        self.kill(kernel_lost=True)
+        self.disk.wipe()
+        self.generation += 1
+        self.peer = sim_peer_id(self.index, self.generation)
+        self._say("disk lost")
+
+    def pause(self) -> None:
+        self.is_paused = True
+        self._say("paused")
+
+    def resume(self) -> None:
+        """Everything that came meanwhile is handled in one burst."""
+        if not self.is_paused:
+            return
+        self.is_paused = False
+        self._say("resumed")
+        while self._inbox and self.is_running and not self.is_paused:
+            event = self._inbox.popleft()
+            self._process(event)
+
+    # --- events ---
+
+    def deliver(self, event: Event) -> None:
+        if not self.is_running:
+            return
+        if self.is_paused:
+            self._inbox.append(event)
+        else:
+            self._process(event)
+
+    def _process(self, event: Event | None) -> None:
+        driver = self.driver
+        if driver is None:
+            return
+        if event is None:
+            self._guard(driver.release)
+            return
+        self._guard(lambda: driver.handle(event))
+
+    def _guard(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except ProcessDied:
+            self.kill()
+            return
+        if self.is_running:
+            self._watcher.stepped(self)
+            self._arm()
+
+    def _on_durable(self) -> None:
+        if self.is_paused:
+            self._inbox.append(None)
+        elif self.driver is not None:
+            try:
+                self.driver.release()
+            except ProcessDied:
+                self.kill()
+
+    def _arm(self) -> None:
+        if self.driver is None:
+            return
+        deadline = self.driver.node.deadline()
+        if deadline is None:
+            return
+        at = max(deadline - self.clock_offset_s, self._scheduler.now + WAKE_LATENCY_S)
+        if self._timer_at is None or at < self._timer_at:
+            self._timer += 1
+            self._timer_at = at
+            self._scheduler.at(at, self._fire, self._timer)
+
+    def _fire(self, timer: int) -> None:
+        if timer != self._timer or self.driver is None:
+            return
+        self._timer_at = None
+        deadline = self.driver.node.deadline()
+        if deadline is None:
+            return
+        if self.local_now() >= deadline:
+            self.deliver(Tick())
+        else:
+            self._arm()
+
+    # --- what effects act on ---
+
+    def send(self, link: int, message: Message) -> None:
+        self._network.send(self, link, message)
+
+    def resolve(self, target: str) -> None:
+        self._network.resolve(self, target)
+
+    def dial(self, dial: int, host: str, port: int) -> None:
+        self._network.dial(self, dial, host, port)
+
+    def close_link(self, link: int, sentence: str) -> None:
+        self._network.close(self, link, sentence)
+
+    def set_plane(self, peers: tuple[PlanePeer, ...]) -> None:
+        self.plane = peers
+        self.open_peers = frozenset(peer.peer for peer in peers)
+        self._watcher.kernel_changed(self)
+
+    def set_blocked(self, blocked: tuple[tuple[str, str], ...]) -> None:
+        self.blocked = frozenset(blocked)
+        self._watcher.kernel_changed(self)
+
+    def probe(self, peer: PeerId, nonce: int, is_answer: bool) -> None:
+        self._network.probe(self, peer, nonce, is_answer)
+
+    def reply(self, request: int, result: Result) -> None:
+        self._watcher.replied(self, request, result)
+
+    def sees_plane_of(self, peer: PeerId) -> bool:
+        return peer in self.open_peers
+
+    def _say(self, text: str) -> None:
+        if self._trace is not None:
+            self._trace.add(self.local_now(), self.label, text)

@@ -1,0 +1,114 @@
+"""What kind of cluster a history is about: how many peers, how they found each other, how the genesis comes about.
+
+:func:`draw_setup` picks one at random from a seed. ``is_genesis_unique`` says whether the specification promises one
+genesis for it (electors agree on N, or the seeds are the same); otherwise several clusters may come to be, which refuse
+each other.
+"""
+
+from __future__ import annotations
+
+import random
+from enum import Enum
+
+import msgspec
+
+from weavenet.core.config import GenesisMode, NodeConfig
+from weavenet.sim.host import Host
+
+CLUSTER_NAME = "cluster.test"
+"""A DNS name that stands for every host."""
+
+
+class Bootstrap(Enum):
+    FULL_LIST = "full-list"
+    COUNT = "count"
+    OBSERVERS = "observers"
+    SEED = "seed"
+    NAME = "name"
+    CHAIN = "chain"
+    ALONE = "alone"
+
+
+_WEIGHTS = {
+    Bootstrap.FULL_LIST: 6.0,
+    Bootstrap.COUNT: 3.0,
+    Bootstrap.OBSERVERS: 2.0,
+    Bootstrap.SEED: 2.0,
+    Bootstrap.NAME: 1.0,
+    Bootstrap.CHAIN: 1.0,
+    Bootstrap.ALONE: 1.0,
+}
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """``electors``: hosts 0 … electors-1 vote; the others are observers."""
+
+    peers: int = 3
+    bootstrap: Bootstrap = Bootstrap.FULL_LIST
+    electors: int = 3
+    range_cidr: str = "10.32.0.0/24"
+    subnets: tuple[str, ...] = ("",)
+    launch_spread_s: float = 0.5
+    discovery: bool = True
+
+    @property
+    def is_genesis_unique(self) -> bool:
+        return self.bootstrap in (Bootstrap.FULL_LIST, Bootstrap.COUNT, Bootstrap.OBSERVERS, Bootstrap.SEED)
+
+
+def draw_setup(rng: random.Random, peers_min: int, peers_max: int) -> Setup:
+    peers = rng.randint(peers_min, peers_max)
+    bootstrap = rng.choices(list(_WEIGHTS), weights=list(_WEIGHTS.values()))[0]
+    electors = rng.randint(1, peers) if bootstrap is Bootstrap.OBSERVERS else peers
+    cidr = rng.choice(("10.32.0.0/12", "10.32.0.0/24", "10.32.0.0/24", "10.32.0.0/25", "10.32.0.0/26", "10.32.0.0/28"))
+    subnets = rng.choice((("",), ("", "10.32.0.0/29"), ("10.32.0.0/28", "10.32.0.8/29", ""), ("10.32.0.0/30", "")))
+    return Setup(
+        peers=peers,
+        bootstrap=bootstrap,
+        electors=electors,
+        range_cidr=cidr,
+        subnets=subnets,
+        launch_spread_s=rng.choice((0.0, 0.5, 5.0)),
+        discovery=rng.random() < 0.8,
+    )
+
+
+def configure(setup: Setup, host: Host) -> NodeConfig:
+    """What the daemon on ``host`` is told at a start. Targets are given by the operator until they are durable, then
+    resumed, as a restart by the service manager does."""
+    everybody = [f"192.168.{index >> 8}.{index & 255}" for index in range(setup.peers)]
+    seeds = tuple(sorted(f"00:00:00:00:{index >> 8:02x}:{index & 255:02x}" for index in range(setup.electors)))
+    mode, count = GenesisMode.CONSENSUS, 0
+    targets = everybody
+    match setup.bootstrap:
+        case Bootstrap.FULL_LIST:
+            pass
+        case Bootstrap.COUNT:
+            count = setup.electors
+            targets = everybody[max(0, host.index - 1) : host.index + 2]
+        case Bootstrap.OBSERVERS:
+            count = setup.electors
+            mode = GenesisMode.CONSENSUS if host.index < setup.electors else GenesisMode.OBSERVER
+        case Bootstrap.SEED:
+            mode = GenesisMode.SEED
+        case Bootstrap.NAME:
+            targets = [CLUSTER_NAME]
+        case Bootstrap.CHAIN:
+            targets = everybody[max(0, host.index - 1) : host.index]
+        case Bootstrap.ALONE:
+            targets = []
+    is_resumed = any(table == "targets" for table, _ in host.disk.durable)
+    return NodeConfig(
+        peer=host.peer,
+        name=host.name,
+        nickname=host.label,
+        ranges=(setup.range_cidr,),
+        mode=mode,
+        count=count if mode is GenesisMode.CONSENSUS else 0,
+        seeds=seeds if mode is GenesisMode.SEED else (),
+        seed_salt=b"simulated" if mode is GenesisMode.SEED else b"",
+        first_start=host.generation == 0,
+        launch_targets=None if is_resumed else tuple(targets),
+        discovery=setup.discovery,
+        local_hosts=(host.host,),
+    )

@@ -1,0 +1,310 @@
+"""Clients: containers that come, get addresses, die and go, and operators who connect, forget and ask.
+
+A client believes what it was told: from a reply on, its address must survive every crash until it begins to give it
+back. A client whose daemon died asks again after the restart, as ``attach`` does.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from weavenet.core.commands import (
+    Addresses,
+    Allocate,
+    Attachment,
+    Claim,
+    Command,
+    Connect,
+    Consense,
+    Destroyed,
+    Died,
+    Forget,
+    GetReport,
+    Lookup,
+    PutAttachment,
+    Release,
+    Result,
+    Revived,
+)
+from weavenet.core.errors import Failure
+from weavenet.core.events import Cancelled, PlaneTraffic, Requested
+from weavenet.core.types import AddressRange
+from weavenet.sim.checkers import Checker
+from weavenet.sim.host import Host
+from weavenet.sim.scheduler import Scheduler
+from weavenet.sim.violation import Violation
+
+IDENTS_PER_HOST_MAX = 40
+
+
+@dataclass
+class Container:
+    """``held``: subnet as asked → address text with prefix, as told. ``leaving``: its address is being given back."""
+
+    ident: str
+    held: dict[str, str] = field(default_factory=dict)
+    leaving: bool = False
+    dead: bool = False
+
+
+@dataclass
+class Pending:
+    container: Container | None
+    command: Command
+    since: float
+
+
+class Workload:
+    def __init__(
+        self,
+        hosts: list[Host],
+        *,
+        scheduler: Scheduler,
+        rng: random.Random,
+        checker: Checker,
+        area: AddressRange,
+        subnets: tuple[str, ...],
+    ) -> None:
+        self._hosts = hosts
+        self._scheduler = scheduler
+        self._rng = rng
+        self._checker = checker
+        self._area = area
+        self._subnets = subnets
+        self._next_request = 0
+        self._next_ident = 0
+        self.containers: list[dict[str, Container]] = [{} for _ in hosts]
+        self.pending: list[dict[int, Pending]] = [{} for _ in hosts]
+        self.replies = 0
+        self._actions: tuple[tuple[float, Callable[[Host], None]], ...] = (
+            (10.0, self.attach),
+            (2.0, self.claim),
+            (3.0, self.release),
+            (1.5, self.destroy),
+            (1.0, self.die),
+            (1.0, self.revive),
+            (0.7, self.cancel),
+            (0.7, self.look),
+            (0.7, self.consense),
+            (0.4, self.connect),
+            (0.2, self.forget),
+            (1.0, self.traffic),
+        )
+
+    def act(self) -> None:
+        """One random action on one random host."""
+        host = self._rng.choice(self._hosts)
+        if host.is_running:
+            weights = [weight for weight, _ in self._actions]
+            action = self._rng.choices(self._actions, weights=weights)[0][1]
+            action(host)
+
+    # --- actions ---
+
+    def request(self, host: Host, command: Command, container: Container | None = None) -> int:
+        self._next_request += 1
+        request = self._next_request
+        self.pending[host.index][request] = Pending(container, command, self._scheduler.now)
+        host.deliver(Requested(request, command))
+        return request
+
+    def attach(self, host: Host) -> None:
+        containers = self.containers[host.index]
+        living = [each for each in containers.values() if not (each.leaving or each.dead)]
+        if living and self._rng.random() < 0.25:
+            container = self._rng.choice(living)
+        elif len(containers) < IDENTS_PER_HOST_MAX:
+            container = self._new(host)
+        else:
+            return
+        self.request(host, Allocate(container.ident, self._rng.choice(self._subnets)), container)
+
+    def claim(self, host: Host) -> None:
+        if self._rng.random() < 0.2:
+            text = f"172.30.0.{self._rng.randint(1, 20)}/24"
+        else:
+            text = f"{self._area.address(self._rng.randrange(min(self._area.size, 4096)))}/{self._area.prefix_length}"
+        container = self._new(host)
+        self.request(host, Claim(container.ident, text), container)
+
+    def release(self, host: Host) -> None:
+        container = self._some(host)
+        if container is None:
+            return
+        if len(container.held) > 1 and self._rng.random() < 0.5:
+            subnet = self._rng.choice(sorted(container.held))
+            address = container.held[subnet].partition("/")[0]
+            for key in [key for key, text in container.held.items() if text.partition("/")[0] == address]:
+                del container.held[key]
+            self._unacknowledge(host, container.ident, address)
+            self.request(host, Release(container.ident, (address,)))
+        else:
+            self._leave(host, container)
+            self.request(host, Release(container.ident), container)
+
+    def destroy(self, host: Host) -> None:
+        container = self._some(host)
+        if container is not None:
+            self._leave(host, container)
+            self.request(host, Destroyed(container.ident), container)
+
+    def die(self, host: Host) -> None:
+        """The container's process ends; whether it returns in time is open, so nobody relies on its address."""
+        container = self._some(host)
+        if container is not None:
+            for address in container.held.values():
+                self._unacknowledge(host, container.ident, address.partition("/")[0])
+            container.held.clear()
+            container.dead = True
+            self.request(host, Died(container.ident))
+
+    def revive(self, host: Host) -> None:
+        dead = [each for each in self.containers[host.index].values() if each.dead and not each.leaving]
+        if dead:
+            container = self._rng.choice(dead)
+            container.dead = False
+            self.request(host, Revived(container.ident))
+
+    def cancel(self, host: Host) -> None:
+        waiting = sorted(self.pending[host.index])
+        if waiting:
+            request = self._rng.choice(waiting)
+            pending = self.pending[host.index].pop(request)
+            host.deliver(Cancelled(request))
+            if pending.container is not None and not pending.container.leaving:
+                self._leave(host, pending.container)  # whether it got its address nobody knows: clean up
+                self.request(host, Destroyed(pending.container.ident), pending.container)
+
+    def look(self, host: Host) -> None:
+        container = self._some(host)
+        if container is not None and self._rng.random() < 0.7:
+            self.request(host, Lookup(container.ident), container)
+        else:
+            self.request(host, GetReport())
+
+    def consense(self, host: Host) -> None:
+        self.request(host, Consense())
+
+    def connect(self, host: Host) -> None:
+        self.request(host, Connect((self._rng.choice(self._hosts).host,)))
+
+    def forget(self, host: Host) -> None:
+        self.request(host, Forget((self._rng.choice(self._hosts).host,)))
+
+    def traffic(self, host: Host) -> None:
+        host.deliver(PlaneTraffic())
+
+    # --- what happens to clients ---
+
+    def started(self, host: Host) -> None:
+        """The daemon is back: whoever still waits asks again."""
+        waiting, self.pending[host.index] = self.pending[host.index], {}
+        for pending in waiting.values():
+            container = pending.container
+            if isinstance(pending.command, Allocate | Claim | Release | Destroyed | Consense):
+                self._scheduler.after(self._rng.random() * 0.5, self._ask_again, host, container, pending.command)
+
+    def _ask_again(self, host: Host, container: Container | None, command: Command) -> None:
+        if container is not None and self.containers[host.index].get(container.ident) is not container:
+            return
+        if isinstance(command, Allocate | Claim) and (container is None or container.leaving):
+            return
+        if host.is_running:
+            self.request(host, command, container)
+
+    def lost(self, host: Host) -> None:
+        """The machine lost its disk and its containers."""
+        self.containers[host.index] = {}
+        self.pending[host.index] = {}
+
+    def replied(self, host: Host, request: int, result: Result) -> None:
+        self.replies += 1
+        pending = self.pending[host.index].pop(request, None)
+        if pending is None:
+            return
+        container = pending.container
+        match pending.command:
+            case Allocate(subnet=subnet):
+                self._told(host, container, subnet, result)
+            case Claim(address=address):
+                self._told(host, container, address, result)
+            case Lookup():
+                self._compare(host, container, result)
+            case Release() | Destroyed():
+                if container is not None and container.leaving:
+                    self.containers[host.index].pop(container.ident, None)
+            case Forget():
+                pass
+            case _:
+                if isinstance(result, Failure) and not isinstance(pending.command, Connect):
+                    raise Violation("reply", f"{host.label}: {pending.command} failed: {result.sentence()}")
+
+    def _told(self, host: Host, container: Container | None, key: str, result: Result) -> None:
+        if container is None or container.leaving:
+            return
+        if isinstance(result, Failure):
+            if not container.held:
+                self.containers[host.index].pop(container.ident, None)
+            return
+        assert isinstance(result, Addresses)
+        text = result.addresses[0]
+        address = text.partition("/")[0]
+        before = container.held.get(key)
+        if before is not None and before != text:
+            raise Violation("acknowledged", f"{host.label}: {container.ident} had {before} and was told {text}")
+        if ("alloc", f"{container.ident}\0{address}".encode()) not in host.disk.durable and not container.dead:
+            raise Violation("durable-before", f"{host.label} promised {text} to {container.ident} without having it")
+        if container.dead:
+            return
+        container.held[key] = text
+        self._checker.acknowledged[host.index][container.ident, address] = None
+        if self._rng.random() < 0.5:
+            index, number = host.index, int(container.ident[1:])
+            mac = bytes([2, 0, index & 255, number >> 16 & 255, number >> 8 & 255, number & 255])
+            addresses = tuple(container.held.values())
+            attachment = Attachment(container.ident, container.ident, mac, (), addresses, False, True)
+            self._scheduler.after(0.001, self._plug, host, container, attachment)
+
+    def _plug(self, host: Host, container: Container, attachment: Attachment) -> None:
+        if host.is_running and container.held and not container.leaving:
+            self.request(host, PutAttachment(attachment))
+
+    def _compare(self, host: Host, container: Container | None, result: Result) -> None:
+        if container is None or container.leaving or container.dead or not isinstance(result, Addresses):
+            return
+        for text in container.held.values():
+            if text not in result.addresses:
+                raise Violation("reply", f"{host.label}: lookup of {container.ident} lacks {text}: {result.addresses}")
+
+    # --- shared ---
+
+    def _new(self, host: Host) -> Container:
+        self._next_ident += 1
+        container = Container(f"c{self._next_ident}")
+        self.containers[host.index][container.ident] = container
+        return container
+
+    def _some(self, host: Host) -> Container | None:
+        living = [
+            each for each in self.containers[host.index].values() if each.held and not (each.leaving or each.dead)
+        ]
+        return self._rng.choice(living) if living else None
+
+    def _leave(self, host: Host, container: Container) -> None:
+        container.leaving = True
+        for address in container.held.values():
+            self._unacknowledge(host, container.ident, address.partition("/")[0])
+
+    def _unacknowledge(self, host: Host, ident: str, address: str) -> None:
+        self._checker.acknowledged[host.index].pop((ident, address), None)
+
+    def waiting(self) -> list[tuple[Host, Pending]]:
+        """Allocations and claims without an answer."""
+        return [
+            (host, pending)
+            for host in self._hosts
+            for pending in self.pending[host.index].values()
+            if isinstance(pending.command, Allocate | Claim)
+        ]

@@ -1,0 +1,296 @@
+"""One history: a cluster of cores in virtual time, faults and clients, then a heal after which everything must agree.
+
+A history has three acts. *Trouble*: hosts launch, clients work, faults of the menu strike. *Heal*: all faults are
+lifted, everybody is started and connected. *Rest*: within bounded virtual time all peers of a cluster hold equal logs
+and rings, have data paths to each other, and every client that can be served was served. Safety is checked after every
+event of every act.
+
+Same options and seed, same history, byte for byte.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import msgspec
+
+from weavenet.core.commands import Allocate, Claim, Connect, Consense, Result
+from weavenet.core.effects import Change
+from weavenet.core.types import AddressRange
+from weavenet.sim.checkers import Checker
+from weavenet.sim.disk import Disk
+from weavenet.sim.faults import CALM, FaultKind, FaultOptions, draw_faults
+from weavenet.sim.host import Host
+from weavenet.sim.network import Network
+from weavenet.sim.scheduler import Scheduler
+from weavenet.sim.setup import CLUSTER_NAME, Bootstrap, Setup, configure, draw_setup
+from weavenet.sim.storm import Storm
+from weavenet.sim.trace import Trace
+from weavenet.sim.violation import Violation
+from weavenet.sim.workload import Workload
+
+FULL_SCAN_STEPS = 200
+CONVERGENCE_MAX_S = 90.0
+"""After the heal: longest retry of the product is 8 s, longest silence 10 s, and decisions need a few of them."""
+QUIET_S = 3.0
+"""What converged must stay so for a while."""
+STEPS_DEFAULT = 60
+
+
+class HistoryOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """``steps``: random actions before the heal; one every ``step_interval_s`` on average, of which
+    ``fault_share`` are faults. ``check_every``: events between two runs of a node's own ``check()`` (the invariants of
+    the specification are checked after each)."""
+
+    setup: Setup
+    faults: FaultOptions
+    steps: int = STEPS_DEFAULT
+    step_interval_s: float = 0.5
+    fault_share: float = 0.25
+    codec_every: int = 0
+    check_every: int = 1
+
+
+def draw_options(seed: int, *, peers_min: int = 5, peers_max: int = 7, steps: int = STEPS_DEFAULT) -> HistoryOptions:
+    """The random history of this seed."""
+    rng = random.Random(f"options {seed}")
+    setup = draw_setup(rng, peers_min, peers_max)
+    return HistoryOptions(
+        setup=setup,
+        faults=draw_faults(rng, lost_disks=setup.bootstrap is not Bootstrap.ALONE),
+        steps=steps,
+        step_interval_s=rng.choice((0.1, 0.3, 0.6)),
+        fault_share=rng.choice((0.1, 0.25, 0.5)),
+        codec_every=rng.choice((0, 0, 0, 7)),
+        check_every=rng.choice((1, 10, 10, 10)),
+    )
+
+
+class World:
+    """Hosts, network, clients and checkers of one history. Scenario tests drive it by hand; :meth:`run` does it at
+    random."""
+
+    def __init__(self, seed: int, options: HistoryOptions, trace: Trace | None = None) -> None:
+        self.seed = seed
+        self.options = options
+        self.trace = trace
+        self.rng = random.Random(seed)
+        self.scheduler = Scheduler()
+        self.network = Network(self.scheduler, self.rng, options.faults)
+        self.steps = 0
+        area = AddressRange.parse(options.setup.range_cidr)
+        self.hosts: list[Host] = []
+        for index in range(options.setup.peers):
+            self.hosts.append(self._make_host(index))
+        self.network.names[CLUSTER_NAME] = tuple(host.host for host in self.hosts)
+        self.checker = Checker(self.hosts, area, is_genesis_unique=options.setup.is_genesis_unique)
+        self.workload = Workload(
+            self.hosts,
+            scheduler=self.scheduler,
+            rng=self.rng,
+            checker=self.checker,
+            area=area,
+            subnets=options.setup.subnets,
+        )
+        self.storm = Storm(self, options.faults)
+        self.area = area
+
+    def _make_host(self, index: int) -> Host:
+        host = Host(
+            index,
+            seed=self.seed,
+            configure=lambda host: configure(self.options.setup, host),
+            disk=Disk(self.scheduler, self.rng, self.options.faults),
+            scheduler=self.scheduler,
+            network=self.network,
+            watcher=self,
+            trace=self.trace,
+            codec_every=self.options.codec_every,
+            check_every=self.options.check_every,
+        )
+
+        def on_append(changes: tuple[Change, ...]) -> None:
+            self.checker.appended(host, changes)
+
+        host.disk.on_append = on_append
+        host.clock_offset_s = self.rng.random() * self.options.faults.clock_skew_max_s
+        self.network.add(host)
+        return host
+
+    # --- Watcher ---
+
+    def stepped(self, host: Host) -> None:
+        self.steps += 1
+        self.checker.stepped(host)
+        if self.steps % FULL_SCAN_STEPS == 0:
+            self.checker.full_scan()
+
+    def started(self, host: Host) -> None:
+        self.checker.started(host)
+        self.workload.started(host)
+
+    def stopped(self, host: Host, *, kernel_lost: bool) -> None:
+        self.checker.stopped(host, kernel_lost=kernel_lost)
+
+    def kernel_changed(self, host: Host) -> None:
+        self.checker.kernel_changed(host)
+
+    def replied(self, host: Host, request: int, result: Result) -> None:
+        self.workload.replied(host, request, result)
+
+    # --- acts ---
+
+    def run(self) -> None:
+        """The whole random history. Raises Violation."""
+        self.launch()
+        self.trouble()
+        self.heal()
+        self.rest()
+
+    def launch(self) -> None:
+        for host in self.hosts:
+            self.scheduler.after(self.rng.random() * self.options.setup.launch_spread_s, host.start)
+
+    def trouble(self) -> None:
+        for _ in range(self.options.steps):
+            self.advance(self.rng.expovariate(1 / self.options.step_interval_s))
+            if self.rng.random() < self.options.fault_share:
+                self.storm.strike()
+            else:
+                self.workload.act()
+
+    def heal(self) -> None:
+        """Lift every fault, start everybody, and connect all to all."""
+        self.storm.stop()
+        self.network.options = CALM
+        for host in self.hosts:
+            host.disk.options = CALM
+            if host.driver is not None:
+                host.driver.crash_countdown = None
+        self.network.suspended.clear()
+        self.network.blocked.clear()
+        self.network.flush()
+        for host in self.hosts:
+            host.resume()
+            host.start()
+        for host in self.hosts:
+            others = tuple(other.host for other in self.hosts if other is not host)
+            self.workload.request(host, Connect(others))
+        if self.options.setup.bootstrap is not Bootstrap.ALONE:
+            self.workload.request(self.hosts[0], Consense())
+
+    def rest(self, within_s: float = CONVERGENCE_MAX_S) -> None:
+        """Wait until all is in order, and a little longer. Raises Violation ``liveness`` when it never is."""
+        self.until(lambda: not self.unrest(), within_s, "after the heal")
+        self.advance(QUIET_S)
+        self.checker.full_scan()
+        left = self.unrest()
+        if left:
+            self.until(lambda: not self.unrest(), within_s, "a little after all agreed")
+
+    def advance(self, seconds: float) -> None:
+        self.scheduler.run_until(self.scheduler.now + seconds)
+
+    def until(self, reached: Callable[[], bool], within_s: float, what: str, every_s: float = 0.25) -> float:
+        """Virtual seconds it took. Raises Violation ``liveness`` after ``within_s``."""
+        began = self.scheduler.now
+        while not reached():
+            if self.scheduler.now - began > within_s:
+                raise Violation("liveness", f"{what}, after {within_s:.0f} s: {self.unrest() or 'not reached'}")
+            self.advance(every_s)
+        return self.scheduler.now - began
+
+    def unrest(self) -> str:
+        """What is not in order yet, or an empty string."""
+        running = [host for host in self.hosts if host.node is not None]
+        clusters: dict[bytes, list[Host]] = {}
+        for host in running:
+            assert host.node is not None
+            clusters.setdefault(host.node.cluster.id, []).append(host)
+        if self.options.setup.is_genesis_unique and len(clusters) > 1:
+            return "clusters: " + " ".join(
+                f"{cluster.hex()[:6]}={len(members)}" for cluster, members in clusters.items()
+            )
+        if b"" in clusters and (len(clusters) > 1 or self.workload.waiting()):
+            return f"no cluster record at {' '.join(host.label for host in clusters[b''])}"
+        for members in clusters.values():
+            text = _disagreement(members)
+            if text:
+                return text
+        return self._unserved()
+
+    def _unserved(self) -> str:
+        for host, pending in self.workload.waiting():
+            node, command = host.node, pending.command
+            if node is None:
+                return f"{host.label} does not run"
+            if isinstance(command, Claim):
+                if self._is_owner_present(host, command.address):
+                    return f"{host.label} has not answered {command}"
+                continue
+            assert isinstance(command, Allocate)
+            window = AddressRange.parse(command.subnet or self.options.setup.range_cidr)
+            if self._free_within(host, window):
+                return f"{host.label} still waits for {command}"
+        return ""
+
+    def _is_owner_present(self, asker: Host, claim: str) -> bool:
+        """Whether the owner of a claimed address runs, so that it can say yes or no."""
+        offset = self.area.offset(claim.partition("/")[0])
+        if offset is None or asker.node is None:
+            return True
+        stamp = asker.node.ring.stamp_at(offset)
+        return stamp is not None and any(host.peer == stamp.owner for host in self.hosts)
+
+    def _free_within(self, asker: Host, window: AddressRange) -> bool:
+        """Whether some reachable peer of the asker's cluster has a free address in the window."""
+        clipped = self.area.window(window)
+        if clipped is None or asker.node is None:
+            return False
+        low, high = clipped
+        if window.base >= self.area.base:
+            low += window.base == self.area.base + low
+        high -= window.base + window.size == self.area.base + high
+        for host in self.hosts:
+            node = host.node
+            if node is None or node.cluster.id != asker.node.cluster.id:
+                continue
+            held = node.ipam.estate.holdings.by_offset
+            for start, end in node.ring.owned(host.peer):
+                first, last = max(start, low), min(end, high)
+                if last - first > sum(1 for offset in held if first <= offset < last):
+                    return True
+        return False
+
+
+def _disagreement(members: list[Host]) -> str:
+    first = members[0].node
+    assert first is not None
+    peers = {host.peer for host in members}
+    for host in members:
+        node = host.node
+        assert node is not None
+        if node.log.hash != first.log.hash:
+            return f"{members[0].label} and {host.label} hold different logs"
+        if node.ring.segments != first.ring.segments:
+            return f"{members[0].label} and {host.label} hold different rings"
+        missing = sorted(peers - host.open_peers - {host.peer})
+        if missing:
+            return f"{host.label} has no data path to {' '.join(peer.hex()[:6] for peer in missing)}"
+    return ""
+
+
+def run_seed(
+    seed: int, options: HistoryOptions | None = None, trace: Trace | None = None
+) -> tuple[World, Violation | None]:
+    """Run the history of ``seed``; the violation is returned, not raised."""
+    world = World(seed, options or draw_options(seed), trace)
+    try:
+        world.run()
+    except Violation as violation:
+        return world, violation
+    return world, None
+
+
+__all__ = ["FaultKind", "HistoryOptions", "World", "draw_options", "run_seed"]

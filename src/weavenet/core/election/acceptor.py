@@ -40,8 +40,9 @@ class Acceptor:
         return TABLE, _KEY
 
     def prepare(self, message: Prepare, *, n: int) -> Promise | Nack:
-        """``n``: how many electors we know of; the larger count wins, so that quorums are counted alike."""
-        if n > message.n or message.ballot <= self.state.promised:
+        """``n``: how many electors we know of; the larger count wins, so that quorums are counted alike. A ballot asked
+        for twice (a slow disk, a repeated message) is promised twice: its nonce makes it the same proposal."""
+        if n > message.n or message.ballot < self.state.promised:
             return Nack(message.ballot, self.state.promised, n)
         self._persist(AcceptorState(message.ballot, self.state.accepted_ballot, self.state.accepted))
         return Promise(message.ballot, n, self.state.accepted_ballot, self.state.accepted)

@@ -121,6 +121,8 @@ class GenesisElection:
                     else self._acceptor.accept(message, n=self._electorate.n)
                 )
                 self._outbox.unicast(source, answer)
+                if isinstance(answer, Promise):
+                    self._stand_aside(now)
             case Promise():
                 if self._phase is Phase.PREPARING and message.ballot == self._ballot:
                     self._promises[source] = message
@@ -207,6 +209,15 @@ class GenesisElection:
         self._phase = Phase.IDLE
         self._grace_until = None
         self._start_at = now + ELECTION_RETRY_S * 0.5 + self._jitter()
+
+    def _stand_aside(self, now: float) -> None:
+        """Somebody leads with our promise: leave it the time that it may wait for the others of N (history *duel*:
+        proposers that retry within each other's grace never let anybody finish)."""
+        if self._phase is Phase.PREPARING:
+            self._phase = Phase.IDLE
+            self._grace_until = None
+        if self._phase is Phase.IDLE:
+            self._start_at = now + ELECTION_GRACE_S + ELECTION_RETRY_S + self._jitter()
 
     def _send(self, now: float) -> None:
         self._resend_at = now + RESEND_S

@@ -51,6 +51,7 @@ class Parts:
 
     def _record(self, report: pytest.TestReport | pytest.CollectReport) -> None:
         data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
+        data.pop("node", None)  # xdist's handle on the worker
         self.lines.append(data)
 
     @pytest.hookimpl(wrapper=True)
@@ -58,7 +59,7 @@ class Parts:
         took = time.monotonic() - self.started
         file = self.folder / f"{time.time_ns()}-{self.name}.json"
         earlier = sorted(self.folder.glob("*.json")) if self.config.option.parts_summary else []
-        file.write_text(json.dumps({"part": self.name, "seconds": took, "reports": self.lines}))
+        file.write_text(json.dumps({"part": self.name, "seconds": took, "reports": self.lines}, default=repr))
         times = []
         for path in earlier:
             content = json.loads(path.read_text())

@@ -40,6 +40,7 @@ class FakeShared:
         self.refusal: Refusal | None = None
         self.log: list[LogEntry] = []
         self.ring: dict[int, Segment] = {}
+        self._ring_hash: bytes | None = None
 
     def hello(self) -> HelloFields:
         return self.fields
@@ -54,7 +55,9 @@ class FakeShared:
         return entry_hash(self.log[-1]) if self.log else ZERO16
 
     def ring_hash(self) -> bytes:
-        return self._hash(range(RING_SIZE), 16)
+        if self._ring_hash is None:
+            self._ring_hash = self._hash(sorted(self.ring), 16)
+        return self._ring_hash
 
     def _hash(self, offsets: Iterable[int], size: int) -> bytes:
         data = msgspec.msgpack.encode([self.ring[offset] for offset in offsets if offset in self.ring])
@@ -75,6 +78,7 @@ class FakeShared:
             held = self.ring.get(segment.start)
             if held is None or held.stamp < segment.stamp:
                 self.ring[segment.start] = segment
+                self._ring_hash = None
                 fresh.append(segment)
         return RingDelta(delta.range_index, len(self.log), tuple(fresh)) if fresh else None
 
@@ -108,6 +112,7 @@ class Host:
         self.dialled: list[tuple[float, str]] = []
         self.paused = False
         self.alive = True
+        self.wake: float | None = None
 
     @property
     def peer(self) -> PeerId:
@@ -126,6 +131,7 @@ class Host:
             self.bodies += changes.bodies
         if self.network.is_checking:
             self.mesh.check()
+        self.network.plan(self)
         for effect in self.outbox.drain():
             match effect:
                 case Persist():
@@ -277,26 +283,30 @@ class Network:
             self._step(end)
         return until() if until is not None else True
 
-    def _step(self, end: float) -> None:
-        due = min(
-            (
-                (time, number)
-                for number, host in self.hosts.items()
-                if host.alive and not host.paused
-                for time in [host.mesh.deadline()]
-                if time is not None
-            ),
-            default=(end, -1),
-        )
-        if self._queue and self._queue[0][0] <= min(due[0], end):
-            time, _, action = heapq.heappop(self._queue)
-            self.now = max(self.now, time)
-            action()
-        elif due[0] < end:
-            self.now = max(self.now, due[0])
-            self.hosts[due[1]].handle(Tick())
+    def plan(self, host: Host) -> None:
+        """Wake ``host`` at its deadline, unless an earlier wake is planned."""
+        due = host.mesh.deadline()
+        if due is not None and (host.wake is None or due < host.wake):
+            host.wake = due
+            self.at(max(0.0, due - self.now), lambda: self._wake(host, due))
+
+    def _wake(self, host: Host, planned: float) -> None:
+        if host.wake != planned or not host.alive:
+            return
+        host.wake = None
+        due = host.mesh.deadline()
+        if due is not None and due <= self.now and not host.paused:
+            host.handle(Tick())
         else:
+            self.plan(host)
+
+    def _step(self, end: float) -> None:
+        if not self._queue or self._queue[0][0] > end:
             self.now = end
+            return
+        time, _, action = heapq.heappop(self._queue)
+        self.now = max(self.now, time)
+        action()
 
     # --- conditions ---
 

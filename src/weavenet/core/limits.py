@@ -109,6 +109,11 @@ HEARTBEAT_BUSY_LINKS = 32
 EAGER_LINKS_MIN = 2
 """A duplicate push prunes its link only while more than this many links are eager: two keep gossip going at full
 speed when one of them dies, and leave the copies received per change near two."""
+EAGER_LINKS_START = 4
+"""A new link starts lazy when this many are eager already; with all of them eager a hundred peers that start together
+would send every change over every link."""
+NEIGHBOUR_WAIT_S = 0.03
+"""A new link is told to others after this pause, together with those that come up meanwhile."""
 REPAIR_INTERVAL_S = 0.5
 """A difference seen in a digest starts at most one repair per link in this time."""
 PULL_PENDING_S = 1.0

@@ -66,6 +66,7 @@ class Address:
     discovered: PeerId | None = None
     peer: PeerId | None = None
     dial: int | None = None
+    dialled_at: float = 0.0
     link: int | None = None
     delay_s: float = RETRY_FIRST_S
     failures: int = 0
@@ -227,7 +228,7 @@ class Dialer:
                 continue
             if room > 0:
                 room -= 1
-                self._dial(address)
+                self._dial(now, address)
             else:
                 address.next_at = now + _ROOM_PAUSE_S
         self._touch()
@@ -266,14 +267,15 @@ class Dialer:
             address = self.addresses[endpoint]
             if self._is_wanted(address) and address.next_at <= now + _SAME_ATTEMPT_S:
                 if len(self._links.by_peer) < self._config.conn_limit:
-                    self._dial(address)
+                    self._dial(now, address)
                 else:
                     address.next_at = now + _ROOM_PAUSE_S
         self._touch()
 
-    def _dial(self, address: Address) -> None:
+    def _dial(self, now: float, address: Address) -> None:
         self._last_dial += 1
         address.dial = self._last_dial
+        address.dialled_at = now
         self._dials[self._last_dial] = (address.host, address.port)
         self._outbox.append(Dial(self._last_dial, address.host, address.port))
 
@@ -352,11 +354,16 @@ class Dialer:
     def _back_off(self, now: float, address: Address, outcome: AddressOutcome, info: str) -> None:
         address.outcome, address.info, address.tried = outcome, info, True
         address.failures += 1
+        self._touch()
         is_hopeless = not address.targets and address.failures > _DISCOVERED_PATIENCE
         cap_s = RETRY_REFUSED_CAP_S if outcome is AddressOutcome.REFUSED or is_hopeless else RETRY_CAP_S
-        address.next_at = now + self._jittered(min(address.delay_s, cap_s))
+        if outcome is AddressOutcome.FAILED and address.dialled_at < self._kicked_at:
+            # This attempt began before the network got better and says nothing about it now.
+            address.next_at = now + self._rng.random() * REDIAL_JITTER_S
+            return
+        # The time an attempt took counts: a dial into a partition may have hung for seconds.
+        address.next_at = max(now, address.dialled_at + self._jittered(min(address.delay_s, cap_s)))
         address.delay_s = min(address.delay_s * RETRY_FACTOR, RETRY_REFUSED_CAP_S)
-        self._touch()
 
     def _jittered(self, delay_s: float) -> float:
         return delay_s * (1 + RETRY_JITTER * (2 * self._rng.random() - 1))

@@ -47,13 +47,16 @@ TRANSITIONS: dict[tuple[LinkState, LinkStep], LinkState] = {
 @dataclass(slots=True)
 class Gossip:
     """How the replicated state stands with the peer of a link. ``eager``: changes are pushed at once; else announced.
-    ``theirs``, ``sent``: last digest received and sent. Times in seconds of ``now``."""
+    ``has_agreed``: both were equal once. ``theirs``, ``sent``: last digest received and sent. ``tries``: how often we
+    still start a repair of the difference to ``theirs``. Times in seconds of ``now``."""
 
-    eager: bool = True
+    eager: bool = False
     announce: bool = False
+    has_agreed: bool = False
     theirs: Digest | None = None
     sent: Digest | None = None
     sent_at: float = 0.0
+    tries: int = 0
     repair_after: float = 0.0
     pruned_at: float = float("-inf")
 

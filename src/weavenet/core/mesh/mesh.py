@@ -21,26 +21,23 @@ from weavenet.core.effects import Outbox, Send
 from weavenet.core.errors import Failure, InvariantBroken, RefusalCode
 from weavenet.core.events import DialFailed, Event, InboundFailed, LinkClosed, LinkOpened, Received, Resolved
 from weavenet.core.limits import (
-    DISCOVERY_ADDRESSES_MAX,
-    DISCOVERY_INTERVAL_S,
-    PEERS_MAX,
-    RECORD_ABSENT_EXPIRY_S,
+    NEIGHBOUR_WAIT_S,
     TARGET_SETTLE_S,
 )
-from weavenet.core.mesh.dialing import Dialer, Endpoint
+from weavenet.core.mesh.changes import NO_CHANGES, MeshChanges
+from weavenet.core.mesh.dialing import Dialer
 from weavenet.core.mesh.failures import InboundFailure
 from weavenet.core.mesh.links import Link, Links
-from weavenet.core.mesh.records import Applied, MalformedDelta, Origin, RecordRefused, Records
+from weavenet.core.mesh.records import MalformedDelta, RecordRefused, Records
 from weavenet.core.mesh.replication import Replication
 from weavenet.core.mesh.reports import connection_reports, missing_targets, peer_reports, target_reports
-from weavenet.core.mesh.routes import Routes
 from weavenet.core.mesh.sessions import Sessions
 from weavenet.core.mesh.shared import Shared
+from weavenet.core.mesh.surroundings import Surroundings
 from weavenet.core.mesh.targets import Suppressed, Target, TargetSet, parse_target
 from weavenet.core.messages import Body, MalformedMessage, Message, decode_body
 from weavenet.core.messages.gossip import (
     KIND_NEIGHBOUR,
-    KIND_PEER,
     LogPull,
     NeighbourRecord,
     PeerRecord,
@@ -57,28 +54,8 @@ from weavenet.core.messages.unicast import Routed
 from weavenet.core.report import ConnectionReport, PeerReport, TargetReport
 from weavenet.core.types import Genesis, PeerId
 
-_EXPIRY_CHECK_S = 60.0
-
-_peer_decoder = msgspec.msgpack.Decoder(PeerRecord)
 _neighbour_decoder = msgspec.msgpack.Decoder(NeighbourRecord)
 _encoder = msgspec.msgpack.Encoder()
-
-
-class MeshChanges(msgspec.Struct, frozen=True):
-    """What happened since the last call. A peer that was started anew is in ``links_down`` and ``links_up``.
-    ``topology``: who is reachable, over which link or under which address may differ. ``records``: origins whose
-    records changed. ``bodies``: unicast bodies for us with their source. ``targets``: :meth:`Mesh.target_count` may
-    differ."""
-
-    links_up: tuple[PeerId, ...] = ()
-    links_down: tuple[PeerId, ...] = ()
-    topology: bool = False
-    records: frozenset[PeerId] = frozenset()
-    bodies: tuple[tuple[PeerId, Body], ...] = ()
-    targets: bool = False
-
-    def __bool__(self) -> bool:
-        return bool(self.links_up or self.links_down or self.topology or self.records or self.bodies or self.targets)
 
 
 class Mesh:
@@ -103,14 +80,16 @@ class Mesh:
         self._targets = TargetSet(disk, outbox)
         self._dialer = Dialer(config, outbox, rng, self._links, self._is_suppressed)
         self._records = Records(config.peer, incarnation, obligated)
-        self._routes = Routes(config.peer)
+        self._around = Surroundings(config, self._records, self._links, self._dialer)
+        self._routes = self._around.routes
         self._replication = Replication(
             own=config.peer,
             records=self._records,
             links=self._links,
             shared=shared,
             outbox=outbox,
-            on_applied=self._on_applied,
+            rng=rng,
+            on_applied=self._around.applied,
         )
         self._sessions = Sessions(
             config=config,
@@ -126,11 +105,7 @@ class Mesh:
         )
         self._started_at = 0.0
         self._now = 0.0
-        self._expire_at = 0.0
-        self._discover_at: float | None = None
         self._is_settled = False
-        self._expired: set[PeerId] = set()
-        self._changed_records: set[PeerId] = set()
         self._links_up: list[PeerId] = []
         self._links_down: list[PeerId] = []
         self._bodies: list[tuple[PeerId, Body]] = []
@@ -140,10 +115,11 @@ class Mesh:
 
     def start(self, now: float) -> None:
         self._started_at = self._now = now
-        self._expire_at = now + _EXPIRY_CHECK_S
+        self._around.start(now)
         self._targets.start(self.config.conf_targets, self.config.launch_targets)
         self._dialer.set_targets(self._targets.active())
         self._tick(now)
+        self._follow_targets(now)
 
     def handle(self, now: float, event: Event) -> bool:
         """True if the event was for the mesh alone. What is due is seen to with any event."""
@@ -172,7 +148,7 @@ class Mesh:
         if due is not None and now >= due:
             self._tick(now)
         self._follow_targets(now)
-        self._follow_reachability(now)
+        self._around.follow_reachability(now)
         return is_ours
 
     def deadline(self) -> float | None:
@@ -180,8 +156,7 @@ class Mesh:
             self._dialer.deadline(),
             self._replication.deadline(),
             self._sessions.deadline(),
-            self._discover_at,
-            self._expire_at if len(self._records.origins) > 1 else None,
+            self._around.deadline(),
             None if self._is_settled else self._started_at + TARGET_SETTLE_S,
         ]
         return min((time for time in times if time is not None), default=None)
@@ -192,13 +167,7 @@ class Mesh:
         if self._sessions.is_due(now):
             digest = self._replication.digest()
             self._sessions.tick(now, lambda link: self._replication.beat(now, link, digest))
-        if self._discover_at is not None and now >= self._discover_at:
-            self._discover_at = None
-            self._discover(now)
-        if now >= self._expire_at:
-            self._expire_at = now + _EXPIRY_CHECK_S
-            for origin in self._records.expire(now):
-                self._forget_origin(origin)
+        self._around.tick(now)
 
     def _follow_targets(self, now: float) -> None:
         if self._dialer.has_changed:
@@ -220,37 +189,37 @@ class Mesh:
         topology, self._routes.has_changed = self._routes.has_changed, False
         if not (
             topology
-            or self._changed_records
+            or self._around.changed
             or self._links_up
             or self._links_down
             or self._bodies
             or self._targets_changed
         ):
-            return _NOTHING
+            return NO_CHANGES
         changes = MeshChanges(
             links_up=tuple(self._links_up),
             links_down=tuple(self._links_down),
             topology=topology,
-            records=frozenset(self._changed_records),
+            records=frozenset(self._around.changed),
             bodies=tuple(self._bodies),
             targets=self._targets_changed,
         )
         self._links_up, self._links_down, self._bodies = [], [], []
-        self._changed_records = set()
+        self._around.changed.clear()
         self._targets_changed = False
         return changes
 
     # --- own state to spread ---
 
-    def publish(self, now: float, kind: int, key: bytes, body: bytes) -> None:
-        """Publish an own record; replaces the one with equal (kind, key)."""
+    def publish(self, now: float, kind: int, key: bytes, body: bytes, *, wait_s: float = 0.0) -> None:
+        """Publish an own record; replaces the one with equal (kind, key). It may wait ``wait_s`` for company."""
         try:
             before = self._records.put(kind, key, body)
         except RecordRefused as refusal:
             self._outbox.note("error", "records", f"not published: {refusal}")
             return
         if before is not None:
-            self._replication.push_records(now, before)
+            self._replication.push_records(now, before, wait_s=wait_s)
 
     def withdraw(self, now: float, kind: int, key: bytes) -> None:
         before = self._records.drop(kind, key)
@@ -283,7 +252,7 @@ class Mesh:
     def _retarget(self, now: float) -> None:
         self._dialer.set_targets(self._targets.active())
         self._targets_changed = True
-        self._want_discovery(now)
+        self._around.want_discovery(now)
         self._tick(now)
 
     def _behind(self, target: Target) -> Suppressed:
@@ -364,9 +333,7 @@ class Mesh:
 
     def expired(self, peer: PeerId) -> bool:
         """``peer`` was gone so long that nobody remembers its records any more."""
-        if peer in self._records.origins:
-            return False
-        return peer in self._expired or self._now >= self._started_at + RECORD_ABSENT_EXPIRY_S
+        return self._around.expired(self._now, peer)
 
     def records(self, kind: int) -> Iterator[tuple[PeerId, bytes]]:
         for peer, origin in self._records.origins.items():
@@ -378,19 +345,11 @@ class Mesh:
         return [] if held is None else list(held.by_kind.get(kind, {}).values())
 
     def peer_record(self, peer: PeerId) -> PeerRecord | None:
-        for body in self.records_of(peer, KIND_PEER):
-            try:
-                return _peer_decoder.decode(body)
-            except msgspec.DecodeError:
-                return None
-        return None
+        return self._around.peer_record(peer)
 
     def unreachable_since(self, peer: PeerId) -> float | None:
         """None while ``peer`` is reachable; for one never heard of, since we started."""
-        if peer in self._routes.reachable():
-            return None
-        held = self._records.origins.get(peer)
-        return self._started_at if held is None or held.absent_since is None else held.absent_since
+        return self._around.unreachable_since(peer)
 
     def target_reports(self, now: float) -> tuple[TargetReport, ...]:
         return target_reports(now, self._dialer)
@@ -427,15 +386,15 @@ class Mesh:
         self._routes.set_linked(peer, True)
         host, port = link.listening
         record = NeighbourRecord(peer, host, port, link.outbound)
-        self.publish(now, KIND_NEIGHBOUR, peer, _encoder.encode(record))
+        self.publish(now, KIND_NEIGHBOUR, peer, _encoder.encode(record), wait_s=NEIGHBOUR_WAIT_S)
         self._replication.started(now, link)
-        self._want_discovery(now)
+        self._around.want_discovery(now)
 
     def _down(self, now: float, link: Link) -> None:
         self._links_down.append(link.peer)
         self._routes.set_linked(link.peer, False)
         self.withdraw(now, KIND_NEIGHBOUR, link.peer)
-        self._want_discovery(now)
+        self._around.want_discovery(now)
 
     def _received(self, now: float, link: Link, message: Message) -> None:
         match message:
@@ -498,58 +457,6 @@ class Mesh:
         passed_on = Routed(message.source, message.destination, message.hops_left - 1, message.body)
         self._outbox.append(Send(hop, passed_on))
 
-    # --- records of others ---
-
-    def _on_applied(self, now: float, origin: PeerId, applied: Applied) -> None:
-        self._changed_records.add(origin)
-        self._expired.discard(origin)
-        for record in applied.added:
-            if record.kind == KIND_NEIGHBOUR:
-                neighbour = _neighbour(record.body)
-                if neighbour is not None:
-                    self._routes.publish(origin, record.sequence, neighbour)
-        for record in applied.removed:
-            if record.kind == KIND_NEIGHBOUR:
-                neighbour = _neighbour(record.body)
-                if neighbour is not None:
-                    self._routes.withdraw(origin, record.sequence, neighbour)
-        if origin in self._routes.reachable():
-            self._records.set_reachable(now, origin, True)
-        if any(record.kind == KIND_NEIGHBOUR for record in applied.added):
-            self._want_discovery(now)
-
-    def _forget_origin(self, origin: Origin) -> None:
-        for sequence, record in origin.live.items():
-            neighbour = _neighbour(record.body) if record.kind == KIND_NEIGHBOUR else None
-            if neighbour is not None:
-                self._routes.withdraw(origin.peer, sequence, neighbour)
-        self._changed_records.add(origin.peer)
-        if len(self._expired) < PEERS_MAX:
-            self._expired.add(origin.peer)
-
-    def _follow_reachability(self, now: float) -> None:
-        if not self._routes.has_changed:
-            return
-        gained, lost = self._routes.take_reachability()
-        for peer in gained:
-            self._records.set_reachable(now, peer, True)
-        for peer in lost:
-            self._records.set_reachable(now, peer, False)
-        if gained:
-            self._dialer.kick(now)
-
-    def _want_discovery(self, now: float) -> None:
-        if self.config.discovery and self._discover_at is None:
-            self._discover_at = now + DISCOVERY_INTERVAL_S
-
-    def _discover(self, now: float) -> None:
-        found: dict[PeerId, list[Endpoint]] = {}
-        for peer in self._routes.sighted():
-            if peer not in self._links.by_peer:
-                endpoints = dict.fromkeys((record.host, record.port) for record in self._routes.sightings(peer))
-                found[peer] = list(endpoints)[:DISCOVERY_ADDRESSES_MAX]
-        self._dialer.discover(now, found)
-
     def check(self) -> None:
         """Raises InvariantBroken."""
         self._links.check()
@@ -562,17 +469,6 @@ class Mesh:
             raise InvariantBroken("published neighbours are not the established links")
         if not self.reachable() >= published:
             raise InvariantBroken("a linked peer is not reachable")
-
-
-_NOTHING = MeshChanges()
-
-
-def _neighbour(body: bytes) -> NeighbourRecord | None:
-    """None for a body that a faulty or newer origin made; it is carried all the same."""
-    try:
-        return _neighbour_decoder.decode(body)
-    except msgspec.DecodeError:
-        return None
 
 
 def _parsed(texts: Iterable[str]) -> Iterator[Target]:

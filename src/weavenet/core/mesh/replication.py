@@ -3,7 +3,12 @@
 A change is pushed at once on *eager* links and forwarded by whoever it is new to. A push that taught nothing prunes
 its link to *lazy* (both ends), as long as more than two stay eager. On lazy links, and with the heartbeats, goes a
 digest; whoever differs starts a repair: log first (``LogPull``), then ring by buckets, records by buckets, marks,
-pushes and pulls. A repair makes its link eager again, so the tree heals where it was cut.
+pushes and pulls. A repair makes its link eager again, so the tree heals where it was cut. A peer with many links starts
+with only a few of them eager, and the first exchange on a link is no reason for more: when a hundred peers start
+together, each change would travel every link before the first prune.
+
+A digest goes out once per link and change, and not at all when the peer's own digest already showed the same; so on
+most lazy links one of the two sides speaks. Who hears a differing digest owns the repair and repeats it with its beats.
 
 Termination: a repair is started only by a digest that differs, at most one per link and interval, and each of its
 messages is answered at most once by messages of a lower kind (digest > buckets > marks > pull > push). What is pushed
@@ -14,12 +19,14 @@ Does not decide what is true: ring and log merge in :class:`Shared`, records in 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from weavenet.core.effects import Outbox, Send
 from weavenet.core.limits import (
     DIGEST_BUCKETS,
     EAGER_LINKS_MIN,
+    EAGER_LINKS_START,
     LAZY_DIGEST_DELAY_S,
     PAGE_BYTES_MAX,
     PULL_PENDING_S,
@@ -52,6 +59,9 @@ _SEGMENTS_PER_PAGE = 640
 _DIGEST_REPEAT_S = 10.0
 _PRUNE_PAUSE_S = 0.5
 _REFUSAL_NOTE_PAUSE_S = 60.0
+_REPAIR_TRIES = 3
+_FIRST_EXCHANGE_S = 10.0
+"""A link whose ends never agreed counts as past its first exchange after this long."""
 
 
 class Replication:
@@ -65,6 +75,7 @@ class Replication:
         links: Links,
         shared: Shared,
         outbox: Outbox,
+        rng: random.Random,
         on_applied: Callable[[float, PeerId, Applied], None],
     ) -> None:
         self._own = own
@@ -72,16 +83,30 @@ class Replication:
         self._links = links
         self._shared = shared
         self._outbox = outbox
+        self._rng = rng
         self._on_applied = on_applied
         self._pulled: dict[PeerId, float] = {}
         self._noted: dict[PeerId, float] = {}
         self._announce_at: float | None = None
+        self._unpushed: Mark | None = None
+        self._push_at: float | None = None
 
     # --- our own changes ---
 
-    def push_records(self, now: float, before: Mark) -> None:
-        """Our records moved on from ``before``."""
-        self._spread(now, None, deltas=self._records.deltas(now, before))
+    def push_records(self, now: float, before: Mark, *, wait_s: float = 0.0) -> None:
+        """Our records moved on from ``before``: push that, and what waited, now or within ``wait_s``."""
+        if self._unpushed is None or self._unpushed.incarnation != self._records.incarnation:
+            self._unpushed = before
+        if wait_s == 0.0:
+            self._push_unpushed(now)
+        elif self._push_at is None:
+            self._push_at = now + wait_s
+
+    def _push_unpushed(self, now: float) -> None:
+        self._push_at = None
+        if self._unpushed is not None:
+            before, self._unpushed = self._unpushed, None
+            self._spread(now, None, deltas=self._records.deltas(now, before))
 
     def push_ring(self, now: float, delta: RingDelta) -> None:
         self._spread(now, None, ring=(delta,))
@@ -118,7 +143,8 @@ class Replication:
             else:
                 link.gossip.announce = True
         if len(eager) < len(links) and self._announce_at is None:
-            self._announce_at = now + LAZY_DIGEST_DELAY_S
+            # Spread out, so that on most links one side speaks and the other finds that it need not.
+            self._announce_at = now + LAZY_DIGEST_DELAY_S * (1 + self._rng.random())
 
     def _send(self, now: float, link: Link, message: Message) -> None:
         link.used_at = now
@@ -132,13 +158,19 @@ class Replication:
 
     def started(self, now: float, link: Link) -> None:
         """``link`` was just established."""
+        others = sum(other.gossip.eager for other in self._links.established() if other is not link)
+        link.gossip.eager = others < EAGER_LINKS_START
         self._send_digest(now, link, self.digest())
 
     def deadline(self) -> float | None:
-        return self._announce_at
+        if self._push_at is None or self._announce_at is None:
+            return self._announce_at if self._push_at is None else self._push_at
+        return min(self._push_at, self._announce_at)
 
     def tick(self, now: float) -> None:
-        """Announce on the lazy links whose peer did not already show that it has what we have."""
+        """Push what waited; announce on the lazy links whose peer did not already show that it has what we have."""
+        if self._push_at is not None and now >= self._push_at:
+            self._push_unpushed(now)
         if self._announce_at is None or now < self._announce_at:
             return
         self._announce_at = None
@@ -146,13 +178,19 @@ class Replication:
         for link in self._links.established():
             if link.gossip.announce:
                 link.gossip.announce = False
-                if link.gossip.theirs != mine:
-                    self._send_digest(now, link, mine)
+                self._tell(now, link, mine)
 
     def beat(self, now: float, link: Link, mine: Digest) -> None:
-        """Beside a heartbeat: ``mine`` when it is news, while we differ, and now and then."""
+        """Beside a heartbeat: tell news, repeat our digest now and then, go on with a repair."""
         gossip = link.gossip
-        if mine != gossip.sent or mine != gossip.theirs or now >= gossip.sent_at + _DIGEST_REPEAT_S:
+        self._tell(now, link, mine)
+        if now >= gossip.sent_at + _DIGEST_REPEAT_S:
+            self._send_digest(now, link, mine)
+        if gossip.tries and now >= gossip.repair_after:
+            self._start_repair(now, link, mine)
+
+    def _tell(self, now: float, link: Link, mine: Digest) -> None:
+        if mine not in (link.gossip.sent, link.gossip.theirs):
             self._send_digest(now, link, mine)
 
     def _send_digest(self, now: float, link: Link, digest: Digest) -> None:
@@ -160,10 +198,23 @@ class Replication:
         self._outbox.append(Send(link.id, digest))
 
     def on_digest(self, now: float, link: Link, theirs: Digest) -> None:
-        link.gossip.theirs = theirs
+        gossip = link.gossip
+        gossip.theirs = theirs
         mine = self.digest()
-        if mine == theirs or now < link.gossip.repair_after:
+        if mine == theirs:
+            gossip.tries = 0
+            gossip.has_agreed = True
             return
+        gossip.tries = _REPAIR_TRIES
+        if now >= gossip.repair_after:
+            self._start_repair(now, link, mine)
+
+    def _start_repair(self, now: float, link: Link, mine: Digest) -> None:
+        theirs = link.gossip.theirs
+        if theirs is None or theirs == mine:
+            link.gossip.tries = 0
+            return
+        link.gossip.tries -= 1
         link.gossip.repair_after = now + REPAIR_INTERVAL_S
         if theirs.records_root != mine.records_root:
             self._send(now, link, RecordBuckets(self._records.bucket_hashes()))
@@ -200,7 +251,10 @@ class Replication:
                 new_ring.append(learnt)
         moved, has_gap = self._apply(now, link, push.records)
         if new_log or new_ring or moved:
-            link.gossip.eager = True
+            if not push.repair:
+                link.gossip.eager = True
+            else:
+                self._graft(now, link)
             deltas = (delta for mark in moved for delta in self._records.deltas(now, mark))
             self._spread(now, link, log_start=before, log=new_log, ring=new_ring, deltas=deltas)
         elif not (is_open or has_gap or push.repair):
@@ -266,10 +320,17 @@ class Replication:
     def on_prune(self, link: Link) -> None:
         link.gossip.eager = False
 
+    def _graft(self, now: float, link: Link) -> None:
+        """A repair had something to repair: the link is needed, unless this is just its first exchange."""
+        is_first = not link.gossip.has_agreed and now < (link.established_at or now) + _FIRST_EXCHANGE_S
+        if not is_first or sum(other.gossip.eager for other in self._links.established()) < EAGER_LINKS_START:
+            link.gossip.eager = True
+
     def _repair(self, now: float, link: Link, pages: Iterable[Push]) -> None:
         burst_bytes = 0
         for page in pages:
-            link.gossip.eager = True
+            if burst_bytes == 0:
+                self._graft(now, link)
             self._send(now, link, page)
             burst_bytes += len(encode(page))
             if burst_bytes >= REPAIR_BURST_BYTES:
@@ -288,6 +349,8 @@ class Replication:
         mine = self._shared.ring_bucket_hashes(theirs.range_index)
         differing = [bucket for bucket in range(DIGEST_BUCKETS) if mine[bucket] != theirs.hashes[bucket]]
         if not differing:
+            if theirs.reply:
+                self._send_digest(now, link, self.digest())
             return
         if theirs.reply:
             link.gossip.repair_after = now + REPAIR_INTERVAL_S
@@ -302,6 +365,7 @@ class Replication:
         mine = self._records.bucket_hashes()
         differing = {bucket for bucket in range(DIGEST_BUCKETS) if mine[bucket] != theirs.hashes[bucket]}
         if not differing:
+            self._send_digest(now, link, self.digest())
             return
         link.gossip.repair_after = now + REPAIR_INTERVAL_S
         buckets: list[int] = []

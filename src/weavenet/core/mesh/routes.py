@@ -76,8 +76,18 @@ class Routes:
     def _join(self, one: PeerId, other: PeerId) -> None:
         self._adjacent.setdefault(one, set()).add(other)
         self._adjacent.setdefault(other, set()).add(one)
-        if not self._is_stale:
-            self._relax(deque([one, other]))
+        if self._is_stale:
+            return
+        for near, far in ((one, other), (other, one)):
+            depth = self._depth.get(near)
+            if depth is not None and self._depth.get(far, depth + 2) > depth + 1:
+                self._settle(far, depth + 1, near)
+                self._relax(deque([far]))
+
+    def _settle(self, peer: PeerId, depth: int, parent: PeerId) -> None:
+        self._depth[peer] = depth
+        self._parent[peer] = parent
+        self._view = None
 
     def _part(self, one: PeerId, other: PeerId) -> None:
         for left, right in ((one, other), (other, one)):
@@ -90,18 +100,13 @@ class Routes:
             self._is_stale = True
 
     def _relax(self, queue: deque[PeerId]) -> None:
-        depths, parents = self._depth, self._parent
+        """Carry shorter depths on from the peers in ``queue``, whose own are right."""
         while queue:
             peer = queue.popleft()
-            depth = depths.get(peer)
-            if depth is None:
-                continue
+            depth = self._depth[peer]
             for neighbour in sorted(self._adjacent[peer]):
-                known = depths.get(neighbour)
-                if known is None or known > depth + 1:
-                    depths[neighbour] = depth + 1
-                    parents[neighbour] = peer
-                    self._view = None
+                if self._depth.get(neighbour, depth + 2) > depth + 1:
+                    self._settle(neighbour, depth + 1, peer)
                     queue.append(neighbour)
 
     def _refresh(self) -> None:

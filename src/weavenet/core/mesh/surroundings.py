@@ -1,0 +1,160 @@
+"""What records and links together say about the peers around: who is reachable, for how long not, whom to discover.
+
+Feeds the routes from neighbour records, tells the records which origins are absent, and discovery whom it could dial.
+Bodies that do not decode as what their kind promises come from a faulty or newer peer: they are carried, not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from weavenet.core.config import NodeConfig
+from weavenet.core.limits import (
+    DISCOVERY_ADDRESSES_MAX,
+    DISCOVERY_INTERVAL_S,
+    PEERS_MAX,
+    RECORD_ABSENT_EXPIRY_S,
+)
+from weavenet.core.mesh.dialing import Dialer, Endpoint
+from weavenet.core.mesh.links import Links
+from weavenet.core.mesh.records import Applied, Origin, Records
+from weavenet.core.mesh.routes import Routes
+from weavenet.core.messages.gossip import KIND_NEIGHBOUR, KIND_PEER, NeighbourRecord, PeerRecord, Record
+from weavenet.core.types import PeerId
+
+_EXPIRY_CHECK_S = 60.0
+_PEERS_PER_INTERVAL = 100
+"""Looking for candidates costs time per known peer; with many it is done less often."""
+
+_peer_decoder = msgspec.msgpack.Decoder(PeerRecord)
+_neighbour_decoder = msgspec.msgpack.Decoder(NeighbourRecord)
+
+
+class Surroundings:
+    def __init__(self, config: NodeConfig, records: Records, links: Links, dialer: Dialer) -> None:
+        self._config = config
+        self._records = records
+        self._links = links
+        self._dialer = dialer
+        self.routes = Routes(config.peer)
+        self.changed: set[PeerId] = set()
+        """Origins whose records changed since somebody emptied it."""
+        self._expired: set[PeerId] = set()
+        self._started_at = 0.0
+        self._expire_at = 0.0
+        self._discover_at: float | None = None
+
+    def start(self, now: float) -> None:
+        self._started_at = now
+        self._expire_at = now + _EXPIRY_CHECK_S
+
+    # --- time ---
+
+    def deadline(self) -> float | None:
+        if len(self._records.origins) == 1:
+            return self._discover_at
+        return self._expire_at if self._discover_at is None else min(self._expire_at, self._discover_at)
+
+    def tick(self, now: float) -> None:
+        if self._discover_at is not None and now >= self._discover_at:
+            self._discover_at = None
+            self._discover(now)
+        if now >= self._expire_at:
+            self._expire_at = now + _EXPIRY_CHECK_S
+            for origin in self._records.expire(now):
+                self._forget(origin)
+
+    # --- records of others ---
+
+    def applied(self, now: float, origin: PeerId, applied: Applied) -> None:
+        """The records of ``origin`` changed."""
+        self.changed.add(origin)
+        self._expired.discard(origin)
+        is_restarted = applied.before is not None and applied.before.incarnation != self.incarnation(origin)
+        if is_restarted:  # Sequences begin anew, so the old ones have to go before.
+            self._withdraw(origin, applied.removed)
+        for record in applied.added:
+            neighbour = _neighbour(record)
+            if neighbour is not None:
+                self.routes.publish(origin, record.sequence, neighbour)
+                self.want_discovery(now)
+        if not is_restarted:  # A replaced record first comes and then goes, so the link it reports stays up.
+            self._withdraw(origin, applied.removed)
+        if origin in self.routes.reachable():
+            self._records.set_reachable(now, origin, True)
+
+    def _withdraw(self, origin: PeerId, records: Iterable[Record]) -> None:
+        for record in records:
+            neighbour = _neighbour(record)
+            if neighbour is not None:
+                self.routes.withdraw(origin, record.sequence, neighbour)
+
+    def _forget(self, origin: Origin) -> None:
+        self._withdraw(origin.peer, origin.live.values())
+        self.changed.add(origin.peer)
+        if len(self._expired) < PEERS_MAX:
+            self._expired.add(origin.peer)
+
+    # --- views ---
+
+    def incarnation(self, origin: PeerId) -> int:
+        return self._records.mark(origin).incarnation
+
+    def peer_record(self, peer: PeerId) -> PeerRecord | None:
+        held = self._records.origins.get(peer)
+        for body in () if held is None else held.by_kind.get(KIND_PEER, {}).values():
+            try:
+                return _peer_decoder.decode(body)
+            except msgspec.DecodeError:
+                return None
+        return None
+
+    def expired(self, now: float, peer: PeerId) -> bool:
+        """``peer`` was gone so long that nobody remembers its records any more."""
+        if peer in self._records.origins:
+            return False
+        return peer in self._expired or now >= self._started_at + RECORD_ABSENT_EXPIRY_S
+
+    def unreachable_since(self, peer: PeerId) -> float | None:
+        """None while ``peer`` is reachable; for one never heard of, since we started."""
+        if peer in self.routes.reachable():
+            return None
+        held = self._records.origins.get(peer)
+        return self._started_at if held is None or held.absent_since is None else held.absent_since
+
+    # --- reachability and discovery ---
+
+    def follow_reachability(self, now: float) -> None:
+        if not self.routes.has_changed:
+            return
+        gained, lost = self.routes.take_reachability()
+        for peer in gained:
+            self._records.set_reachable(now, peer, True)
+        for peer in lost:
+            self._records.set_reachable(now, peer, False)
+        if gained:
+            self._dialer.kick(now)
+
+    def want_discovery(self, now: float) -> None:
+        if self._config.discovery and self._discover_at is None:
+            crowd = 1 + len(self._records.origins) // _PEERS_PER_INTERVAL
+            self._discover_at = now + DISCOVERY_INTERVAL_S * crowd
+
+    def _discover(self, now: float) -> None:
+        found: dict[PeerId, list[Endpoint]] = {}
+        for peer in self.routes.sighted():
+            if peer not in self._links.by_peer:
+                endpoints = dict.fromkeys((record.host, record.port) for record in self.routes.sightings(peer))
+                found[peer] = list(endpoints)[:DISCOVERY_ADDRESSES_MAX]
+        self._dialer.discover(now, found)
+
+
+def _neighbour(record: Record) -> NeighbourRecord | None:
+    if record.kind != KIND_NEIGHBOUR:
+        return None
+    try:
+        return _neighbour_decoder.decode(record.body)
+    except msgspec.DecodeError:
+        return None

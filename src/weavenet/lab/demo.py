@@ -25,6 +25,7 @@ HOSTS = 3
 PER_HOST = 2
 LINK_DEADLINE_S = 30.0
 HEAL_DEADLINE_S = 30.0
+NOTICE_DEADLINE_S = 30.0
 PINGS_MIN = 200  # at 100 a second: the silence of a dead daemon would be seen
 
 
@@ -144,7 +145,14 @@ class Story:
         here = next(container for container, _ in self._containers if container.host.name == h1.name)
         there = next(address for container, address in self._containers if container.host.name == h2.name)
         _expect(not here.ping(there, timeout_s=1), "nothing passes between the sides", f"{there} answered")
-        self._tell.say(f"{here.name} gets no answer from {there}; new containers get addresses all the same:")
+        self._tell.say(f"{here.name} gets no answer from {there}")
+        began = time.monotonic()
+        wait_until(
+            lambda: not observe.linked(h1) and observe.linked(h2) == {"h3"} and observe.linked(h3) == {"h2"},
+            NOTICE_DEADLINE_S,
+            "both sides to notice the break",
+        )
+        self._tell.say(f"both sides noticed after {time.monotonic() - began:.1f} s and give addresses all the same:")
         for host in (h1, h2, h3):
             self._add(host, f"{host.name}-c{PER_HOST + 1}")
         self._expect_unique()
@@ -171,7 +179,7 @@ class Story:
         target = next(address for container, address in self._containers if container.host.name == "h2")
         self._tell.chapter(f"The daemon of h2 is killed while {source.name} pings {target} on h2 100 times a second")
         with Pings(source, target) as pings:
-            self._tell.command("h2", "kill -9", "weave")
+            self._tell.command("h2", "kill -9 <the weave daemon>")
             h2.kill_daemon()
             alone = pings.answered()
             wait_until(lambda: pings.answered() >= alone + PINGS_MIN // 2, LINK_DEADLINE_S, "pings without a daemon")

@@ -17,12 +17,13 @@ from weavenet.lab.waiting import wait_until
 FIRST_ANSWER_DEADLINE_S = 5.0
 
 _SEQUENCE = re.compile(r"icmp_seq=(\d+) ttl=")
+_UNSENT = re.compile(r"^ping: send(?:msg|to): ", re.MULTILINE)
 _SENT = re.compile(r"(\d+) packets transmitted")
 
 
 class Count(msgspec.Struct, frozen=True):
-    """``longest_gap``: the most pings in a row that were lost. A last ping still under way when it was stopped is not
-    counted as sent."""
+    """``longest_gap``: the most pings in a row that were lost. What could not even be sent counts as sent and lost, but
+    breaks no row: it got no number. A last ping still under way when it was stopped is not counted."""
 
     sent: int
     lost: int
@@ -42,7 +43,8 @@ def count(output: str) -> Count:
     for number in range(1, sent + 1):
         gap = 0 if number in answered else gap + 1
         longest = max(longest, gap)
-    return Count(sent, sent - len(answered & set(range(1, sent + 1))), longest)
+    unsent = len(_UNSENT.findall(output))
+    return Count(sent + unsent, sent - len(answered & set(range(1, sent + 1))) + unsent, longest)
 
 
 class Pings:

@@ -44,7 +44,7 @@ def _loss_chain(state: LabState, sender: str) -> str:
         if sender in (loss.a, loss.b):
             losses[loss.b if loss.a == sender else loss.a] = loss
     drops = [
-        f"  ether daddr {state.hosts[receiver].mac} numgen random mod 100000 < {loss.per_100k} drop"
+        f"  ether daddr {state.hosts[receiver].mac} {_share(loss.per_100k)}drop"
         for receiver, loss in sorted(losses.items())
         if loss.per_100k > 0
     ]
@@ -52,6 +52,11 @@ def _loss_chain(state: LabState, sender: str) -> str:
         return ""
     head = f' chain loss-{sender} {{\n  type filter hook ingress device "{host.port}" priority 0'
     return "\n".join([head, *drops, " }"])
+
+
+def _share(per_100k: int) -> str:
+    """nft refuses a comparison that is always true."""
+    return "" if per_100k >= 100_000 else f"numgen random mod 100000 < {per_100k} "
 
 
 def in_network(pid: int, argv: Sequence[str], text: str = "") -> None:

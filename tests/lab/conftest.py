@@ -1,0 +1,71 @@
+"""Labs for tests: each with a name of its own, taken down whatever happens. Everything here needs root."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from weavenet.lab import lab as labs
+from weavenet.lab import processes, state
+from weavenet.lab.lab import Lab
+from weavenet.lab.topology import Topology, of_count
+
+_HERE = Path(__file__).parent
+_NAME = re.compile(r"t(\d+)-\d+")
+_numbers = itertools.count(1)
+
+MakeLab = Callable[..., Lab]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _HERE in item.path.parents:
+            item.add_marker(pytest.mark.lab)
+            if os.geteuid() != 0:
+                item.add_marker(pytest.mark.skip(reason="needs root: the lab makes network namespaces"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def labs_of_dead_test_runs() -> None:
+    """A test run that was killed could not tidy up; this one does it."""
+    if os.geteuid() == 0:
+        for name in state.existing():
+            found = _NAME.fullmatch(name)
+            if found and not processes.start_time(int(found[1])):
+                labs.down(name)
+
+
+@pytest.fixture(scope="module")
+def make_lab() -> Iterator[MakeLab]:
+    """Makes labs that live until the module's tests are done, or until their ``down``."""
+    names: list[str] = []
+
+    def make(shape: int | Topology = 3) -> Lab:
+        name = new_name()
+        names.append(name)
+        return Lab.up(name, of_count(shape) if isinstance(shape, int) else shape)
+
+    try:
+        yield make
+    finally:
+        for name in names:
+            labs.down(name)
+
+
+@pytest.fixture
+def lab_name() -> Iterator[str]:
+    """The name of a lab that the test makes by itself."""
+    name = new_name()
+    try:
+        yield name
+    finally:
+        labs.down(name)
+
+
+def new_name() -> str:
+    return f"t{os.getpid()}-{next(_numbers)}"

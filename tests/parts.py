@@ -1,7 +1,7 @@
 """A pytest plugin: several runs of pytest, one summary.
 
 Each part of ``./test`` writes its reports to a file; the run with ``--parts-summary`` loads those of the earlier parts
-into its own summary, so the last line counts everything and every failure is shown again at the end. Changes nothing
+into its own summary, so the last line counts everything and every failure is named again at the end. Changes nothing
 about which tests run or how; the exit status of a part is that of its own tests.
 """
 

@@ -142,7 +142,11 @@ def test_an_impossible_page_is_refused() -> None:
         assert isinstance(effect, Unicast)
         pair.sides[A].handle(1.0, B, effect.body)  # type: ignore[arg-type]
     session = pair.sides[B]._exchanges[A].session
-    for page in (HandoverPage(session, 0, 0, b""), HandoverPage(session, 9, 3, b""), HandoverPage(session, 0, 1, b"\xff")):
+    for page in (
+        HandoverPage(session, 0, 0, b""),
+        HandoverPage(session, 9, 3, b""),
+        HandoverPage(session, 0, 1, b"\xff"),
+    ):
         pair.sides[A].handle(1.0, B, page)
     assert pair.states[A].merged == 0
     assert pair.complete == (False, False)

@@ -80,6 +80,7 @@ class Sessions:
     # --- opening ---
 
     def opened(self, now: float, event: LinkOpened) -> None:
+        """TLS is done: greet the peer, unless it is ourselves."""
         if not self._links.by_id:
             self._beat_at = now + self._rng.random() * HEARTBEAT_BUSY_S
         link = Link(

@@ -10,6 +10,7 @@ address. It does not obtain space; :meth:`Allocation.serve` says what is needed.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -65,7 +66,7 @@ class Allocation:
         self._default_subnet = default_subnet
         self._windows: dict[str, Window | Failure] = {}
         self._windows_of = estate.area
-        self._dead: dict[str, float] = {}
+        self._dead: OrderedDict[str, float] = OrderedDict()
         self.waiting: dict[int, Waiting] = {}
         self.stirred = False
 
@@ -191,7 +192,8 @@ class Allocation:
             return _FOR_RING
         offset = estate.space.take(now, window.first, window.stop) if estate.may_use else None
         if offset is None:
-            return Wait(Need(window.low, window.high, exact=False))
+            # Only what we could use: else two who wait would pass the subnet's end addresses to and fro.
+            return Wait(Need(window.first, window.stop, exact=False))
         holding = Holding(ident, window.area.address(offset), window.cidr, window.prefix_length, claimed=False)
         estate.hold(holding, offset)
         return Addresses((holding.text,))

@@ -256,6 +256,8 @@ def _merge(old: tuple[Segment, ...], delta: tuple[Segment, ...]) -> tuple[list[S
 
 
 def _clipped(segments: tuple[Segment, ...], low: int, high: int) -> Iterator[Segment]:
+    if low >= high:
+        return  # a bucket of a range with fewer addresses than buckets
     for index in range(bisect_right(segments, low, key=_end_of), len(segments)):
         segment = segments[index]
         if segment.start >= high:

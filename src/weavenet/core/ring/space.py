@@ -9,6 +9,7 @@ It does not persist anything and does not change the ring.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
 from weavenet.core.errors import InvariantBroken
@@ -29,7 +30,7 @@ class OwnSpace:
         self._holdings = holdings
         self.ring = Ring(0)
         self.free = FreeSpace()
-        self.resting: dict[int, float] = {}
+        self.resting: OrderedDict[int, float] = OrderedDict()  # a dict would walk what was deleted in front
 
     def rebuild(self, ring: Ring) -> None:
         """Start over with ``ring`` and the holdings as they are."""

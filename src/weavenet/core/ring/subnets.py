@@ -15,14 +15,12 @@ from weavenet.core.types import AddressRange
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A subnet clipped to the range ``area``: offsets [low, high), of which [first, stop) may be
-    allocated (the first and last address of the subnet itself never are)."""
+    """A subnet clipped to the range ``area``: offsets [first, stop) may be allocated (the first and last
+    address of the subnet itself never are)."""
 
     area: AddressRange
     cidr: str
     prefix_length: int
-    low: int
-    high: int
     first: int
     stop: int
 
@@ -66,7 +64,7 @@ def subnet_window(area: AddressRange, text: str) -> Window | Failure:
     low, high = window
     first = max(low, subnet.base - area.base + 1)
     stop = min(high, subnet.base - area.base + network.num_addresses - 1)
-    return Window(area, network.with_prefixlen, network.prefixlen, low, high, first, stop)
+    return Window(area, network.with_prefixlen, network.prefixlen, first, stop)
 
 
 def claimed_place(area: AddressRange | None, text: str) -> Place | Failure:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 
 from weavenet.core.errors import WeaveError
@@ -27,12 +29,12 @@ def snapshot(lab: str) -> set[str]:
     }
 
 
-def expect_nothing_added(lab: str, before: set[str], namespaces: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+def expect_nothing_added(lab: str, before: set[str], namespaces: Collection[str] = ()) -> None:
     """``namespaces``: what :func:`namespaces_of` gave while the lab was up; no process may be in them any more."""
 
     def added() -> list[str]:
         held = {found for pid in processes.all_pids() for kind in KINDS if (found := processes.namespace(pid, kind))}
-        return sorted((snapshot(lab) - before) | (namespaces & held))
+        return sorted((snapshot(lab) - before) | held.intersection(namespaces))
 
     try:
         wait_until(lambda: not added(), KERNEL_DEADLINE_S, "nothing to remain of the lab")
@@ -45,6 +47,6 @@ KINDS = ("net", "mnt", "pid", "uts", "ipc")
 
 def namespaces_of(lab: str) -> set[str]:
     """The namespaces a running lab added to those this process lives in."""
-    own = {processes.namespace(1, kind) for kind in KINDS} | {processes.namespace(0, kind) for kind in KINDS}
+    own = {processes.namespace(os.getpid(), kind) for kind in KINDS}
     inside = {processes.namespace(pid, kind) for pid in processes.marked(lab) for kind in KINDS}
     return inside - own - {""}

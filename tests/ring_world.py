@@ -48,7 +48,7 @@ class Host:
 
     def __init__(self, name: str, config: NodeConfig | None = None, *, seed: int = 0) -> None:
         self.name = name
-        self.peer = peer_id(name)
+        self.peer = config.peer if config else peer_id(name)
         self.config = config or NodeConfig(peer=self.peer, name=name, nickname=f"host-{name}", ranges=(RANGE,))
         self.disk: dict[tuple[str, bytes], bytes] = {}
         self.queue: deque[object] = deque()

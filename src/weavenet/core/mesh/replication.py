@@ -112,7 +112,8 @@ class Replication:
         self._spread(now, None, ring=(delta,))
 
     def push_log(self, now: float, start: int) -> None:
-        self._spread(now, None, log_start=start, log=self._shared.log_from(start))
+        if self._links.established():  # entries that nobody is there to take do not count as given away
+            self._spread(now, None, log_start=start, log=self._shared.log_from(start))
 
     def _spread(
         self,

@@ -7,6 +7,7 @@ the gate does not take it for somebody else's.
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,8 @@ from weavenet.lab import state as lab_state
 
 WEAVE = str(CHECKOUT / "weave")
 PYTHON = str(CHECKOUT / ".venv" / "bin" / "python")
-LAB = "bench"
+LAB = f"bench-{os.getpid()}"
+"""A name of its own: `weave lab down` of somebody else must not take it for the only one there is."""
 DEADLINE_S = 60.0
 _PATH = "/run/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

@@ -108,7 +108,9 @@ class Host:
             return
         self.life += 1
         self.is_running = True
-        node = Node(self._configure(self), dict(self.disk.durable), node_seed(self._seed, self.index, self.life))
+        config = self._configure(self)
+        self.name = config.name
+        node = Node(config, dict(self.disk.durable), node_seed(self._seed, self.index, self.life))
         self.driver = Driver(node, self.disk, self, self._trace, self._codec_every, self._check_every)
         self._watcher.started(self)
         self._guard(self.driver.start)
@@ -130,11 +132,11 @@ class Host:
             self.plane, self.open_peers, self.blocked = (), frozenset(), frozenset()
         self._watcher.stopped(self, kernel_lost=kernel_lost)
 
-    def lose_disk(self) -> None:
-        """The machine dies and comes back blank: a new key, and no containers."""
+    def lose_disk(self, *, keep_key: bool = False) -> None:
+        """The machine dies and comes back blank: no containers, and a new key unless that was kept elsewhere."""
         self.kill(kernel_lost=True)
         self.disk.wipe()
-        self.generation += 1
+        self.generation += not keep_key
         self.peer = sim_peer_id(self.index, self.generation)
         self._say("disk lost")
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from weavenet.core.events import (
@@ -96,6 +96,8 @@ class Network:
         self._next_link = 0
         self._next_port = _FIRST_EPHEMERAL_PORT
         self.messages_sent = 0
+        self.intercept: Callable[[Station, Message], bool] | None = None
+        """Scenarios only: sees every message as it is sent; False loses it."""
 
     def add(self, station: Station) -> None:
         self.stations.append(station)
@@ -192,6 +194,8 @@ class Network:
         if end is None:
             return
         self.messages_sent += 1
+        if self.intercept is not None and not self.intercept(station, message):
+            return
         options, rng = self.options, self._rng
         if isinstance(message, Routed):
             if options.routed_loss_probability and rng.random() < options.routed_loss_probability:
@@ -205,6 +209,13 @@ class Network:
             self.break_link(end.station.index, link)
             return
         self._put(end, message)
+
+    def inject(self, station: Station, target: Station, message: Message) -> None:
+        """A message that took a detour reaches ``target`` over its link with ``station`` now."""
+        for end in self._ends[station.index].values():
+            if end.other.station is target and end.other.is_open:
+                self._put(end, message)
+                return
 
     def close(self, station: Station, link: int, sentence: str) -> None:
         """What was sent is still delivered, then the other side reads the end."""

@@ -50,6 +50,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     subnets: tuple[str, ...] = ("",)
     launch_spread_s: float = 0.5
     discovery: bool = True
+    seed_twin: bool = False
+    """The last host claims the seed name of host 0: an operator's error."""
 
     @property
     def is_genesis_unique(self) -> bool:
@@ -100,7 +102,7 @@ def configure(setup: Setup, host: Host) -> NodeConfig:
     is_resumed = any(table == "targets" for table, _ in host.disk.durable)
     return NodeConfig(
         peer=host.peer,
-        name=host.name,
+        name=seeds[0] if setup.seed_twin and host.index == setup.peers - 1 else host.name,
         nickname=host.label,
         ranges=(setup.range_cidr,),
         mode=mode,

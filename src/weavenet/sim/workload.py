@@ -6,6 +6,7 @@ back. A client whose daemon died asks again after the restart, as ``attach`` doe
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -261,8 +262,7 @@ class Workload:
         container.held[key] = text
         self._checker.acknowledged[host.index][container.ident, address] = None
         if self._rng.random() < 0.5:
-            index, number = host.index, int(container.ident[1:])
-            mac = bytes([2, 0, index & 255, number >> 16 & 255, number >> 8 & 255, number & 255])
+            mac = b"\x02" + hashlib.sha256(f"{host.index}/{container.ident}".encode()).digest()[:5]
             addresses = tuple(container.held.values())
             attachment = Attachment(container.ident, container.ident, mac, (), addresses, False, True)
             self._scheduler.after(0.001, self._plug, host, container, attachment)

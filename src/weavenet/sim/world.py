@@ -41,7 +41,7 @@ STEPS_DEFAULT = 60
 class HistoryOptions(msgspec.Struct, frozen=True, kw_only=True):
     """``steps``: random actions before the heal; one every ``step_interval_s`` on average, of which
     ``fault_share`` are faults. ``check_every``: events between two runs of a node's own ``check()`` (the invariants of
-    the specification are checked after each)."""
+    the specification are checked after each). ``is_forced``: see :class:`Checker`."""
 
     setup: Setup
     faults: FaultOptions
@@ -50,6 +50,7 @@ class HistoryOptions(msgspec.Struct, frozen=True, kw_only=True):
     fault_share: float = 0.25
     codec_every: int = 0
     check_every: int = 1
+    is_forced: bool = False
 
 
 def draw_options(seed: int, *, peers_min: int = 5, peers_max: int = 7, steps: int = STEPS_DEFAULT) -> HistoryOptions:
@@ -84,7 +85,9 @@ class World:
         for index in range(options.setup.peers):
             self.hosts.append(self._make_host(index))
         self.network.names[CLUSTER_NAME] = tuple(host.host for host in self.hosts)
-        self.checker = Checker(self.hosts, area, is_genesis_unique=options.setup.is_genesis_unique)
+        self.checker = Checker(
+            self.hosts, area, is_genesis_unique=options.setup.is_genesis_unique, is_forced=options.is_forced
+        )
         self.workload = Workload(
             self.hosts,
             scheduler=self.scheduler,

@@ -1,0 +1,159 @@
+"""``weave sim``: many random histories, or one again with every event printed.
+
+Exit status: 0 no violation, 1 a violation (with the seed, the command that replays it, and the end of its trace).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import click
+
+from weavenet.sim.scale import ScaleOptions, run_scale
+from weavenet.sim.trace import TAIL_LINES, Trace
+from weavenet.sim.world import STEPS_DEFAULT, draw_options, run_seed
+
+_TAIL_SHOWN = 60
+
+
+class Job(NamedTuple):
+    seed: int
+    peers_min: int
+    peers_max: int
+    steps: int
+
+
+class Outcome(NamedTuple):
+    seed: int
+    events: int
+    violation: str
+
+
+def run_job(job: Job) -> Outcome:
+    """One history without a trace; ``violation`` is empty when it was fine."""
+    options = draw_options(job.seed, peers_min=job.peers_min, peers_max=job.peers_max, steps=job.steps)
+    world, violation = run_seed(job.seed, options)
+    return Outcome(job.seed, world.steps, str(violation) if violation else "")
+
+
+def replay(job: Job, *, keep: int | None) -> tuple[Trace, str]:
+    """The same history with its trace."""
+    options = draw_options(job.seed, peers_min=job.peers_min, peers_max=job.peers_max, steps=job.steps)
+    trace = Trace(keep)
+    _, violation = run_seed(job.seed, options, trace)
+    return trace, str(violation) if violation else ""
+
+
+def replay_command(job: Job) -> str:
+    return f"weave sim --seed {job.seed} --peers {job.peers_min}-{job.peers_max} --steps {job.steps} --trace"
+
+
+def describe_failure(job: Job, violation: str, trace: Trace, shown: int = _TAIL_SHOWN) -> str:
+    """What a person needs to understand a violation: seed, rule, how to replay it, and the end of the trace."""
+    lines = [*trace.tail(shown), f"seed {job.seed}: {violation}", f"replay: {replay_command(job)}"]
+    return "\n".join(lines)
+
+
+def run_jobs(jobs: Iterable[Job], processes: int) -> Iterator[Outcome]:
+    """Outcomes in the order of the jobs."""
+    if processes <= 1:
+        yield from map(run_job, jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap(run_job, jobs, chunksize=2)
+
+
+def _parse_peers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, int]:
+    low, _, high = text.partition("-")
+    try:
+        bounds = int(low), int(high or low)
+    except ValueError as error:
+        raise click.BadParameter(f"expected a number or a range such as 5-7, found {text!r}") from error
+    if not 1 <= bounds[0] <= bounds[1] <= 4096:
+        raise click.BadParameter(f"expected 1 to 4096 peers, the smaller number first, found {text!r}")
+    return bounds
+
+
+def _run_many(jobs: list[Job], processes: int, keep_going: bool) -> int:
+    began, events, failed, done = time.monotonic(), 0, 0, 0
+    for job, outcome in zip(jobs, run_jobs(jobs, processes), strict=True):
+        done += 1
+        events += outcome.events
+        if outcome.violation:
+            failed += 1
+            trace, _ = replay(job, keep=TAIL_LINES)
+            click.echo(describe_failure(job, outcome.violation, trace))
+            if not keep_going:
+                break
+        elif sys.stderr.isatty() and done % 10 == 0:
+            click.echo(f"\r{done}/{len(jobs)} histories", nl=False, err=True)
+    seconds = max(time.monotonic() - began, 1e-6)
+    click.echo(
+        f"{done} histories, {events} events, {failed} with a violation; "
+        f"{seconds:.1f} s, {done / seconds:.1f} histories/s, {events / seconds:.0f} events/s"
+    )
+    return 1 if failed else 0
+
+
+def _run_one(job: Job, with_trace: bool) -> int:
+    trace, violation = replay(job, keep=None if with_trace else TAIL_LINES)
+    if with_trace:
+        for line in trace.lines:
+            click.echo(line)
+    if violation:
+        click.echo(describe_failure(job, violation, trace, 0 if with_trace else _TAIL_SHOWN))
+        return 1
+    click.echo(f"seed {job.seed}: no violation")
+    return 0
+
+
+@click.command("sim")
+@click.option("--seeds", default=200, show_default=True, type=click.IntRange(1), help="how many histories")
+@click.option("--first-seed", default=1, show_default=True, type=click.IntRange(0), help="seed of the first one")
+@click.option("--seed", type=click.IntRange(0), help="only the history of this seed")
+@click.option("--trace", is_flag=True, help="with --seed: print one line per event")
+@click.option("--peers", default="5-7", show_default=True, callback=_parse_peers, help="hosts per history: N or N-M")
+@click.option(
+    "--steps", default=STEPS_DEFAULT, show_default=True, type=click.IntRange(0), help="actions and faults each"
+)
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1, 64), help="processes")
+@click.option("--keep-going", is_flag=True, help="go on after a violation")
+@click.option("--links", type=click.IntRange(1, 200), help="scale run: each peer has about this many links, no faults")
+def sim_command(  # noqa: PLR0917
+    seeds: int,
+    first_seed: int,
+    seed: int | None,
+    trace: bool,
+    peers: tuple[int, int],
+    steps: int,
+    jobs: int,
+    keep_going: bool,
+    links: int | None,
+) -> int:
+    """Run whole clusters in virtual time under random faults and check every invariant after every event.
+
+    Example:  weave sim --seeds 200 --jobs 2
+
+    Example:  weave sim --peers 1000 --links 20      (how a big mesh converges, and what it costs)
+    """
+    if links is not None:
+        options = ScaleOptions(peers=peers[1], links=links, seed=first_seed if seed is None else seed)
+        click.echo(run_scale(options).text())
+        return 0
+    if seed is not None:
+        return _run_one(Job(seed, *peers, steps), trace)
+    return _run_many([Job(first_seed + index, *peers, steps) for index in range(seeds)], jobs, keep_going)
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status of ``weave sim`` with these arguments. Raises click's usage errors."""
+    status = sim_command.main(arguments, prog_name="weave sim", standalone_mode=False)
+    return status if isinstance(status, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

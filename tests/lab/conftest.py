@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lab.fresh import NAME, MakeLab, new_name
 from weavenet.lab import lab as labs
 from weavenet.lab import processes, state
 from weavenet.lab.lab import Lab
 from weavenet.lab.topology import Topology, of_count
 
 _HERE = Path(__file__).parent
-_NAME = re.compile(r"t(\d+)-\d+")
-_numbers = itertools.count(1)
-
-MakeLab = Callable[..., Lab]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,7 +30,7 @@ def labs_of_dead_test_runs() -> None:
     """A test run that was killed could not tidy up; this one does it."""
     if os.geteuid() == 0:
         for name in state.existing():
-            found = _NAME.fullmatch(name)
+            found = NAME.fullmatch(name)
             if found and not processes.start_time(int(found[1])):
                 labs.down(name)
 
@@ -65,7 +60,3 @@ def lab_name() -> Iterator[str]:
         yield name
     finally:
         labs.down(name)
-
-
-def new_name() -> str:
-    return f"t{os.getpid()}-{next(_numbers)}"

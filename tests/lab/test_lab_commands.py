@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.conftest import MakeLab, new_name
+from lab.fresh import MakeLab, new_name
 from weavenet.lab import lab as labs
 from weavenet.lab import requirements
 from weavenet.lab.cli import main

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lab.conftest import MakeLab
+from lab.fresh import MakeLab
 from weavenet.core.errors import Code, WeaveError
 from weavenet.lab import processes
 from weavenet.lab.lab import Lab

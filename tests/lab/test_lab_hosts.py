@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.conftest import MakeLab
+from lab.fresh import MakeLab
 from weavenet.core.errors import Code, WeaveError
 from weavenet.lab.lab import Lab
 from weavenet.lab.topology import HostEntry, LinkEntry, Topology, of_count

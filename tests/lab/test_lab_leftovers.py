@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab import remains
+from lab.fresh import new_name
 from weavenet.core.errors import Code, WeaveError
 from weavenet.lab import lab as labs
 from weavenet.lab import processes, state, underlay
@@ -124,7 +125,7 @@ def test_down_finishes_what_a_killed_up_began(lab_name: str) -> None:
 
 def test_down_of_one_lab_spares_another_and_foreign_processes(lab_name: str) -> None:
     foreign = subprocess.Popen(["sleep", "1234"])
-    neighbour = f"{lab_name}x"
+    neighbour = new_name()
     try:
         Lab.up(neighbour, of_count(1))
         Lab.up(lab_name, of_count(1))

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from lab.clusters import Attached, attach_new, attached_on, launch_together, wait_for_links
-from lab.conftest import MakeLab
+from lab.fresh import MakeLab
 from weavenet.lab import observe
 from weavenet.lab.lab import Lab
 

@@ -16,7 +16,7 @@ from lab.clusters import (
     form,
     wait_for_links,
 )
-from lab.conftest import MakeLab
+from lab.fresh import MakeLab
 from weavenet.lab import observe
 from weavenet.lab.host import Host
 from weavenet.lab.lab import Lab
@@ -131,23 +131,28 @@ def test_a_stopped_daemon_leaves_traffic_alone_and_resumes_without_a_peer_list(
     assert {line.split()[0] for line in host.weave("status", "targets").stdout.splitlines()} == names
 
 
-def test_a_rebooted_host_knows_its_name_and_gives_containers_their_addresses_back(
+def test_a_rebooted_host_knows_its_name_and_containers_get_their_network_back(
     lab: Lab, containers: list[Attached]
 ) -> None:
     host = lab.host("h3")
-    name, cluster, shares, addresses = knowledge(host)
-    own = {container.name: address for container, address in containers if container.host.name == "h3"}
+    explicit = "10.45.6.7"
+    assert host.start_container("fixed").attach(f"ip:{explicit}/12") == [explicit]
+    name, cluster, shares, _ = knowledge(host)
     lab.reboot("h3")
     host.weave("launch", check=True)
     wait_for_links(lab.hosts)
     assert knowledge(host)[:3] == (name, cluster, shares)
-    for container in own:
-        host.start_container(container)
-    for container, address in own.items():
-        wait_until(lambda c=container, a=address: host.container(c).addresses() == [a], 20, f"{container} to be back")
-    assert attached_on(host) >= set(own.values())
-    assert attached_on(host) <= addresses
-    assert lab.unreachable(containers) == []
+    own = [container.name for container, _ in containers if container.host.name == "h3"]
+    back = {each: host.start_container(each) for each in ["fixed", *own]}
+    for each, container in back.items():
+        wait_until(container.addresses, 20, f"{each} to be on the network again, without a command")
+    assert back["fixed"].addresses() == [explicit]
+    elsewhere = [each for each in containers if each[0].host.name != "h3"]
+    containers[:] = elsewhere + [(back[each], back[each].addresses()[0]) for each in own]
+    assert len({address for _, address in containers}) == len(containers)
+    assert attached_on(host) == {explicit} | {address for container, address in containers if container.host is host}
+    assert lab.unreachable([*containers, (back["fixed"], explicit)]) == []
+    back["fixed"].remove()
 
 
 def test_addresses_of_a_dead_container_become_free(lab: Lab, containers: list[Attached]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lab.clusters import wait_for_links
-from lab.conftest import MakeLab
+from lab.fresh import MakeLab
 from weavenet.lab import observe
 from weavenet.lab.host import Host
 from weavenet.lab.lab import Lab

@@ -11,6 +11,7 @@ from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.lab.host import Host, Result
 
 PLANE = "fastdp"
+LOG_LINE_MAX = 1000
 
 
 class Attributes(msgspec.Struct, frozen=True):
@@ -97,4 +98,6 @@ def on_each(hosts: Sequence[Host], *arguments: str, timeout_s: float = 60.0) -> 
 def log_tail(host: Host, lines: int = 5) -> str:
     """The end of the host's weave log; empty when there is none."""
     file = host.disk / "log" / "weave.log"
-    return "\n".join(file.read_text(errors="replace").splitlines()[-lines:]) if file.is_file() else ""
+    if not file.is_file():
+        return ""
+    return "\n".join(line[:LOG_LINE_MAX] for line in file.read_text(errors="replace").splitlines()[-lines:])

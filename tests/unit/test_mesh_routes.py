@@ -7,37 +7,32 @@ import random
 from mesh_network import peer_id
 
 from weavenet.core.mesh.routes import Routes
-from weavenet.core.messages.gossip import NeighbourRecord
 from weavenet.core.types import PeerId
 
 ME, A, B, C = (peer_id(number) for number in range(4))
 
 
-def record(peer: PeerId, host: str = "10.0.0.9", outbound: bool = True) -> NeighbourRecord:
-    return NeighbourRecord(peer, host, 6783, outbound)
-
-
 def both(routes: Routes, one: PeerId, other: PeerId) -> None:
-    routes.publish(one, 1, record(other))
-    routes.publish(other, 1, record(one))
+    routes.publish(one, 1, other)
+    routes.publish(other, 1, one)
 
 
 def test_a_link_that_one_end_reports_carries_nothing() -> None:
     routes = Routes(ME)
     routes.set_linked(A, True)
-    routes.publish(A, 1, record(B))
+    routes.publish(A, 1, B)
     assert routes.reachable() == {ME, A}
-    routes.publish(B, 1, record(A))
+    routes.publish(B, 1, A)
     assert routes.reachable() == {ME, A, B}
     assert routes.next_peer(B) == A
-    routes.withdraw(B, 1, record(A))
+    routes.withdraw(B, 1, A)
     assert routes.reachable() == {ME, A}
     assert routes.next_peer(B) is None
 
 
 def test_our_own_link_counts_at_once_and_what_others_say_of_it_does_not() -> None:
     routes = Routes(ME)
-    routes.publish(A, 1, record(ME))
+    routes.publish(A, 1, ME)
     assert routes.reachable() == {ME}
     routes.set_linked(A, True)
     assert routes.next_peer(A) == A
@@ -59,17 +54,18 @@ def test_a_replaced_record_does_not_interrupt_the_link() -> None:
     routes = Routes(ME)
     routes.set_linked(A, True)
     both(routes, A, B)
-    routes.publish(A, 2, record(B, "10.0.0.10"))
-    routes.withdraw(A, 1, record(B))
+    routes.publish(A, 2, B)
+    routes.withdraw(A, 1, B)
     assert routes.reachable() == {ME, A, B}
-    assert [sighting.host for sighting in routes.sightings(B)] == ["10.0.0.10"]
+    assert routes.published(A) == [(B, 2)]
 
 
-def test_addresses_that_somebody_dialled_come_first() -> None:
+def test_a_peer_is_sighted_where_both_ends_say_so() -> None:
     routes = Routes(ME)
-    routes.publish(A, 1, record(C, "192.168.0.1", outbound=False))
-    routes.publish(B, 1, record(C, "10.0.0.3", outbound=True))
-    assert [sighting.host for sighting in routes.sightings(C)] == ["10.0.0.3", "192.168.0.1"]
+    routes.publish(A, 3, C)
+    routes.publish(B, 4, C)
+    routes.publish(C, 5, B)
+    assert routes.sightings(C) == [(B, 4)]
 
 
 def test_random_changes_agree_with_a_fresh_search() -> None:
@@ -82,10 +78,10 @@ def test_random_changes_agree_with_a_fresh_search() -> None:
         if peers[0] == one:
             routes.set_linked(other, rng.random() < 0.6)
         elif (one, other) in held and rng.random() < 0.5:
-            routes.withdraw(one, held.pop((one, other)), record(other))
+            routes.withdraw(one, held.pop((one, other)), other)
         elif (one, other) not in held:
             held[one, other] = sequence
-            routes.publish(one, sequence, record(other))
+            routes.publish(one, sequence, other)
         routes.check()
         for peer in routes.reachable() - {peers[0]}:
             assert routes.next_peer(peer) in routes._linked

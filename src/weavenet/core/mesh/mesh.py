@@ -308,7 +308,7 @@ class Mesh:
         link = self._links.by_peer.get(peer)
         if link is not None:
             return link.host
-        for record in self._routes.sightings(peer):
+        for record in self._around.sightings(peer):
             return record.host
         return None
 
@@ -337,12 +337,12 @@ class Mesh:
 
     def records(self, kind: int) -> Iterator[tuple[PeerId, bytes]]:
         for peer, origin in self._records.origins.items():
-            for body in origin.by_kind.get(kind, {}).values():
+            for body in origin.bodies(kind):
                 yield peer, body
 
     def records_of(self, origin: PeerId, kind: int) -> list[bytes]:
         held = self._records.origins.get(origin)
-        return [] if held is None else list(held.by_kind.get(kind, {}).values())
+        return [] if held is None else held.bodies(kind)
 
     def peer_record(self, peer: PeerId) -> PeerRecord | None:
         return self._around.peer_record(peer)
@@ -360,7 +360,7 @@ class Mesh:
 
     def peer_reports(self, now: float) -> tuple[PeerReport, ...]:
         origins = sorted(self._records.origins)
-        return peer_reports(origins, self._routes, self.peer_record, self._links, self.config.peer)
+        return peer_reports(origins, self._around, self._links, self.config.peer)
 
     # --- links ---
 
@@ -464,7 +464,7 @@ class Mesh:
         self._routes.check()
         self._dialer.check()
         own = self._records.origins[self.config.peer]
-        published = {_neighbour_decoder.decode(body).peer for body in own.by_kind.get(KIND_NEIGHBOUR, {}).values()}
+        published = {_neighbour_decoder.decode(body).peer for body in own.bodies(KIND_NEIGHBOUR)}
         if published != set(self._links.by_peer):
             raise InvariantBroken("published neighbours are not the established links")
         if not self.reachable() >= published:

@@ -31,10 +31,12 @@ from weavenet.core.limits import (
     RECORD_BYTES_MAX,
     RECORDS_PER_ORIGIN_MAX,
 )
-from weavenet.core.messages.gossip import Mark, OriginDelta, Record
+from weavenet.core.messages.gossip import KIND_NEIGHBOUR, Mark, OriginDelta, Record
 from weavenet.core.types import PeerId
 
 _DROPPED_MAX = 4 * DELETION_STEPS_MAX
+_UNINDEXED = frozenset({KIND_NEIGHBOUR})
+"""Most records of a big mesh are of this kind, and nobody asks for them by kind."""
 _RECORD_OVERHEAD_BYTES = 24
 _DELTA_OVERHEAD_BYTES = 96
 _PAGE_RECORDS_BYTES_MIN = 4096
@@ -66,16 +68,23 @@ class Origin:
 
     def add(self, record: Record) -> None:
         self.live[record.sequence] = record
-        self.by_kind.setdefault(record.kind, {})[record.sequence] = record.body
+        if record.kind not in _UNINDEXED:
+            self.by_kind.setdefault(record.kind, {})[record.sequence] = record.body
 
     def remove(self, sequence: int) -> Record | None:
         record = self.live.pop(sequence, None)
-        if record is not None:
+        if record is not None and record.kind not in _UNINDEXED:
             kind = self.by_kind[record.kind]
             del kind[sequence]
             if not kind:
                 del self.by_kind[record.kind]
         return record
+
+    def bodies(self, kind: int) -> list[bytes]:
+        """Of the live records of ``kind``."""
+        if kind in _UNINDEXED:
+            return [record.body for record in self.live.values() if record.kind == kind]
+        return list(self.by_kind.get(kind, {}).values())
 
     def forget_steps(self) -> None:
         self.steps.clear()
@@ -372,7 +381,8 @@ class Records:
             sequences = list(held.live)
             if sequences != sorted(set(sequences)) or (sequences and not 0 < sequences[0] <= sequences[-1] <= held.top):
                 raise InvariantBroken(f"records of {peer.hex()} are not ascending within 1 … {held.top}")
-            if sum(len(kind) for kind in held.by_kind.values()) != len(held.live):
+            indexed = [sequence for sequence, record in held.live.items() if record.kind not in _UNINDEXED]
+            if sorted(sequence for kind in held.by_kind.values() for sequence in kind) != indexed:
                 raise InvariantBroken(f"records of {peer.hex()} differ from their index by kind")
             at = held.steps[0][0] if held.steps else held.top
             for base, top, _ in held.steps:

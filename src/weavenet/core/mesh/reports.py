@@ -8,7 +8,7 @@ from weavenet.core.errors import RefusalCode
 from weavenet.core.mesh.dialing import Address, AddressOutcome, Aim, Dialer
 from weavenet.core.mesh.failures import InboundFailures
 from weavenet.core.mesh.links import Link, Links, LinkState
-from weavenet.core.mesh.routes import Routes
+from weavenet.core.mesh.surroundings import Surroundings
 from weavenet.core.messages.gossip import PeerRecord
 from weavenet.core.report import ConnectionReport, PeerReport, TargetReport
 from weavenet.core.types import PeerId, peer_text
@@ -149,11 +149,10 @@ def _address_report(now: float, dialer: Dialer, address: Address, record_of: Rec
 # --- peers ---
 
 
-def peer_reports(
-    origins: list[PeerId], routes: Routes, record_of: RecordOf, own_links: Links, own: PeerId
-) -> tuple[PeerReport, ...]:
+def peer_reports(origins: list[PeerId], around: Surroundings, own_links: Links, own: PeerId) -> tuple[PeerReport, ...]:
     """Everybody whose records are held, with the links each of them reports."""
-    reachable = routes.reachable()
+    reachable = around.routes.reachable()
+    record_of = around.peer_record
     found = []
     for peer in origins:
         record = record_of(peer)
@@ -162,7 +161,7 @@ def peer_reports(
         neighbours: list[tuple[PeerId, str, int, bool]] = (
             [(link.peer, *link.listening, link.outbound) for link in own_links.established()]
             if peer == own
-            else [(near.peer, near.host, near.port, near.outbound) for near in routes.neighbours_of(peer)]
+            else [(near.peer, near.host, near.port, near.outbound) for near in around.neighbours_of(peer)]
         )
         found.append(
             PeerReport(

@@ -5,26 +5,27 @@ carries nothing. The tree of shortest paths is kept up incrementally: a new link
 not in the tree changes nothing, the loss of one that is rebuilds it when somebody asks next. With 1000 peers a rebuild
 costs milliseconds, and a cluster that is just forming would otherwise rebuild at every record.
 
+Per published link only its number is kept, since every peer holds those of all peers; addresses are read from the
+records when somebody asks.
+
 Invariant: depths equal those of a fresh breadth-first search. Does not send and knows no link ids.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 
 from weavenet.core.errors import InvariantBroken
-from weavenet.core.messages.gossip import NeighbourRecord
 from weavenet.core.types import PeerId
 
 
 class Routes:
     def __init__(self, own: PeerId) -> None:
         self.own = own
-        self._published: dict[PeerId, dict[PeerId, dict[int, NeighbourRecord]]] = {}
-        self._sighted: dict[PeerId, set[PeerId]] = {}
+        self._published: dict[PeerId, dict[PeerId, int]] = {}
+        self._same: dict[PeerId, PeerId] = {}
+        """One object per peer: thousands of records name it."""
         self._linked: set[PeerId] = set()
-        self._adjacent: dict[PeerId, set[PeerId]] = {own: set()}
         self._depth: dict[PeerId, int] = {own: 0}
         self._parent: dict[PeerId, PeerId] = {}
         self._is_stale = False
@@ -44,38 +45,41 @@ class Routes:
             self._part(self.own, peer)
         self.has_changed = True
 
-    def publish(self, origin: PeerId, sequence: int, record: NeighbourRecord) -> None:
-        if origin in (self.own, record.peer):
+    def publish(self, origin: PeerId, sequence: int, peer: PeerId) -> None:
+        """Record ``sequence`` of ``origin`` says that it has a link to ``peer``."""
+        if origin in (self.own, peer):
             return
         peers = self._published.setdefault(origin, {})
-        peers.setdefault(record.peer, {})[sequence] = record
-        self._sighted.setdefault(record.peer, set()).add(origin)
+        is_new = peer not in peers
+        peers[self._same.setdefault(peer, peer)] = sequence
         self.has_changed = True
-        if record.peer != self.own and origin in self._published.get(record.peer, ()):
-            self._join(origin, record.peer)
+        if is_new and peer != self.own and origin in self._published.get(peer, ()):
+            self._join(origin, peer)
 
-    def withdraw(self, origin: PeerId, sequence: int, record: NeighbourRecord) -> None:
-        records = self._published.get(origin, {}).get(record.peer)
-        if records is None or records.pop(sequence, None) is None:
-            return
+    def withdraw(self, origin: PeerId, sequence: int, peer: PeerId) -> None:
+        peers = self._published.get(origin)
+        if peers is None or peers.get(peer) != sequence:
+            return  # replaced meanwhile
         self.has_changed = True
-        if records:
-            return
-        del self._published[origin][record.peer]
-        if not self._published[origin]:
+        del peers[peer]
+        if not peers:
             del self._published[origin]
-        sighted = self._sighted[record.peer]
-        sighted.discard(origin)
-        if not sighted:
-            del self._sighted[record.peer]
-        if record.peer != self.own:
-            self._part(origin, record.peer)
+        if peer != self.own:
+            self._part(origin, peer)
 
     # --- shortest paths ---
 
+    def _neighbours(self, peer: PeerId) -> list[PeerId]:
+        """Whom ``peer`` has a link to that counts, sorted."""
+        if peer == self.own:
+            return sorted(self._linked)
+        published = self._published
+        near = [other for other in published.get(peer, ()) if other != self.own and peer in published.get(other, ())]
+        if peer in self._linked:
+            near.append(self.own)
+        return sorted(near)
+
     def _join(self, one: PeerId, other: PeerId) -> None:
-        self._adjacent.setdefault(one, set()).add(other)
-        self._adjacent.setdefault(other, set()).add(one)
         if self._is_stale:
             return
         for near, far in ((one, other), (other, one)):
@@ -84,27 +88,21 @@ class Routes:
                 self._settle(far, depth + 1, near)
                 self._relax(deque([far]))
 
+    def _part(self, one: PeerId, other: PeerId) -> None:
+        if self._parent.get(one) == other or self._parent.get(other) == one:
+            self._is_stale = True
+
     def _settle(self, peer: PeerId, depth: int, parent: PeerId) -> None:
         self._depth[peer] = depth
         self._parent[peer] = parent
         self._view = None
-
-    def _part(self, one: PeerId, other: PeerId) -> None:
-        for left, right in ((one, other), (other, one)):
-            neighbours = self._adjacent.get(left)
-            if neighbours is not None:
-                neighbours.discard(right)
-                if not neighbours and left != self.own:
-                    del self._adjacent[left]
-        if self._parent.get(one) == other or self._parent.get(other) == one:
-            self._is_stale = True
 
     def _relax(self, queue: deque[PeerId]) -> None:
         """Carry shorter depths on from the peers in ``queue``, whose own are right."""
         while queue:
             peer = queue.popleft()
             depth = self._depth[peer]
-            for neighbour in sorted(self._adjacent[peer]):
+            for neighbour in self._neighbours(peer):
                 if self._depth.get(neighbour, depth + 2) > depth + 1:
                     self._settle(neighbour, depth + 1, peer)
                     queue.append(neighbour)
@@ -148,24 +146,18 @@ class Routes:
                 return peer
             peer = parent
 
-    def neighbours_of(self, origin: PeerId) -> Iterator[NeighbourRecord]:
-        """What ``origin`` publishes, one record per peer."""
-        for _, records in sorted(self._published.get(origin, {}).items()):
-            yield records[max(records)]
+    def published(self, origin: PeerId) -> list[tuple[PeerId, int]]:
+        """(peer, number of the record) of each link that ``origin`` reports, sorted."""
+        return sorted(self._published.get(origin, {}).items())
 
-    def sightings(self, peer: PeerId) -> list[NeighbourRecord]:
-        """How others reach ``peer``, those who called it first: their address is known to lead there."""
-        found = [
-            (not record.outbound, origin, record)
-            for origin in self._sighted.get(peer, ())
-            for record in [self._published[origin][peer][max(self._published[origin][peer])]]
+    def sightings(self, peer: PeerId) -> list[tuple[PeerId, int]]:
+        """(origin, number of its record) of each report of a link to ``peer`` that ``peer`` reports too, sorted."""
+        published = self._published
+        return [
+            (origin, published[origin][peer])
+            for origin in sorted(published.get(peer, ()))
+            if origin != self.own and peer in published.get(origin, ())
         ]
-        found.sort(key=lambda item: item[:2])
-        return [record for _, _, record in found]
-
-    def sighted(self) -> list[PeerId]:
-        """Every peer that some other peer reports a link to, sorted."""
-        return sorted(peer for peer in self._sighted if peer != self.own)
 
     def check(self) -> None:
         """Raises InvariantBroken."""
@@ -174,12 +166,9 @@ class Routes:
         queue = deque([self.own])
         while queue:
             peer = queue.popleft()
-            for neighbour in self._adjacent.get(peer, ()):
+            for neighbour in self._neighbours(peer):
                 if neighbour not in depths:
                     depths[neighbour] = depths[peer] + 1
                     queue.append(neighbour)
         if depths != self._depth:
             raise InvariantBroken("shortest paths differ from a fresh search")
-        for peer in self._linked:
-            if peer not in self._adjacent[self.own]:
-                raise InvariantBroken(f"own link to {peer.hex()} is no edge")

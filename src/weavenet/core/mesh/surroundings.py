@@ -78,7 +78,7 @@ class Surroundings:
         for record in applied.added:
             neighbour = _neighbour(record)
             if neighbour is not None:
-                self.routes.publish(origin, record.sequence, neighbour)
+                self.routes.publish(origin, record.sequence, neighbour.peer)
                 self.want_discovery(now)
         if not is_restarted:  # A replaced record first comes and then goes, so the link it reports stays up.
             self._withdraw(origin, applied.removed)
@@ -89,7 +89,7 @@ class Surroundings:
         for record in records:
             neighbour = _neighbour(record)
             if neighbour is not None:
-                self.routes.withdraw(origin, record.sequence, neighbour)
+                self.routes.withdraw(origin, record.sequence, neighbour.peer)
 
     def _forget(self, origin: Origin) -> None:
         self._withdraw(origin.peer, origin.live.values())
@@ -104,7 +104,7 @@ class Surroundings:
 
     def peer_record(self, peer: PeerId) -> PeerRecord | None:
         held = self._records.origins.get(peer)
-        for body in () if held is None else held.by_kind.get(KIND_PEER, {}).values():
+        for body in () if held is None else held.bodies(KIND_PEER):
             try:
                 return _peer_decoder.decode(body)
             except msgspec.DecodeError:
@@ -144,11 +144,29 @@ class Surroundings:
 
     def _discover(self, now: float) -> None:
         found: dict[PeerId, list[Endpoint]] = {}
-        for peer in self.routes.sighted():
-            if peer not in self._links.by_peer:
-                endpoints = dict.fromkeys((record.host, record.port) for record in self.routes.sightings(peer))
+        for peer in sorted(self._records.origins):
+            if peer not in self._links.by_peer and peer != self._config.peer:
+                endpoints = dict.fromkeys((record.host, record.port) for record in self.sightings(peer))
                 found[peer] = list(endpoints)[:DISCOVERY_ADDRESSES_MAX]
+        for endpoint, address in self._dialer.addresses.items():
+            # Those who had a link to a lost peer withdraw it; where it was is still the best guess.
+            if address.discovered is not None and found.get(address.discovered) == []:
+                found[address.discovered].append(endpoint)
         self._dialer.discover(now, found)
+
+    def sightings(self, peer: PeerId) -> list[NeighbourRecord]:
+        """How others reach ``peer``, first those who called it: their address is known to lead there."""
+        records = [self._neighbour_record(*sighting) for sighting in self.routes.sightings(peer)]
+        return sorted((record for record in records if record is not None), key=lambda record: not record.outbound)
+
+    def neighbours_of(self, origin: PeerId) -> list[NeighbourRecord]:
+        """The links that ``origin`` reports."""
+        records = [self._neighbour_record(origin, sequence) for _, sequence in self.routes.published(origin)]
+        return [record for record in records if record is not None]
+
+    def _neighbour_record(self, origin: PeerId, sequence: int) -> NeighbourRecord | None:
+        record = self._records.origins[origin].live.get(sequence)
+        return None if record is None else _neighbour(record)
 
 
 def _neighbour(record: Record) -> NeighbourRecord | None:

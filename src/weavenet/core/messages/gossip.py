@@ -59,7 +59,7 @@ class EndpointRecord(msgspec.Struct, frozen=True, array_like=True):
 # --- transport ---
 
 
-class Record(msgspec.Struct, frozen=True, array_like=True):
+class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     sequence: Uint
     kind: Uint
     body: Annotated[bytes, msgspec.Meta(max_length=2048)]

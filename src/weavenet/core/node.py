@@ -394,7 +394,7 @@ class Node:
         self._election.forget()
         self._electorate.forget()
         self.handover.restart()
-        for peer in self.planes.peers:
+        for peer in sorted(self.planes.peers):
             self.planes.close(peer)
 
     def _refuse_foreign(self, now: float) -> None:
@@ -462,7 +462,8 @@ class Node:
             return
         self._paths_changed = False
         local = self.endpoints.any_live
-        self.paths.set_peers(now, {peer: local and self.planes.has_endpoints(peer) for peer in self.planes.peers})
+        in_use = {peer: local and self.planes.has_endpoints(peer) for peer in sorted(self.planes.peers)}
+        self.paths.set_peers(now, in_use)
 
     def _publish_peer_record(self, now: float) -> None:
         record = PeerRecord(

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from bench.client import Client
 from bench.document import CHECKOUT
@@ -119,9 +121,21 @@ def lab(count: int, gate: Gate) -> Iterator[list[Host]]:
         hosts = [Host(host.name, host.address, host.pid) for host in state.hosts.values()]
         fresh = {processes.namespace(pid, "net") for pid in (state.underlay_pid, *(host.pid for host in hosts))}
         gate.namespaces |= fresh
-        yield hosts
+        try:
+            yield hosts
+        except Exception:
+            for host in hosts:
+                _show_log(host)
+            raise
     finally:
         run([WEAVE, "lab", "down", "--lab", LAB])
+
+
+def _show_log(host: Host) -> None:
+    """What the daemon said last, before the lab and its logs go."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{host.pid}/root/var/log/weave.log").read_text(errors="replace").splitlines()
+        print(f"bench: log of {host.name}:", *lines[-20:], sep="\n    ", file=sys.stderr)
 
 
 def launch(hosts: Sequence[Host], *flags: str) -> None:

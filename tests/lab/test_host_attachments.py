@@ -210,7 +210,7 @@ def test_ended_process_has_died_and_its_interface_goes() -> None:
     drive(scenario)
 
 
-def test_restart_adopts_replugs_and_destroys(names: Callable[[], str]) -> None:
+def test_restart_adopts_replugs_and_misses(names: Callable[[], str]) -> None:
     async def scenario() -> None:
         kept, lost, gone, node = names(), names(), names(), FakeNode()
         for name in (kept, lost, gone):
@@ -231,7 +231,7 @@ def test_restart_adopts_replugs_and_destroys(names: Callable[[], str]) -> None:
             assert host.kernel.links.get(port_name(kept)).index == index  # type: ignore[union-attr]
             assert node.attachments[kept] == before[kept] and node.attachments[lost] == before[lost]
             assert before[lost].addresses[0] in inside(lost, "ip", "address")
-            assert Destroyed(gone) in node.log and not node.attachments[gone].live
+            assert Died(gone) in node.log and not node.attachments[gone].live
             assert host.kernel.links.get(port_name("never put")) is None
             await attachments.close()
 

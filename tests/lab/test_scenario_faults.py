@@ -131,7 +131,7 @@ def test_a_stopped_daemon_leaves_traffic_alone_and_resumes_without_a_peer_list(
     assert {line.split()[0] for line in host.weave("status", "targets").stdout.splitlines()} == names
 
 
-def test_a_rebooted_host_knows_its_name_and_containers_get_their_network_back(
+def test_a_rebooted_host_knows_its_name_and_containers_get_their_addresses_back(
     lab: Lab, containers: list[Attached]
 ) -> None:
     host = lab.host("h3")
@@ -147,6 +147,8 @@ def test_a_rebooted_host_knows_its_name_and_containers_get_their_network_back(
     for each, container in back.items():
         wait_until(container.addresses, 20, f"{each} to be on the network again, without a command")
     assert back["fixed"].addresses() == [explicit]
+    had = {container.name: address for container, address in containers if container.name in own}
+    assert {each: back[each].addresses()[0] for each in own} == had
     elsewhere = [each for each in containers if each[0].host.name != "h3"]
     containers[:] = elsewhere + [(back[each], back[each].addresses()[0]) for each in own]
     assert len({address for _, address in containers}) == len(containers)

@@ -46,6 +46,7 @@ _STATUS = {
     Code.NO_SPACE: 409,
     Code.STORE_FAILED: 500,
     Code.HOST: 500,
+    Code.INTERNAL: 500,
     Code.BUSY: 503,
     Code.CANCELLED: 503,
     Code.TIMEOUT: 504,

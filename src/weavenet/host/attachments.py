@@ -34,6 +34,7 @@ from weavenet.core.commands import (
 )
 from weavenet.core.commands import Attachments as AttachmentList
 from weavenet.core.errors import Code, Failure, WeaveError
+from weavenet.core.overlay.endpoints import is_named
 from weavenet.host import netns, requests
 from weavenet.host.attach import Attacher
 from weavenet.host.bridge import is_port_name, port_name
@@ -130,7 +131,7 @@ class Attachments:
         ident = container.ident
         old = self._known.get(ident)
         before = await self._held(ident)
-        self._deaths.watch(ident, is_name=_is_name(container.reference), pidfd=container.pidfd)
+        self._deaths.watch(ident, is_name=is_named(container.reference), pidfd=container.pidfd)
         taken: list[str] = []
         try:
             for item in wanted:
@@ -281,15 +282,19 @@ class Attachments:
         with found:
             if found.ident != old.ident or not await self._attacher.is_plugged(found):
                 return False
-            self._deaths.watch(old.ident, is_name=_is_name(old.container), pidfd=found.pidfd)
+            self._deaths.watch(old.ident, is_name=is_named(old.container), pidfd=found.pidfd)
             return True
 
     async def _destroy(self, old: Attachment) -> None:
         """Free everything; keep only what was asked for, if it can come back."""
+        await self._miss(old, Destroyed(old.ident))
+
+    async def _miss(self, old: Attachment, word: Destroyed | Died) -> None:
+        """The container is not there: say so, and keep what was asked for, if it can come back."""
         self._deaths.forget(old.ident)
-        await self._must(Destroyed(old.ident))
+        await self._must(word)
         self._known.pop(old.ident, None)
-        if not _is_name(old.container):
+        if not is_named(old.container):
             return
         gone = [a for a in self._known.values() if not a.live]
         for oldest in gone[: len(gone) + 1 - REMEMBERED_MAX] if len(gone) >= REMEMBERED_MAX else ():
@@ -299,7 +304,7 @@ class Attachments:
 
     def _name_appeared(self, name: str) -> None:
         known = self._known.get(name)
-        if known is not None and _is_name(known.container):
+        if known is not None and is_named(known.container):
             self._spawn(self._come_back(known.container, name))
 
     async def _come_back(self, reference: str, ident: str) -> None:
@@ -328,10 +333,12 @@ class Attachments:
         if found is None or found.ident != old.ident:
             if found is not None:
                 found.close()
-            if old.live or not _is_name(old.container):
+            if old.live or not is_named(old.container):
                 with contextlib.suppress(OSError):
                     await self._attacher.remove(old.ident)
-                await self._destroy(old)
+                # After a reboot names come back one by one: who is back soon finds its address again.
+                is_expected = old.live and is_named(old.container)
+                await self._miss(old, Died(old.ident) if is_expected else Destroyed(old.ident))
             return
         with found:
             try:
@@ -341,14 +348,10 @@ class Attachments:
 
     async def _restore(self, container: netns.Container, old: Attachment) -> None:
         if not old.live:
-            if _is_name(old.container):
+            if is_named(old.container):
                 self._spawn(self._come_back(old.container, old.ident))  # may wait for IPAM
             return
         if not await self._attacher.is_plugged(container):
             await self._attacher.plug(container, old.addresses, multicast_route=old.multicast_route)
-        self._deaths.watch(old.ident, is_name=_is_name(old.container), pidfd=container.pidfd)
+        self._deaths.watch(old.ident, is_name=is_named(old.container), pidfd=container.pidfd)
         await self._put(old, old.requested, old.addresses, live=True)
-
-
-def _is_name(container: str) -> bool:
-    return container.startswith("netns:") and not container.startswith("netns:/")

@@ -19,6 +19,11 @@ from weavenet.core.messages.gossip import KIND_ENDPOINT, EndpointRecord
 TABLE = "attachments"
 
 
+def is_named(container: str) -> bool:
+    """``netns:NAME``, which can be met again under its name, unlike a path or a process."""
+    return container.startswith("netns:") and not container.startswith("netns:/")
+
+
 class Publisher(Protocol):
     def publish(self, now: float, kind: int, key: bytes, body: bytes) -> None: ...
     def withdraw(self, now: float, kind: int, key: bytes) -> None: ...
@@ -52,8 +57,10 @@ class Endpoints:
             self.remove(now, ident)
 
     def died(self, now: float, ident: str) -> None:
-        """Its process is gone: forget the attachment unless it revives while its addresses are kept."""
-        if ident in self._attachments:
+        """Its process is gone: forget the attachment unless it revives while its addresses are kept. A named namespace
+        may come back at any time, so what was asked for it is kept."""
+        attachment = self._attachments.get(ident)
+        if attachment is not None and not is_named(attachment.container):
             self._dead_until[ident] = now + DEAD_KEEP_S
 
     def revived(self, ident: str) -> None:

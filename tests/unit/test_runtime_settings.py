@@ -126,17 +126,15 @@ def test_a_lock_is_held_by_one_process_and_dropped_with_it(tmp_path: Path) -> No
         Lock.acquire(path)
     lock.release()
     code = (
-        f"from pathlib import Path; from weavenet.runtime.lock import Lock; Lock.acquire(Path({str(path)!r})); input()"
+        "from pathlib import Path; from weavenet.runtime.lock import Lock; "
+        f"lock = Lock.acquire(Path({str(path)!r})); print('held', flush=True); input()"
     )
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
-        while True:
-            try:
-                Lock.acquire(path).release()
-            except AlreadyRunning as error:
-                if str(child.pid) in error.failure.found:
-                    break
-            assert child.poll() is None
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"held\n"
+        with pytest.raises(AlreadyRunning, match=str(child.pid)):
+            Lock.acquire(path)
     finally:
         child.kill()
         child.communicate(timeout=10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,17 @@ def labs_of_dead_test_runs() -> None:
             found = NAME.fullmatch(name)
             if found and not processes.start_time(int(found[1])):
                 labs.down(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def place_of_named_namespaces() -> Iterator[None]:
+    """The first `ip netns add` mounts /run/netns; who found the machine without it leaves it without it."""
+    folder = Path("/run/netns")
+    was_mounted = folder.is_mount()
+    yield
+    if not was_mounted and folder.is_mount() and not any(folder.iterdir()):
+        subprocess.run(["umount", str(folder)], check=False)
+        folder.rmdir()
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,9 @@ def read(lab: Lab, host: str, path: str) -> str:
 
 def test_each_host_has_an_identity_of_its_own(lab: Lab) -> None:
     for path in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id", "/proc/sys/kernel/hostname"):
-        values = {read(lab, host.name, path) for host in lab.hosts} | {Path(path).read_text().strip()}
-        assert len(values) == 4, path
+        # A machine made by debootstrap has no machine-id of its own.
+        ours = Path(path).read_text().strip() if Path(path).exists() else "none"
+        assert len({read(lab, host.name, path) for host in lab.hosts} | {ours}) == 4, path
 
 
 def test_hosts_reach_each_other_by_name(lab: Lab) -> None:
@@ -86,7 +87,7 @@ def test_a_container_is_a_namespace_with_a_command_that_stays(lab: Lab) -> None:
     assert len(pid) == 1
     container.remove()
     assert host.container_names() == []
-    assert host.run(["test", "-d", f"/proc/{pid[0]}"]).returncode == 1
+    wait_until(lambda: host.run(["test", "-d", f"/proc/{pid[0]}"]).returncode == 1, 5, "its process to end")
 
 
 def test_a_container_needs_a_free_name_and_a_command_that_exists(lab: Lab) -> None:

@@ -29,7 +29,7 @@ def values(kind: inspect.Type) -> st.SearchStrategy[object]:
         case inspect.NoneType():
             return st.none()
         case inspect.IntType():
-            return st.integers(kind.ge or 0, (1 << 64) - 1)
+            return st.integers(kind.ge or 0, kind.le or (1 << 64) - 1)
         case inspect.StrType():
             return st.text(max_size=min(kind.max_length or 20, 20))
         case inspect.BytesType():
@@ -113,3 +113,10 @@ def test_fields_that_a_later_version_appends_are_ignored() -> None:
     array = msgspec.msgpack.decode(encode(Heartbeat(1, 2, 3)))
     assert decode_message(msgspec.msgpack.encode([*array, "new"])) == Heartbeat(1, 2, 3)
     assert decode_message(msgspec.msgpack.encode(array[:3])) == Heartbeat(1, 2, 1000)
+
+
+def test_a_time_that_leaves_no_room_for_an_answer_is_malformed() -> None:
+    """The receiver sends it back with the time it lay there, and msgpack has no integers beyond 64 bits."""
+    beat = msgspec.msgpack.decode(encode(Heartbeat(1, 2)))
+    with pytest.raises(MalformedMessage):
+        decode_message(msgspec.msgpack.encode([beat[0], (1 << 64) - 1, *beat[2:]]))

@@ -265,6 +265,23 @@ def test_a_node_that_raises_ends_its_life() -> None:
     scenario(test)
 
 
+def test_a_driver_that_raises_ends_its_life() -> None:
+    """Going on would leave out the effects behind the one that failed, persists among them."""
+
+    async def test() -> None:
+        bench = Bench(lambda event: [Send(1, Prune()), CHANGE])
+
+        def fail() -> None:
+            raise OverflowError("an integer that msgpack does not have")
+
+        bench.driver.on_send = fail
+        assert isinstance(await bench.executor.request(GetReport()), Failure)
+        assert [failure.code for failure in bench.failures] == [Code.INTERNAL]
+        assert bench.journal.ticket == 0 and bench.executor.ended is not None
+
+    scenario(test)
+
+
 def test_events_out_of_the_driver_do_not_reenter_the_node() -> None:
     async def test() -> None:
         def react(event: Event) -> list[Effect]:

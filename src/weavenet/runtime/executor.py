@@ -10,8 +10,9 @@ Invariants:
 - The node is entered by one call at a time; events that occur while it or a driver method runs are queued.
 - Every ``Requested`` ends: by the node's ``Reply``, by ``Cancelled`` when its waiter goes away, or by the failure that
   ended the executor.
-- A failed commit or an exception out of the node ends the executor for good: nothing waiting is sent, no further event
-  is handled. The owner reports it and starts a new life from what is on disk.
+- A failed commit or an exception out of the node or the driver ends the executor for good: nothing waiting is sent, no
+  further event is handled. The owner reports it and starts a new life from what is on disk. (An effect that failed
+  cannot be skipped: those after it rely on it.)
 
 Bound: above PENDING_EFFECTS_MAX waiting effects the driver stops reading from links and new commands are refused as
 busy, until half of it is left. What still arrives then (timers, closed links, probes) is bounded by its own rate.
@@ -199,6 +200,8 @@ class Executor:
                 is_deadline_stale = True
                 self._handle(self._inbox.popleft())
                 self._release()
+        except Exception as error:
+            self._fail(error, "expected every effect to be carried out")
         finally:
             self._busy = False
         if is_deadline_stale:
@@ -209,11 +212,14 @@ class Executor:
         try:
             effects = self._node.start(now) if event is None else self._node.handle(now, event)
         except Exception as error:
-            logging.getLogger("weave.executor").exception("the node failed; starting anew from what is on disk")
-            self.end(Failure(Code.INTERNAL, "expected the node to handle every event", repr(error), "report this bug"))
+            self._fail(error, "expected the node to handle every event")
             return
         for effect in effects:
             self._take(effect)
+
+    def _fail(self, error: Exception, expected: str) -> None:
+        logging.getLogger("weave.executor").error("starting anew from what is on disk", exc_info=error)
+        self.end(Failure(Code.INTERNAL, expected, repr(error), "report this bug"))
 
     def _take(self, effect: Effect) -> None:
         """Persist goes to the store, stateless effects out, the rest behind what is not durable yet."""

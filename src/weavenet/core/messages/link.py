@@ -57,13 +57,17 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=2):
     sentence: Sentence
 
 
+Microseconds = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+"""146,000 years: a receiver adds to it, and the sum must still be an integer of msgpack."""
+
+
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """Stateless sign of life. ``echo_us`` is the ``sent_us`` of the last heartbeat received plus the time it lay here
     (0: none yet), so the receiver's clock minus it is the round trip. ``interval_ms``: how often the sender beats;
     it is silent after three of them, at most 10 s."""
 
-    sent_us: Uint
-    echo_us: Uint
+    sent_us: Microseconds
+    echo_us: Microseconds
     interval_ms: Uint = 1000
 
 

@@ -9,7 +9,8 @@ import pytest
 from weavenet.core.effects import Outbox, Persist, Unicast
 from weavenet.core.election import Acceptor, Electorate, GenesisElection
 from weavenet.core.election.electorate import quorum
-from weavenet.core.types import Genesis, PeerId
+from weavenet.core.messages.unicast import Accept, Accepted
+from weavenet.core.types import Ballot, Genesis, PeerId
 
 
 class Elector:
@@ -213,3 +214,18 @@ def test_at_most_one_genesis_under_loss_and_crashes(seed: int) -> None:
     wire.loss = 0.0
     everything |= {wire.run_until_decided()}
     assert len(everything) == 1
+
+
+@pytest.mark.parametrize("ranges", [(), ("elsewhere",)])
+def test_a_record_that_no_log_takes_is_never_accepted(ranges: tuple[str, ...]) -> None:
+    """Accepted durably, it would be proposed again by every later ballot, and nothing could ever be decided."""
+    elector = Elector(1, given=3)
+    other = PeerId(b"\x02" * 16)
+    ballot = Ballot(7, other, b"nonce..8")
+    bad = Genesis(b"c" * 16, ranges, (other,), (other,))
+    elector.election.handle(0.0, other, Accept(ballot, 3, bad))
+    assert elector.acceptor.state.accepted is None
+    assert elector.drain() == []
+    elector.election.handle(0.0, other, Accept(ballot, 3, Genesis(b"c" * 16, ("10.32.0.0/12",), (other,), (other,))))
+    assert elector.acceptor.state.accepted is not None
+    assert [effect.body for effect in elector.drain()] == [Accepted(ballot, 3)]

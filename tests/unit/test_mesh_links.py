@@ -91,6 +91,7 @@ def test_refusals_back_off_to_a_minute_and_failures_to_eight_seconds() -> None:
         ({"protocol_min": 9, "protocol_max": 9}, RefusalCode.PROTOCOL),
         ({"name": "::77"}, RefusalCode.IDENTITY),
         ({"peer": peer_id(9)}, RefusalCode.IDENTITY),
+        ({"ranges": ("10.32.0.0/12", "elsewhere")}, RefusalCode.MALFORMED),
     ],
 )
 def test_a_hello_that_cannot_be_right_is_refused(changed: dict[str, object], code: RefusalCode) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, NewType
@@ -123,6 +124,25 @@ def bridge_mac(peer: PeerId) -> bytes:
 
 def mac_text(mac: bytes) -> str:
     return ":".join(f"{octet:02x}" for octet in mac)
+
+
+def ranges_problem(ranges: Sequence[str]) -> str:
+    """What keeps texts of another peer from being ranges to divide; empty when nothing does."""
+    for text in ranges:
+        try:
+            AddressRange.parse(text)
+        except ValueError as error:
+            return str(error)
+    return ""
+
+
+def genesis_problem(genesis: Genesis) -> str:
+    """Why ``genesis`` can be no cluster record; empty when it can. To be asked before it is accepted durably: a log
+    refuses such a record, so electors that accepted one could never decide again."""
+    if not genesis.ranges or not genesis.owners:
+        return "the genesis divides no range, or among nobody"
+    problem = ranges_problem(genesis.ranges)
+    return f"the genesis has no readable range: {problem}" if problem else ""
 
 
 @dataclass(frozen=True, slots=True)

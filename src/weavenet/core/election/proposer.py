@@ -22,7 +22,7 @@ from weavenet.core.election.acceptor import Acceptor
 from weavenet.core.election.electorate import Electorate
 from weavenet.core.limits import ELECTION_GRACE_S, ELECTION_RETRY_S
 from weavenet.core.messages.unicast import Accept, Accepted, Nack, Prepare, Promise
-from weavenet.core.types import Ballot, Genesis, PeerId
+from weavenet.core.types import Ballot, Genesis, PeerId, genesis_problem
 
 RESEND_S = 0.25
 """Silent electors are asked again this often within one ballot."""
@@ -108,6 +108,11 @@ class GenesisElection:
 
     def handle(self, now: float, source: PeerId, message: Prepare | Promise | Accept | Accepted | Nack) -> None:
         """One election message. Proposals while our own count is unsettled are ignored: the proposer asks again."""
+        value = message.value if isinstance(message, Accept) else None
+        value = message.accepted if isinstance(message, Promise) else value
+        if value is not None and (problem := genesis_problem(value)):
+            self._outbox.note("warning", "election", f"ignored a proposal by way of {source.hex()[:12]}: {problem}")
+            return
         match message:
             case Prepare() | Accept():
                 self._highest_round = max(self._highest_round, message.ballot.round)

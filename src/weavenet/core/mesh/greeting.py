@@ -13,7 +13,7 @@ from weavenet.core.mesh.links import Link, Links
 from weavenet.core.mesh.shared import Shared
 from weavenet.core.messages.gossip import Mark
 from weavenet.core.messages.link import Hello, PlaneOffer, Refusal
-from weavenet.core.types import peer_text, plane_mac
+from weavenet.core.types import peer_text, plane_mac, ranges_problem
 
 _PLANE_PORTS = {"fastdp": VXLAN_PORT}
 
@@ -59,6 +59,12 @@ def judge(config: NodeConfig, links: Links, link: Link, hello: Hello) -> Refusal
             RefusalCode.IDENTITY,
             f"expected peer {peer_text(link.peer)} ({link.name}) as in the certificate, found "
             f"{peer_text(hello.peer)} ({hello.name}); next: restart that peer, its name may have just changed",
+        )
+    if problem := ranges_problem(hello.ranges):
+        return Refusal(
+            RefusalCode.MALFORMED,
+            f"expected address ranges such as 10.32.0.0/12 in a hello, found: {problem[:200]}; "
+            "next: launch that peer with a correct --ipalloc-range",
         )
     if hello.peer == config.peer:
         return Refusal(RefusalCode.SELF, "this is ourselves; nothing to do")

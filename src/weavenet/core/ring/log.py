@@ -24,7 +24,6 @@ from weavenet.core.ring.segments import unreadable_row
 from weavenet.core.types import (
     GENESIS_POSITION,
     ZERO16,
-    AddressRange,
     Decree,
     Electors,
     Genesis,
@@ -33,6 +32,7 @@ from weavenet.core.types import (
     Position,
     Remove,
     entry_hash,
+    genesis_problem,
 )
 
 LOG_TABLE = "log"
@@ -223,22 +223,12 @@ def _chain(entries: tuple[LogEntry, ...]) -> tuple[bytes, ...]:
             raise LogInvalid(f"entry {index} is {'a second' if index else 'no'} genesis")
         if index == 0 and entry.position != GENESIS_POSITION:
             raise LogInvalid("the genesis is not at its position")
-        if isinstance(entry.decree, Genesis):
-            _check_genesis(entry.decree)
+        if isinstance(entry.decree, Genesis) and (problem := genesis_problem(entry.decree)):
+            raise LogInvalid(problem)
         if index > 0 and entry.position <= entries[index - 1].position:
             raise LogInvalid(f"entry {index} has a lower epoch than the entry before it")
         hashes.append(entry_hash(entry))
     return tuple(hashes)
-
-
-def _check_genesis(genesis: Genesis) -> None:
-    if not genesis.ranges or not genesis.owners:
-        raise LogInvalid("the genesis divides no range, or among nobody")
-    for text in genesis.ranges:
-        try:
-            AddressRange.parse(text)
-        except ValueError as error:
-            raise LogInvalid(f"the genesis has no readable range: {error}") from error
 
 
 def _derive(

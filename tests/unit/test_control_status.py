@@ -76,6 +76,15 @@ def test_connections_show_plane_reason_and_security() -> None:
     assert refused == "-> 192.0.2.3:6783        refused     other cluster"
 
 
+def test_peers_neither_make_up_lines_nor_command_the_terminal() -> None:
+    connection = msgspec.structs.replace(
+        node_report().connections[0], nickname="h2\n-> 192.0.2.9:6783 established", info="\x1b[2J\x9b31m\u202e"
+    )
+    text = render(node_report(connections=(connection,)), IDENTITY, "connections")
+    assert text.count("\n") == 1 and text.endswith("\n")
+    assert text[:-1].isprintable()
+
+
 def test_peers_and_targets_are_readable() -> None:
     peers = render(node_report(), IDENTITY, "peers")
     assert "0a:00:00:00:00:03(h3)  [not an elector, UNREACHABLE]\n" in peers

@@ -10,6 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
+
 from weavenet.control.report import reachable_others, warnings_of
 from weavenet.control.service import Identity
 from weavenet.core.limits import PROTOCOL_MAX, PROTOCOL_MIN
@@ -24,9 +26,28 @@ _PENDING = {"handshake": "pending"}
 
 def render(report: NodeReport, identity: Identity, section: str = "", *, now: float | None = None) -> str:
     """Text of the summary (``section`` empty) or of one of :data:`SECTIONS`. ``now`` is Unix time, for the uptime."""
+    report = _harmless(report)
     if section:
         return _RENDERERS[section](report)
     return _summary(report, identity, time.time() if now is None else now)
+
+
+def _harmless(report: NodeReport) -> NodeReport:
+    """The same without control characters: nicknames, versions and the sentences of refusals are chosen by others, who
+    must neither make up lines of this report nor command the terminal that shows it."""
+    return msgspec.convert(_plain(msgspec.to_builtins(report)), NodeReport)
+
+
+def _plain(value: object) -> object:
+    match value:
+        case str():
+            return value if value.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in value)
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case _:
+            return value
 
 
 def _summary(report: NodeReport, identity: Identity, now: float) -> str:

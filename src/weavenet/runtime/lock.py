@@ -28,7 +28,8 @@ class Lock:
         """Raises AlreadyRunning, or WeaveError when the file cannot be made."""
         try:
             path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            os.fchmod(descriptor, 0o600)  # whoever may read a file may lock it, and so keep us from starting
         except OSError as error:
             raise WeaveError(
                 Failure(

@@ -19,7 +19,8 @@ from weavenet.core.config import NodeConfig
 from weavenet.core.effects import CloseLink, Dial, Note, Outbox, Persist, Resolve, Send, Unicast
 from weavenet.core.errors import RefusalCode
 from weavenet.core.events import DialFailed, DialOutcome, Event, LinkClosed, LinkOpened, Received, Resolved, Tick
-from weavenet.core.mesh import HelloFields, Mesh, MeshChanges
+from weavenet.core.mesh.mesh import Mesh, MeshChanges
+from weavenet.core.mesh.shared import HelloFields
 from weavenet.core.messages import encode
 from weavenet.core.messages.gossip import RingDelta
 from weavenet.core.messages.link import Hello, Refusal

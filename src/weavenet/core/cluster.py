@@ -16,7 +16,7 @@ from weavenet.core.config import GenesisMode, NodeConfig
 from weavenet.core.effects import Change, Outbox
 from weavenet.core.errors import RefusalCode
 from weavenet.core.limits import PAGE_BYTES_MAX
-from weavenet.core.mesh import HelloFields
+from weavenet.core.mesh.shared import HelloFields
 from weavenet.core.messages.gossip import Push, RingDelta
 from weavenet.core.messages.link import Hello, Refusal
 from weavenet.core.ring import Ipam, Log

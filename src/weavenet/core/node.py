@@ -42,7 +42,7 @@ from weavenet.core.election import Acceptor, Electorate, GenesisElection
 from weavenet.core.errors import Code, Failure, InvariantBroken
 from weavenet.core.events import Cancelled, Event, PlaneTraffic, ProbeReceived, Requested, Tick
 from weavenet.core.limits import PENDING_REQUESTS_MAX, ROUTE_HOPS_MAX
-from weavenet.core.mesh import Mesh
+from weavenet.core.mesh.mesh import Mesh
 from weavenet.core.messages import Body, encode
 from weavenet.core.messages.gossip import KIND_ENDPOINT, KIND_PEER, EndpointRecord, PeerRecord
 from weavenet.core.messages.unicast import (

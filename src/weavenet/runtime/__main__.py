@@ -47,6 +47,11 @@ def _ready_descriptor(arguments: list[str]) -> int | None:
     )
 
 
+SWITCH_S = 0.0005
+"""How long another thread may keep the event loop from running. The default of 5 ms is felt: by every handshake while
+pyroute2 is being imported, and by every answer that waits for a commit."""
+
+
 def _run(announcement: Announcement) -> None:
     from weavenet.runtime.foundation import Foundation
     from weavenet.runtime.settings import decode_settings
@@ -71,6 +76,7 @@ def _run(announcement: Announcement) -> None:
     async def live() -> None:
         await Daemon(foundation, ready).run()
 
+    sys.setswitchinterval(SWITCH_S)
     asyncio.run(live())
 
 

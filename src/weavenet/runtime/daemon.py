@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -26,6 +27,7 @@ from weavenet.control.service import AttachSpec, DetachSpec, Identity
 from weavenet.core.commands import Addresses, Attachments, Command, Result
 from weavenet.core.config import NodeConfig
 from weavenet.core.errors import Code, Failure, WeaveError
+from weavenet.core.limits import VXLAN_PORT
 from weavenet.core.report import NodeReport
 from weavenet.runtime.datapath import STARTING, Datapath, KernelDatapath
 from weavenet.runtime.foundation import Foundation
@@ -50,6 +52,15 @@ def kernel_datapath(config: NodeConfig) -> Datapath:
 
 def _longer(pause_s: float) -> float:
     return min(max(RESTART_FIRST_S, pause_s * RESTART_FACTOR), RESTART_CAP_S)
+
+
+def _kernel_failure(error: OSError) -> Failure:
+    found = error.strerror or str(error)
+    if error.errno == errno.EADDRINUSE:
+        step = f"find who has it with `ss -lunp 'sport = :{VXLAN_PORT}'` and `ip -d link show type vxlan`"
+        return Failure(Code.HOST, f"expected UDP port {VXLAN_PORT} to be free for VXLAN", found, step)
+    expected = "expected the kernel to provide bridge, VXLAN and namespaces"
+    return Failure(Code.HOST, expected, found, "run `weave setup`, which says what is missing")
 
 
 class Daemon:
@@ -139,8 +150,7 @@ class Daemon:
         )
         watchdog: asyncio.Task[None] | None = None
         try:
-            await self._begin(self._foundation.settle())
-            self._warnings += await control.start()
+            await self._begin(self._foundation.settle(), control)
             for warning in self._warnings:
                 _log.warning("%s", warning)
             self._ready()
@@ -162,7 +172,9 @@ class Daemon:
         _log.info("ready: peer %s, port %d", name, self.identity.port)
         self._on_ready(name)
 
-    async def _begin(self, me: Me) -> None:
+    async def _begin(self, me: Me, control: ControlServer | None = None) -> None:
+        """Begin a life. The first one starts ``control`` before its data path, whose imports take longest: peers
+        connect and divide the range meanwhile."""
         self._me = me
         self._began_at = time.monotonic()
         ended: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
@@ -175,17 +187,13 @@ class Daemon:
             weavenet.__version__,
         )
         self._life = life
+        life.start()
+        if control is not None:
+            self._warnings += await control.start()
         try:
-            await life.start()
+            await life.open_datapath()
         except OSError as error:
-            raise WeaveError(
-                Failure(
-                    Code.HOST,
-                    "expected the kernel to provide bridge, VXLAN and namespaces",
-                    error.strerror or str(error),
-                    "run `weave setup`, which says what is missing",
-                )
-            ) from error
+            raise WeaveError(_kernel_failure(error)) from error
 
     async def _finish(self, reason: Failure) -> None:
         """End the current life, if there is one."""

@@ -166,7 +166,12 @@ class KernelDatapath:
         except PermissionError as error:
             await self._undo.aclose()
             raise WeaveError(
-                Failure(Code.HOST, "expected the right to make network devices", str(error), "run as root")
+                Failure(
+                    Code.HOST,
+                    "expected the right to make network devices",
+                    str(error),
+                    "run as root with the capability CAP_NET_ADMIN",
+                )
             ) from error
         except BaseException:
             await self._undo.aclose()

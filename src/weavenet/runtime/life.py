@@ -60,7 +60,8 @@ def node_config(settings: Settings, me: Me, *, port: int, software: str) -> Node
 
 
 class Life:
-    """Call :meth:`start` once, :meth:`close` once. ``on_end`` is called when it ends by itself, with the reason."""
+    """Call :meth:`start` once, then :meth:`open_datapath` once, :meth:`close` once. ``on_end`` is called when it ends by
+    itself, with the reason."""
 
     def __init__(
         self,
@@ -92,10 +93,13 @@ class Life:
     def port(self) -> int:
         return self._links.port
 
-    async def start(self) -> None:
-        """Raises WeaveError or OSError when the host cannot do what is needed; then still close it."""
+    def start(self) -> None:
+        """Let the node begin: it connects and answers commands while the data path is being opened."""
         self._store.start(self._executor.durable, self._executor.end)
         self._executor.start()
+
+    async def open_datapath(self) -> None:
+        """Raises WeaveError or OSError when the host cannot do what is needed; then still close the life."""
         await self.datapath.open(self._post)
         await self.datapath.adopt(self._executor.request)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import re
 import socket
@@ -51,6 +52,25 @@ def test_containers_reach_each_other_both_ways_and_arp_stays_local() -> None:
                 tap.recv(2048)
             tap.close()
             assert a.plane.warnings() == ()
+
+    drive(scenario)
+
+
+def test_a_taken_port_is_named_and_no_device_is_left() -> None:
+    async def scenario() -> None:
+        async with Pair() as (a, _):
+            await a.stop()
+            run(a.namespace, "ip", "link", "delete", "vxlan-6784")
+            taken = netns.call(a.namespace, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            with taken:
+                taken.bind(("0.0.0.0", 6784))
+                with pytest.raises(OSError) as caught:
+                    await a.start()
+                assert caught.value.errno == errno.EADDRINUSE
+                assert "vxlan-6784" not in run(a.namespace, "ip", "link")
+            await a.stop()
+            await a.start()
+            assert "vxlan-6784" in run(a.namespace, "ip", "link")
 
     drive(scenario)
 

@@ -122,6 +122,7 @@ def test_the_node_never_sees_the_key() -> None:
 def test_a_lock_is_held_by_one_process_and_dropped_with_it(tmp_path: Path) -> None:
     path = tmp_path / "run" / "weave.pid"
     lock = Lock.acquire(path)
+    assert path.stat().st_mode & 0o077 == 0, "whoever may read the file could hold the lock"
     with pytest.raises(AlreadyRunning, match=str(os.getpid())):
         Lock.acquire(path)
     lock.release()

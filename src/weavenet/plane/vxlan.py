@@ -189,8 +189,18 @@ class VxlanPlane:
             await netlink.add_vxlan(
                 name, vni=VXLAN_VNI, port=VXLAN_PORT, mac=self._mac, mtu=self._mtu, is_ipv6=family == 6
             )
-            sysctl.write(self._kernel.namespace, sysctl.quiet_port(name))
-            link = self._found(name)
+            try:
+                sysctl.write(self._kernel.namespace, sysctl.quiet_port(name))
+                return await self._set_up(self._found(name), bridge)
+            except OSError:
+                made = links.get(name)
+                if made is not None:  # its port is taken, for example: what never worked is not left behind
+                    await netlink.delete_link(made.index)
+                raise
+        return await self._set_up(link, bridge)
+
+    async def _set_up(self, link: Link, bridge: Link) -> Link:
+        netlink, name = self._kernel.netlink, link.name
         if link.mac != self._mac:
             await netlink.set_mac(link.index, self._mac)
         if link.mtu != self._mtu:

@@ -229,6 +229,12 @@ def test_wrong_variables_are_refused_by_name(composed: Compose) -> None:
     assert "WEAVE_NO_FASTDP" in refusal(composed, env={"WEAVE_NO_FASTDP": "maybe"})
 
 
+def test_an_empty_password_flag_starts_no_open_network(composed: Compose) -> None:
+    for flag in ("password", "password-file"):
+        assert f"--{flag}" in refusal(composed, {flag: ""})
+    assert composed(env={"WEAVE_PASSWORD": ""}).settings.passwords == ()
+
+
 def test_switches_of_the_environment(composed: Compose) -> None:
     assert composed(env={"WEAVE_NO_FASTDP": "true"}).settings.planes == ()
     assert composed(env={"WEAVE_NO_FASTDP": "0"}).settings.planes == ("fastdp",)

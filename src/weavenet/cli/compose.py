@@ -79,8 +79,21 @@ def _name(given: Given) -> str:
         wrong(given, error.failure.expected.removeprefix("a peer name is "), error.failure.next_step)
 
 
+def _seed(given: Given) -> str:
+    try:
+        return peer_name(given.text)
+    except WeaveError:
+        step = "launch each seed with --name, and list these names"
+        wrong(given, "a peer name, which is a MAC address such as 0a:1b:2c:3d:4e:5f, or short ::1", step)
+
+
 def _passwords(layers: Layers) -> tuple[tuple[str, ...], tuple[str, ...]]:
     found = layers.one_of("password", "password-file")
+    for given in (layers.levels[0].get(name) for name in ("password", "password-file")):
+        # An empty variable means "not given"; an empty flag is a `$(cat FILE)` that failed, and must not start a
+        # network that anybody may join.
+        if given is not None and not given.text:
+            wrong(given, "a password or its file", "make one with `weave password`, or leave the flag out for none")
     if found is None:
         return (), ()
     name, given = found
@@ -141,7 +154,7 @@ def _init_mode(given: Given) -> dict[str, Any]:
         case "consensus":
             return {"mode": GenesisMode.CONSENSUS, "count": _count(Given(argument, given.source))}
         case "seed":
-            names = [_name(Given(name.strip(), given.source)) for name in argument.split(",")]
+            names = [_seed(Given(name.strip(), given.source)) for name in argument.split(",")]
             if len(set(names)) != len(names):
                 wrong(given, "each seed once", "remove the repeated name")
             return {"mode": GenesisMode.SEED, "seeds": tuple(sorted(names))}

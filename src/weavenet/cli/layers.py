@@ -142,7 +142,9 @@ def _conf_layer(path: str) -> tuple[Layer, tuple[Given, ...]]:
     except FileNotFoundError:
         return {}, ()
     except OSError as error:
-        refuse(f"expected to read {path}", error.strerror or str(error), "correct the file's mode")
+        # Closed to others as it should be when it holds a password: then it is the user who is wrong, not the mode.
+        step = "correct the file's mode" if os.geteuid() == 0 else "run it as root: sudo weave launch …"
+        refuse(f"expected to read {path}", error.strerror or str(error), step)
     if len(data) > CONF_BYTES_MAX:
         refuse(f"{path}: expected at most {CONF_BYTES_MAX} bytes", str(len(data)))
     try:

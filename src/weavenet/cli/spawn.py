@@ -61,11 +61,8 @@ def run_in_foreground(settings: Settings) -> NoReturn:
     file = _settings_file(settings)
     os.dup2(file, 0)
     os.close(file)
-    environment = _environment()
-    if notify := os.environ.get("NOTIFY_SOCKET"):
-        environment["NOTIFY_SOCKET"] = notify
     command = _command()
-    os.execve(command[0], command, environment)
+    os.execve(command[0], command, _environment())
 
 
 def start_in_background(settings: Settings) -> Word:

@@ -88,7 +88,9 @@ def subnet(given: Given) -> ipaddress.IPv4Network:
     if not isinstance(network, ipaddress.IPv4Network):
         wrong(given, "an IPv4 CIDR; this version does not divide IPv6 ranges")
     if "/" not in given.text or ipaddress.ip_interface(given.text).ip != network.network_address:
-        wrong(given, "a CIDR that starts at its network address", f"did you mean {network}?")
+        prefixed = "/" in given.text
+        step = f"did you mean {network}?" if prefixed else f"add how long its prefix is, as in {given.text}/16"
+        wrong(given, "a CIDR that starts at its network address", step)
     if network.num_addresses < 4:
         wrong(given, "a subnet of at least 4 addresses (/30)", "choose a larger one")
     return network
@@ -105,13 +107,14 @@ def passwords(given: Given) -> tuple[tuple[str, ...], tuple[str, ...]]:
             data = file.read(PASSWORD_FILE_BYTES_MAX + 1)
         mode = path.stat().st_mode
     except OSError as error:
-        refuse(f"{given.source}: expected a file that can be read", f"{given.text}: {error.strerror or error}")
+        step = "correct the path, or make the file with `weave password`"
+        refuse(f"{given.source}: expected a file that can be read", f"{given.text}: {error.strerror or error}", step)
     if len(data) > PASSWORD_FILE_BYTES_MAX:
         refuse(f"{given.source}: expected at most {PASSWORD_FILE_BYTES_MAX} bytes", f"{given.text} is larger")
     try:
         lines = password_lines(data.decode())
     except UnicodeDecodeError:
-        refuse(f"{given.source}: expected UTF-8 text", given.text)
+        refuse(f"{given.source}: expected UTF-8 text", given.text, "make the file with `weave password`")
     except WeaveError as error:
         failure = error.failure
         refuse(f"{given.source}: {failure.expected}", f"{given.text}: {failure.found}", failure.next_step)
@@ -134,5 +137,5 @@ def addresses_and_container(arguments: tuple[str, ...]) -> tuple[tuple[str, ...]
             "`ip netns list` shows the names; for a process use pid:N",
         )
     if kind == "pid" and not (name.isascii() and name.isdigit()):
-        refuse("expected pid:N with the number of a process", repr(container))
+        refuse("expected pid:N with the number of a process", repr(container), "`ps` shows the numbers")
     return tuple(addresses), container

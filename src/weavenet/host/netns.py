@@ -144,7 +144,7 @@ def parse_reference(reference: str) -> tuple[str, str]:
     raise WeaveError(
         Failure(
             Code.INVALID,
-            "a container is given as netns:NAME, netns:/path or pid:N",
+            "expected a container as netns:NAME, netns:/path or pid:N",
             repr(reference[:200]),
             "see `ip netns list` for names",
         )
@@ -180,7 +180,8 @@ def _resolve_file(reference: str, kind: str, path: Path) -> Container:
         raise _missing(reference, f"{path}: {error.strerror}", "see `ip netns list`") from error
     if not is_network_namespace(descriptor):
         os.close(descriptor)
-        raise WeaveError(Failure(Code.INVALID, f"{reference} must be a network namespace", f"{path} is something else"))
+        expected, step = f"{reference} must be a network namespace", "see `ip netns list`, or use pid:N"
+        raise WeaveError(Failure(Code.INVALID, expected, f"{path} is something else", step))
     ident = path.name if kind == "name" else f"netns-{identity(descriptor)[1]}"
     return Container(reference, ident, descriptor)
 

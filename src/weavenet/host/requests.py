@@ -33,7 +33,10 @@ class Wanted(msgspec.Struct, frozen=True):
 def _invalid(text: str, found: str) -> WeaveError:
     return WeaveError(
         Failure(
-            Code.INVALID, "an address is given as [ip:]IP/PREFIX, net:CIDR or net:default", f"{text[:100]!r}: {found}"
+            Code.INVALID,
+            "expected an address as [ip:]IP/PREFIX, net:CIDR or net:default",
+            f"{text[:100]!r}: {found}",
+            "write it like 10.32.5.5/12 or net:10.40.0.0/16",
         )
     )
 

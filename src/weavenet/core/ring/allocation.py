@@ -162,14 +162,14 @@ class Allocation:
         for request, waiting in list(self.waiting.items()):
             if waiting.command.ident == ident:
                 self.cancel(request)
-                self._reply(request, Failure(Code.CANCELLED, f"{ident} to live", "the container is gone"))
+                self._reply(request, Failure(Code.CANCELLED, f"expected {ident} to live", "the container is gone"))
 
     # --- attempts ---
 
     def _attempt(self, now: float, command: Allocate | Claim) -> Result | Wait:
         ident = command.ident
         if not 0 < len(ident.encode()) <= IDENT_BYTES_MAX or "\0" in ident:
-            return Failure(Code.INVALID, f"a container name of 1 to {IDENT_BYTES_MAX} bytes", repr(ident[:40]))
+            return Failure(Code.INVALID, f"expected a container name of 1 to {IDENT_BYTES_MAX} bytes", repr(ident[:40]))
         if isinstance(command, Allocate):
             outcome = self._allocate(now, ident, command.subnet)
         else:
@@ -288,14 +288,16 @@ def taken(address: str, holder: str) -> Failure:
     """The claim of an address that somebody else uses."""
     return Failure(
         Code.ALREADY_TAKEN,
-        f"{address} to be free",
+        f"expected {address} to be free",
         f"it is used by {holder}",
         "detach it there first, or claim another address",
     )
 
 
 def _too_many(ident: str) -> Failure:
-    return Failure(Code.INVALID, f"at most {ADDRESSES_PER_IDENT_MAX} addresses per container", f"{ident} has them all")
+    return Failure(
+        Code.INVALID, f"expected at most {ADDRESSES_PER_IDENT_MAX} addresses per container", f"{ident} has them all"
+    )
 
 
 def _texts(holdings: Iterable[Holding], cidr: str) -> tuple[str, ...]:

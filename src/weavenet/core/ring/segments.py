@@ -317,7 +317,7 @@ def unreadable_row(table: str, key: bytes, found: str) -> WeaveError:
     return WeaveError(
         Failure(
             Code.STORE_FAILED,
-            expected=f"readable row {key.hex() or '(all)'} in table {table} of the store",
+            expected=f"expected a readable row {key.hex() or '(all)'} in table {table} of the store",
             found=found,
             next_step="restore the data directory from a copy, or delete it and launch as a new peer",
         )

@@ -44,20 +44,20 @@ def subnet_window(area: AddressRange, text: str) -> Window | Failure:
     try:
         interface = ipaddress.ip_interface(text)
     except ValueError as error:
-        return Failure(Code.INVALID, "a subnet such as 10.32.1.0/24", f"{text!r}: {error}")
+        return Failure(Code.INVALID, "expected a subnet such as 10.32.1.0/24", f"{text!r}: {error}")
     network = interface.network
     if interface.ip != network.network_address:
         next_step = f"use {network.with_prefixlen} for the subnet"
-        return Failure(Code.INVALID, "a subnet without host bits", text, next_step)
+        return Failure(Code.INVALID, "expected a subnet without host bits", text, next_step)
     if network.num_addresses < SUBNET_ADDRESSES_MIN:
         found = f"{network.with_prefixlen} has {network.num_addresses}"
-        return Failure(Code.INVALID, f"a subnet of at least {SUBNET_ADDRESSES_MIN} addresses", found)
+        return Failure(Code.INVALID, f"expected a subnet of at least {SUBNET_ADDRESSES_MIN} addresses", found)
     subnet = AddressRange(network.version, int(network.network_address), network.prefixlen)
     window = area.window(subnet)
     if window is None:
         return Failure(
             Code.OUT_OF_RANGE,
-            f"a subnet inside the allocation range {area.cidr}",
+            f"expected a subnet inside the allocation range {area.cidr}",
             network.with_prefixlen,
             "allocate inside the range, or give the address yourself as IP/PREFIX",
         )
@@ -73,7 +73,7 @@ def claimed_place(area: AddressRange | None, text: str) -> Place | Failure:
     try:
         interface = ipaddress.ip_interface(text)
     except ValueError as error:
-        return Failure(Code.INVALID, "an address such as 10.32.1.5/24", f"{text!r}: {error}")
+        return Failure(Code.INVALID, "expected an address such as 10.32.1.5/24", f"{text!r}: {error}")
     network = interface.network
     address = str(interface.ip)
     offset = area.offset(address) if area is not None else None
@@ -82,7 +82,8 @@ def claimed_place(area: AddressRange | None, text: str) -> Place | Failure:
         if interface.ip in ends:
             return Failure(
                 Code.INVALID,
-                f"an address that a host in {network.with_prefixlen} may have",
+                f"expected an address that a host in {network.with_prefixlen} may have",
                 f"{address} is the {'first' if interface.ip == ends[0] else 'last'} of the subnet",
+                "choose one in between",
             )
     return Place(address, network.with_prefixlen, network.prefixlen, offset)

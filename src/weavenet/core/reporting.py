@@ -10,7 +10,7 @@ from weavenet.core.config import GenesisMode
 from weavenet.core.limits import MTU_DEFAULT
 from weavenet.core.overlay import PathState
 from weavenet.core.report import ConnectionReport, IpamReport, NodeReport
-from weavenet.core.types import PeerId, peer_text
+from weavenet.core.types import AddressRange, PeerId, peer_text
 
 if TYPE_CHECKING:
     from weavenet.core.node import Node
@@ -90,6 +90,14 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
         waiting = node.wants_genesis or node.mesh_wants_genesis()
         state = "awaiting consensus" if waiting else "idle"
         detail = _consensus_detail(node, len(electors), waiting)
+        # Perhaps that of a peer whose operator chose one: it will be divided, whatever we were launched with.
+        area = AddressRange.parse(node.cluster.ranges[0])
+        report = msgspec.structs.replace(
+            report,
+            range=area.cidr,
+            range_addresses=area.size,
+            default_subnet=node.config.default_subnet or area.cidr,
+        )
     return msgspec.structs.replace(
         report,
         state=state,
@@ -132,9 +140,16 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
         )
     if ipam.state == "awaiting consensus":
         warnings.append(f"no addresses yet: {ipam.detail}")
+    genesis = node.log.genesis
+    if genesis and node.config.range_explicit and node.config.ranges not in {(), genesis.ranges}:
+        warnings.append(
+            f"--ipalloc-range {' '.join(node.config.ranges)} has no effect: this cluster has divided "
+            f"{' '.join(genesis.ranges)}; next: launch without --ipalloc-range"
+        )
     refused = [report for report in connections if report.state in {"refused", "failed"}]
     for report in refused[:3]:
-        warnings.append(f"{report.address}: {report.info}")
+        what, _, _ = report.info.partition("; next attempt in ")  # no part of the advice after `next:`
+        warnings.append(f"{report.address}: {what}")
     dead = [report for report in connections if report.state == "established" and report.plane == "no data path"]
     for report in dead[:3]:
         warnings.append(f"no data path to {report.name}({report.nickname}): {report.plane_reason}")

@@ -197,6 +197,9 @@ def test_connect_and_forget(fake: RunningDaemon, capfd: CapFd) -> None:
     assert run(["forget", "h1"]) == 0
     assert fake.daemon.commands == [Connect(("h1", "192.0.2.7:7000")), Connect((), True), Forget(("h1",))]
     assert capfd.readouterr().out == ""
+    fake.daemon.answers[Forget] = Done("h1 is from the configuration file; remove it there as well")
+    assert run(["forget", "h1"]) == 0
+    assert "configuration file" in capfd.readouterr().err
 
 
 def test_refusals_are_shown_as_expected_found_next(fake: RunningDaemon, capfd: CapFd) -> None:

@@ -6,6 +6,7 @@ import click
 
 from weavenet.cli.client import ask
 from weavenet.cli.outcome import ERROR, Ended
+from weavenet.cli.printing import note
 
 
 @click.command()
@@ -32,4 +33,6 @@ def forget(peers: tuple[str, ...]) -> None:
     \b
     Example:  weave forget host4
     """
-    ask("POST", "/v1/forget", {"targets": list(peers)})
+    text = ask("POST", "/v1/forget", {"targets": list(peers)}).json().get("text")
+    if text:
+        note(str(text))

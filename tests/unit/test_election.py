@@ -229,3 +229,29 @@ def test_a_record_that_no_log_takes_is_never_accepted(ranges: tuple[str, ...]) -
     elector.election.handle(0.0, other, Accept(ballot, 3, Genesis(b"c" * 16, ("10.32.0.0/12",), (other,), (other,))))
     assert elector.acceptor.state.accepted is not None
     assert [effect.body for effect in elector.drain()] == [Accepted(ballot, 3)]
+
+
+def test_who_waits_for_a_quorum_begins_the_moment_it_is_there() -> None:
+    electors = [Elector(number, given=3) for number in (1, 2, 3)]
+    wire = Wire(electors)
+    wire.cut = {electors[1].id, electors[2].id}
+    for _ in range(30):
+        wire.step()
+    wire.cut = set()
+    appeared = wire.now
+    wire.run_until_decided()
+    assert wire.now - appeared < 0.5
+
+
+def test_an_elector_is_asked_again_the_moment_it_has_counted_its_targets() -> None:
+    electors = [Elector(1, given=3), Elector(2, given=3), Elector(3, given=0)]
+    leader, _, late = electors
+    late.electorate.count_targets(3, settled=False)
+    ids = tuple(elector.id for elector in electors)
+    leader.election.advance(0.0, wanted=True, electors=ids, settled=frozenset(ids[:2]))
+    asked = [unicast.destination for unicast in leader.drain()]
+    assert asked == [electors[1].id, late.id]
+    leader.election.advance(0.01, wanted=True, electors=ids, settled=frozenset(ids[:2]))
+    assert leader.drain() == []
+    leader.election.advance(0.02, wanted=True, electors=ids, settled=frozenset(ids))
+    assert late.id in [unicast.destination for unicast in leader.drain()]

@@ -359,6 +359,11 @@ class Node:
                 electors.add(peer)
         return tuple(sorted(electors))
 
+    def _settled(self, electors: tuple[PeerId, ...]) -> frozenset[PeerId]:
+        """Those that announce how many electors they count."""
+        records = ((peer, self.mesh.peer_record(peer)) for peer in electors)
+        return frozenset(peer for peer, record in records if record is not None and record.settled_n)
+
     def _meet_electors(self, origins: frozenset[PeerId]) -> None:
         if self.log.genesis is not None or not self.cluster.is_elector_mode:
             return
@@ -373,7 +378,8 @@ class Node:
             return
         wanted = self.wants_genesis or self.mesh_wants_genesis()
         if wanted or self._election.deadline() is not None:
-            self._election.advance(now, wanted=wanted, electors=self.known_electors())
+            electors = self.known_electors()
+            self._election.advance(now, wanted=wanted, electors=electors, settled=self._settled(electors))
             self._conclude_election(now)
 
     def _conclude_election(self, now: float) -> None:

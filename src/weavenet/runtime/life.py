@@ -60,8 +60,8 @@ def node_config(settings: Settings, me: Me, *, port: int, software: str) -> Node
 
 
 class Life:
-    """Call :meth:`start` once, then :meth:`open_datapath` once, :meth:`close` once. ``on_end`` is called when it ends by
-    itself, with the reason."""
+    """Call :meth:`start` once, then :meth:`open_datapath` once, :meth:`close` once. ``on_end`` is called when it ends
+    by itself, with the reason."""
 
     def __init__(
         self,

@@ -59,5 +59,7 @@ class Acceptor:
         self._outbox.persist(Change(TABLE, _KEY, None))
 
     def _persist(self, state: AcceptorState) -> None:
+        if state == self.state:
+            return
         self.state = state
         self._outbox.persist(Change(TABLE, _KEY, msgspec.msgpack.encode(state)))

@@ -61,6 +61,7 @@ class GenesisElection:
         self._promises: dict[PeerId, Promise] = {}
         self._accepted: set[PeerId] = set()
         self._electors: tuple[PeerId, ...] = ()
+        self._settled: frozenset[PeerId] = frozenset()
         self._highest_round = acceptor.state.promised.round
         self._start_at: float | None = None
         self._resend_at = 0.0
@@ -81,9 +82,15 @@ class GenesisElection:
             times.append(self._grace_until)
         return min(times)
 
-    def advance(self, now: float, *, wanted: bool, electors: tuple[PeerId, ...]) -> None:
-        """``electors``: reachable ones, ourselves included, sorted. Starts, resends, gives up or moves on as due."""
+    def advance(
+        self, now: float, *, wanted: bool, electors: tuple[PeerId, ...], settled: frozenset[PeerId] = frozenset()
+    ) -> None:
+        """``electors``: reachable ones, ourselves included, sorted; ``settled``: those known to have counted their
+        targets, who were silent until then. Starts, resends, gives up or moves on as due."""
         self._electors = electors
+        if not settled <= self._settled:
+            self._resend_at = now
+        self._settled = settled
         if self.decided is not None or not wanted or not self._electorate.settled:
             self._start_at = None
             if self._phase is not Phase.IDLE and not wanted:
@@ -91,13 +98,14 @@ class GenesisElection:
             return
         match self._phase:
             case Phase.IDLE:
+                if len(electors) < self._electorate.quorum:
+                    self._start_at = None
+                    return
                 if self._start_at is None:
                     rank = sum(1 for elector in electors if elector < self._me)
                     self._start_at = now if rank == 0 else now + rank * ELECTION_RETRY_S + self._jitter()
-                if now >= self._start_at and len(electors) >= self._electorate.quorum:
+                if now >= self._start_at:
                     self._prepare(now)
-                elif now >= self._start_at:
-                    self._start_at = now + ELECTION_RETRY_S
             case Phase.PREPARING | Phase.ACCEPTING:
                 if now >= self._give_up_at:
                     self._retire(now)

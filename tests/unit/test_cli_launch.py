@@ -15,7 +15,7 @@ import pytest
 from weavenet.cli import spawn
 from weavenet.cli.compose import Composed, compose
 from weavenet.cli.hostcheck import check_host
-from weavenet.cli.layers import OPTIONS, Kind, read_layers
+from weavenet.cli.layers import OPTIONS, Kind, misspelt, read_layers
 from weavenet.cli.main import run
 from weavenet.cli.outcome import Ended
 from weavenet.core.config import GenesisMode
@@ -227,6 +227,11 @@ def test_wrong_files_are_refused_with_the_line(composed: Compose, conf: str, wor
 def test_wrong_variables_are_refused_by_name(composed: Compose) -> None:
     assert "WEAVE_MTU" in refusal(composed, env={"WEAVE_MTU": "x"})
     assert "WEAVE_NO_FASTDP" in refusal(composed, env={"WEAVE_NO_FASTDP": "maybe"})
+
+
+def test_a_variable_with_a_lost_letter_is_warned_about() -> None:
+    (warning,) = misspelt({"WEAVE_PASWORD": "secret", "WEAVE_PORT": "1", "WEAVE_CONF": "x", "WEAVE_LAB": "a", "A": ""})
+    assert "WEAVE_PASWORD" in warning and "WEAVE_PASSWORD?" in warning and "secret" not in warning
 
 
 def test_an_empty_password_flag_starts_no_open_network(composed: Compose) -> None:

@@ -55,7 +55,7 @@ def launch(output: str | None, peers: tuple[str, ...], **flags: Any) -> None:
     from weavenet.cli.hostcheck import check_host
     from weavenet.cli.spawn import run_in_foreground, start_in_background
 
-    for warning in (*composed.warnings, *check_host(composed.settings)):
+    for warning in (*layers.misspelt(os.environ), *composed.warnings, *check_host(composed.settings)):
         note(f"warning: {warning}")
     if composed.foreground:
         run_in_foreground(composed.settings)

@@ -129,6 +129,17 @@ def _environment_layer(environment: Mapping[str, str]) -> Layer:
     return layer
 
 
+def misspelt(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Warnings about variables that are nearly ours: unlike a wrong key of the file they may be somebody else's, but a
+    lost letter in WEAVE_PASSWORD would start an open network without a word."""
+    warnings = []
+    for variable in sorted(environment):
+        if variable.startswith("WEAVE_") and variable not in _BY_VARIABLE:
+            near = difflib.get_close_matches(variable, _BY_VARIABLE, n=1, cutoff=0.85)
+            warnings += [f"{variable} has no effect; next: did you mean {name}?" for name in near]
+    return tuple(warnings)
+
+
 def _put_switch(layer: Layer, name: str, value: str, source: str) -> None:
     if value not in _TRUE | _FALSE:
         refuse(f"{source}: expected {Kind.SWITCH.value}", repr(value), "correct or unset it")

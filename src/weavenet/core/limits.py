@@ -66,7 +66,6 @@ FREED_QUIET_S = 5.0
 DEAD_KEEP_S = 30.0
 """A dead container may restart and finds its address again."""
 SPACE_RETRY_S = 1.0
-SPACE_WAIT_NOTICE_S = 2.0
 PENDING_REQUESTS_MAX = 1024
 """Waiting allocations and claims; a further one fails with `busy`."""
 IDENT_BYTES_MAX = 128

@@ -156,10 +156,6 @@ class Netlink:
     async def set_mtu(self, index: int, mtu: int) -> None:
         await self._do(f"cannot set MTU {mtu} of link {index}", self._route.link("set", index=index, mtu=mtu))
 
-    async def set_gso_max_size(self, index: int, size_bytes: int) -> None:
-        request = self._route.link("set", index=index, gso_max_size=size_bytes)
-        await self._do(f"cannot bound GSO of link {index}", request)
-
     async def set_master(self, index: int, master: int) -> None:
         """``master`` 0 takes the link out of its bridge."""
         await self._do(

@@ -38,7 +38,6 @@ _DROPPED_MAX = 4 * DELETION_STEPS_MAX
 _UNINDEXED = frozenset({KIND_NEIGHBOUR})
 """Most records of a big mesh are of this kind, and nobody asks for them by kind."""
 _RECORD_OVERHEAD_BYTES = 24
-_DELTA_OVERHEAD_BYTES = 96
 _PAGE_RECORDS_BYTES_MIN = 4096
 _EXPIRY_MARGIN_S = 300.0
 """Records this close to their expiry are not taken in any more: rounding must not keep them alive by passing to and

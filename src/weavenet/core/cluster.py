@@ -19,6 +19,7 @@ from weavenet.core.limits import PAGE_BYTES_MAX
 from weavenet.core.mesh.shared import HelloFields
 from weavenet.core.messages.gossip import Push, RingDelta
 from weavenet.core.messages.link import Hello, Refusal
+from weavenet.core.removal.fence import Rejoin, rejoined
 from weavenet.core.ring import Ipam, Log
 from weavenet.core.types import Genesis, LogEntry, PeerId, Segment
 
@@ -44,6 +45,7 @@ class Cluster:
         settled_n: Callable[[], int],
         on_genesis: Callable[[float], None],
         on_yield: Callable[[float], None],
+        rejoin: Rejoin | None = None,
     ) -> None:
         self._config = config
         self._log = log
@@ -53,6 +55,7 @@ class Cluster:
         self._on_genesis = on_genesis
         self._on_yield = on_yield
         self._enrolled = enrolled_row is not None
+        self._rejoin = rejoin
         self._ranges = config.ranges
         self._range_explicit = config.range_explicit and bool(config.ranges)
         self.foreign: set[bytes] = set()
@@ -81,7 +84,13 @@ class Cluster:
         return genesis.ranges if genesis else self._ranges
 
     @property
+    def may_found(self) -> bool:
+        """False for a fenced peer, which waits to be let into its cluster again."""
+        return self._rejoin is None
+
+    @property
     def is_elector_mode(self) -> bool:
+        """Would this peer vote? Not on a genesis unless :attr:`may_found`."""
         return self._config.mode is GenesisMode.CONSENSUS and bool(self._config.ranges)
 
     @property
@@ -107,10 +116,24 @@ class Cluster:
             seeds=self.id if self._config.mode is GenesisMode.SEED else b"",
             elector=self.is_elector_mode,
             settled_n=self._settled_n(),
+            epoch=self._log.chain.epoch,
         )
 
     def admit(self, now: float, peer: PeerId, hello: Hello) -> Refusal | None:
         """May this peer and we share state? Yields first when we are the singleton of the two."""
+        if self._rejoin is not None and hello.cluster not in {b"", self._rejoin.cluster}:
+            return Refusal(
+                RefusalCode.CLUSTER,
+                f"expected cluster {self._rejoin.cluster.hex()[:12]}, which this peer was removed from and joins "
+                f"again, found cluster {hello.cluster.hex()[:12]}; next: connect it to a peer of its own cluster",
+            )
+        if peer in self._log.removed and self._log.chain.epoch >= (hello.epoch, hello.epoch_id):
+            # Of two peers that removed each other the one with the greater epoch stays, and says so itself.
+            return Refusal(
+                RefusalCode.REMOVED,
+                f"expected a peer of the cluster, found {hello.peer.hex()}, which was removed in favour of "
+                f"{self._log.heir(peer).hex()}; next: nothing, it comes back under a new identity by itself",
+            )
         if self.id and hello.cluster and self.id != hello.cluster:
             if self.is_singleton and (not hello.singleton or hello.cluster < self.id):
                 refusal = self._refuse_range(hello, ours=self._ranges)
@@ -192,10 +215,16 @@ class Cluster:
         if start == 0 and isinstance(first.decree, Genesis) and self.id and first.decree.cluster != self.id:
             self.foreign.add(first.decree.cluster)
             return False
+        rejoin = self._rejoin
+        if rejoin is not None and not (isinstance(first.decree, Genesis) and first.decree.cluster == rejoin.cluster):
+            return False
         had_genesis = self._log.genesis is not None
         if not self._log.merge(start, entries):
             return False
         if not had_genesis and self._log.genesis is not None:
+            if self._rejoin is not None:
+                self._rejoin = None
+                self._outbox.persist(rejoined())
             self._ipam.adopt_genesis(now)
             self._on_genesis(now)
         return True

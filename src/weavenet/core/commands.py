@@ -91,8 +91,28 @@ class Forget(msgspec.Struct, frozen=True):
 
 
 class Consense(msgspec.Struct, frozen=True):
-    """Force the initial division of addresses; answered when genesis and ring are durable here. Result: ``Done`` whose
-    text is ``elector`` or ``member, not elector``."""
+    """Force the initial division of addresses; answered when genesis and ring are durable here. A peer that may vote
+    and is no elector yet becomes one by decree first. Result: ``Done`` whose text is ``elector`` or ``member, not
+    elector``."""
+
+
+class RemovePeers(msgspec.Struct, frozen=True):
+    """Assert that peers are dead, so that their addresses go to an heir (``rmpeer``).
+
+    ``names``: label, nickname or hex PeerId each. ``all_unreachable``: everybody unreachable for ``older_than_s``.
+    ``force``: skip the question whether a quorum still sees them, and end a hold; without a quorum, open a new epoch.
+    ``wait``: answered when their addresses are usable again; else as soon as the proposal is durable. While it waits,
+    ``IpamReport.removals`` says for what. A cancelled command leaves the durable proposal behind, which is validated
+    again before it is decided.
+
+    Result: ``Done`` (removed, or removed before: says in whose favour), or ``Failure`` (unknown, ambiguous, ourselves,
+    reachable, or back)."""
+
+    names: tuple[str, ...] = ()
+    force: bool = False
+    all_unreachable: bool = False
+    older_than_s: float = 0.0
+    wait: bool = True
 
 
 class GetReport(msgspec.Struct, frozen=True):
@@ -114,6 +134,7 @@ Command = (
     | Forget
     | Consense
     | GetReport
+    | RemovePeers
 )
 
 

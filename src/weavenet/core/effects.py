@@ -1,8 +1,8 @@
 """What a core wants done, in order.
 
-**The one rule**: a ``Send``, ``Reply``, ``SetPlane`` or ``SetBlocked`` leaves only when every ``Persist`` emitted
-before it, by this or any earlier event of the node, is durable. Persists may share one commit. Only a ``Send`` or
-``Probe`` marked ``stateless`` passes ahead. A persist that fails ends the node: the driver stops executing effects
+**The one rule**: a ``Send``, ``Reply``, ``SetPlane``, ``SetBlocked`` or ``Fence`` leaves only when every ``Persist``
+emitted before it, by this or any earlier event of the node, is durable. Persists may share one commit. Only a ``Send``
+or ``Probe`` marked ``stateless`` passes ahead. A persist that fails ends the node: the driver stops executing effects
 and restarts it from what is on disk.
 """
 
@@ -106,6 +106,13 @@ class Note(msgspec.Struct, frozen=True):
     text: str
 
 
+class Fence(msgspec.Struct, frozen=True):
+    """This peer was removed: end this life, give the disk to :func:`weavenet.core.removal.fence.fenced_disk`, make a
+    new key, and start again as a newcomer. Nothing comes after it. ``reason``: a sentence for people."""
+
+    reason: str
+
+
 class Unicast(msgspec.Struct, frozen=True):
     """Internal: the node lowers it to a ``Send`` of a ``Routed`` on the next hop, or drops it when there is none."""
 
@@ -113,7 +120,7 @@ class Unicast(msgspec.Struct, frozen=True):
     body: Body
 
 
-Effect = Persist | Send | Reply | Resolve | Dial | CloseLink | SetPlane | SetBlocked | Probe | Note
+Effect = Persist | Send | Reply | Resolve | Dial | CloseLink | SetPlane | SetBlocked | Probe | Note | Fence
 """What a driver executes."""
 
 Internal = Effect | Unicast

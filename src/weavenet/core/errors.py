@@ -22,6 +22,7 @@ class Code(StrEnum):
     CONFLICT = "conflict"
     HOST = "host"
     TIMEOUT = "timeout"
+    FENCED = "fenced"
     INTERNAL = "internal"
 
 

@@ -130,3 +130,17 @@ DISCOVERY_ADDRESSES_MAX = 3
 FAILURES_KEPT = 64
 """Hosts whose failed inbound connections are shown; the oldest is forgotten."""
 FAILURE_KEPT_S = 300.0
+
+# --- decrees and removals ---
+DECREE_PATIENCE_S = 3.0
+"""A ballot that a quorum did not answer in this time is given up for a higher one."""
+SEEN_VALID_S = 5.0
+"""Answers to "do you see X?" are evidence for this long; a decree that took longer asks again."""
+SEEN_RETRY_S = 0.5
+COLLECT_RETRY_S = 0.5
+"""Peers that an heir waits for are asked again this often."""
+HOLD_RETRY_S = 1.0
+CONFIRM_PATIENCE_S = 10.0
+"""A data path whose peer has not confirmed a removal for this long is closed, when a new path waits for it."""
+REMOVALS_MAX = 256
+"""Proposals of removal at one peer; a further one fails as busy."""

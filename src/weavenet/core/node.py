@@ -34,14 +34,28 @@ from weavenet.core.commands import (
     PutAttachment,
     Release,
     RemoveAttachment,
+    RemovePeers,
     Revived,
 )
 from weavenet.core.config import GenesisMode, NodeConfig
-from weavenet.core.effects import Change, Effect, Endpoint, Outbox, Reply, Send, SetBlocked, SetPlane, Unicast
+from weavenet.core.effects import (
+    Change,
+    Effect,
+    Endpoint,
+    Fence,
+    Outbox,
+    Persist,
+    Reply,
+    Send,
+    SetBlocked,
+    SetPlane,
+    Unicast,
+)
 from weavenet.core.election import Acceptor, Electorate, GenesisElection
-from weavenet.core.errors import Code, Failure, InvariantBroken
+from weavenet.core.errors import InvariantBroken
 from weavenet.core.events import Cancelled, Event, PlaneTraffic, ProbeReceived, Requested, Tick
-from weavenet.core.limits import PENDING_REQUESTS_MAX, ROUTE_HOPS_MAX
+from weavenet.core.limits import ROUTE_HOPS_MAX
+from weavenet.core.membership import Membership
 from weavenet.core.mesh.mesh import Mesh
 from weavenet.core.messages import Body, encode
 from weavenet.core.messages.gossip import KIND_ENDPOINT, KIND_PEER, EndpointRecord, PeerRecord
@@ -61,6 +75,7 @@ from weavenet.core.messages.unicast import (
     SpaceRequest,
 )
 from weavenet.core.overlay import Endpoints, Handover, OpenPlanes, Paths
+from weavenet.core.removal import rejoin_of
 from weavenet.core.report import NodeReport
 from weavenet.core.ring import Ipam, Log, Ring, seed_genesis
 from weavenet.core.types import GENESIS_POSITION, ZERO16, Genesis, LogEntry, PeerId
@@ -84,6 +99,9 @@ class Node:
     """``disk`` is what earlier starts persisted; ``rng`` must be seeded differently at each start."""
 
     def __init__(self, config: NodeConfig, disk: Disk, rng: random.Random) -> None:
+        rejoin = rejoin_of(disk)
+        if rejoin is not None and config.ranges:  # its containers' addresses are of the cluster's range
+            config = msgspec.structs.replace(config, ranges=rejoin.ranges, first_start=False)
         self.config = config
         self._rng = rng
         self._outbox = Outbox()
@@ -118,13 +136,28 @@ class Node:
             settled_n=lambda: self._electorate.announced,
             on_genesis=self._on_genesis,
             on_yield=self._on_yield,
+            rejoin=rejoin,
         )
-        self.mesh = Mesh(config, disk, self._outbox, rng, self.cluster, self.incarnation, self._is_obligated)
+        self.mesh = Mesh(
+            config, disk, self._outbox, rng, self.cluster, self.incarnation, self._is_obligated, self._is_removed
+        )
         self.endpoints = Endpoints(_rows(disk, "attachments"), self._outbox, self.mesh)
         self.handover = Handover(state=self.cluster, outbox=self._outbox, rng=rng)
         self.planes = OpenPlanes(_rows(disk, "planes"), self._outbox)
         self.paths = Paths(outbox=self._outbox, rng=rng)
-        self._consensing: list[int] = []
+        self.membership = Membership(
+            config=config,
+            disk=disk,
+            rows=lambda table: _rows(disk, table),
+            log=self.log,
+            ipam=self.ipam,
+            cluster=self.cluster,
+            mesh=self.mesh,
+            planes=self.planes,
+            handover=self.handover,
+            outbox=self._outbox,
+            rng=rng,
+        )
         self._published: PeerRecord | None = None
         self._blocked: tuple[tuple[str, str], ...] = ()
         self._topology_changed = True
@@ -135,12 +168,15 @@ class Node:
     def start(self, now: float) -> list[Effect]:
         """First effects: the new incarnation, and the data paths and filters of the previous start, unchanged."""
         self._outbox.persist(Change(_META, _INCARNATION, msgspec.msgpack.encode(self._counter)))
+        self.membership.start(now)
+        if self.membership.fenced:
+            return self._lower()
         self._blocked = self.ipam.blocked()
         if self._blocked:
             self._outbox.append(SetBlocked(self._blocked))
         self._outbox.append(SetPlane(self.planes.desired()))
         self.planes.changed = False
-        if self.config.mode is GenesisMode.SEED and self.log.genesis is None:
+        if self.config.mode is GenesisMode.SEED and self.log.genesis is None and self.cluster.may_found:
             genesis = seed_genesis(self.config.seeds, self.config.ranges, self.config.seed_salt)
             self.cluster.merge_log(now, 0, (LogEntry(GENESIS_POSITION, ZERO16, genesis),))
         if self.config.first_start:
@@ -153,12 +189,14 @@ class Node:
 
     def handle(self, now: float, event: Event) -> list[Effect]:
         """One event at ``now`` (seconds, never less than before) to its effects, in order."""
+        if self.membership.fenced:
+            return []
         match event:
             case Requested():
                 self._command(now, event.request, event.command)
             case Cancelled():
                 self.ipam.cancel(event.request)
-                self._consensing = [request for request in self._consensing if request != event.request]
+                self.membership.cancel(event.request)
             case ProbeReceived():
                 self.paths.received(now, event.mac, event.nonce, event.is_answer)
             case PlaneTraffic():
@@ -170,7 +208,10 @@ class Node:
 
     def deadline(self) -> float | None:
         """When ``handle(now, Tick())`` is wanted at the latest; None: only events matter."""
-        times = [part.deadline() for part in (self.mesh, self.ipam, self.handover, self.paths, self.endpoints)]
+        if self.membership.fenced:
+            return None
+        parts = (self.mesh, self.ipam, self.handover, self.paths, self.endpoints, self.membership)
+        times = [part.deadline() for part in parts]
         if self.log.genesis is None:
             times.append(self._election.deadline())
         return min((time for time in times if time is not None), default=None)
@@ -199,10 +240,6 @@ class Node:
     @property
     def election(self) -> GenesisElection:
         return self._election
-
-    @property
-    def consensing(self) -> bool:
-        return bool(self._consensing)
 
     # --- commands ---
 
@@ -234,36 +271,13 @@ class Node:
             case Forget():
                 self._outbox.append(Reply(request, self.mesh.forget(now, command.targets)))
             case Consense():
-                self._consense(request)
+                self.membership.consense(request)
+            case RemovePeers():
+                self.membership.command(now, request, command)
             case GetReport():
                 self._outbox.append(Reply(request, self.report(now)))
             case _:
                 assert_never(command)
-
-    def _consense(self, request: int) -> None:
-        if not self.config.ranges:
-            failure = Failure(
-                Code.IPAM_OFF,
-                "an address range to divide",
-                'IPAM is off (--ipalloc-range "")',
-                "launch with --ipalloc-range",
-            )
-            self._outbox.append(Reply(request, failure))
-        elif len(self._consensing) >= PENDING_REQUESTS_MAX:
-            text = f"at most {PENDING_REQUESTS_MAX} waiting requests"
-            failure = Failure(Code.BUSY, text, "", "wait for those to finish")
-            self._outbox.append(Reply(request, failure))
-        else:
-            self._consensing.append(request)
-
-    def _answer_consense(self) -> None:
-        genesis = self.log.genesis
-        if not self._consensing or genesis is None or not self.ipam.has_ring:
-            return
-        text = "elector" if self.config.peer in self.log.electors else "member, not elector"
-        for request in self._consensing:
-            self._outbox.append(Reply(request, Done(text)))
-        self._consensing.clear()
 
     def report(self, now: float) -> NodeReport:
         return reporting.node_report(self, now)
@@ -277,7 +291,7 @@ class Node:
                 break
         else:
             raise InvariantBroken("the parts of a node never came to rest within one event")
-        self._answer_consense()
+        self.membership.answer_consense()
         self._publish_peer_record(now)
         self._watch_paths(now)
         blocked = self.ipam.blocked()
@@ -297,8 +311,12 @@ class Node:
         if mesh_due is not None and now >= mesh_due:
             self.mesh.handle(now, Tick())
         self._advance_election(now)
+        self.membership.advance(now)
 
     def _exchange_news(self, now: float) -> bool:
+        self.membership.follow_log(now)
+        if self.mesh.removed_us:
+            self.membership.fence(self.mesh.removed_us)
         changes = self.mesh.take_changes()
         for peer in changes.links_up:
             self.paths.kick(now, peer)
@@ -310,6 +328,7 @@ class Node:
             self.ipam.set_reachable(now, self.mesh.reachable())
         if changes.topology or changes.records:
             self._meet_electors(changes.records)
+            self.membership.met(changes.records)
         for source, body in changes.bodies:
             self._on_body(now, source, body)
         if changes.topology or changes.records:
@@ -317,6 +336,7 @@ class Node:
         if self._topology_changed or changes.records or self.handover.completed:
             self._follow_peers(now, changes.records)
         self._refuse_foreign(now)
+        self.membership.follow_log(now)
         delta = self.ipam.take_delta()
         while delta is not None:
             self.mesh.push_ring(now, delta)
@@ -324,17 +344,20 @@ class Node:
         return bool(changes)
 
     def _on_body(self, now: float, source: PeerId, body: Body) -> None:
+        if source in self.log.removed:
+            return  # a removed peer's words count nowhere, whichever way they came
         match body:
             case Prepare() | Promise() | Accept() | Accepted() | Nack():
-                if self.log.genesis is None and self.cluster.is_elector_mode:
+                if self.log.genesis is None and self.cluster.is_elector_mode and self.cluster.may_found:
                     self._election.handle(now, source, body)
                     self._conclude_election(now)
             case SpaceRequest() | SpaceGrant() | SpaceDenied():
                 self.ipam.body(now, source, body)
             case HandoverOffer() | HandoverPull() | HandoverPage() | HandoverDone():
                 self.handover.handle(now, source, body)
+                self.membership.follow_log(now)
             case _:
-                assert_never(body)
+                self.membership.handle(now, source, body)
 
     # --- genesis ---
 
@@ -343,7 +366,11 @@ class Node:
 
     @property
     def wants_genesis(self) -> bool:
-        return self.log.genesis is None and (bool(self._consensing) or self.ipam.needs_genesis)
+        return (
+            self.log.genesis is None
+            and self.cluster.may_found
+            and (self.membership.consensing or self.ipam.needs_genesis)
+        )
 
     def mesh_wants_genesis(self) -> bool:
         """Some reachable peer waits for the ring; an observer can start the election that way."""
@@ -374,7 +401,7 @@ class Node:
                 self._electorate.heard(record.settled_n)
 
     def _advance_election(self, now: float) -> None:
-        if self.log.genesis is not None or not self.cluster.is_elector_mode:
+        if self.log.genesis is not None or not (self.cluster.is_elector_mode and self.cluster.may_found):
             return
         wanted = self.wants_genesis or self.mesh_wants_genesis()
         if wanted or self._election.deadline() is not None:
@@ -399,6 +426,7 @@ class Node:
     def _on_yield(self, now: float) -> None:
         self._election.forget()
         self._electorate.forget()
+        self.membership.yielded()
         self.handover.restart()
         for peer in sorted(self.planes.peers):
             self.planes.close(peer)
@@ -459,6 +487,9 @@ class Node:
     def _is_forgotten(self, peer: PeerId) -> bool:
         return self.mesh.expired(peer) and not self._is_obligated(peer)
 
+    def _is_removed(self, peer: PeerId) -> bool:
+        return peer in self.log.removed
+
     def _is_obligated(self, peer: PeerId) -> bool:
         """Peers that own addresses are remembered however long they are gone."""
         return self.ipam.owns_space(peer)
@@ -476,12 +507,13 @@ class Node:
             name=self.config.name,
             nickname=self.config.nickname,
             software=self.config.software,
-            elector=self.cluster.is_elector_mode,
+            elector=self.cluster.is_elector_mode and self.cluster.may_found,
             settled_n=self._electorate.announced if self.log.genesis is None else 0,
             wants_genesis=self.wants_genesis,
             port=self.config.port,
             mtu=self.config.mtu,
             planes=self.config.planes,
+            votes_as=self.ipam.bound_as or b"",
         )
         if record != self._published:
             self._published = record
@@ -490,13 +522,23 @@ class Node:
     # --- lowering ---
 
     def _lower(self) -> list[Effect]:
+        """One event's effects as drivers get them: what goes to disk, then filters and data paths, then what others
+        see. So a confirmation never overtakes the filter or the closed path that it stands for."""
         effects: list[Effect] = []
+        shown: list[Effect] = []
         for effect in self._outbox.drain():
-            if not isinstance(effect, Unicast):
-                effects.append(effect)
-                continue
-            link = self.mesh.next_hop(effect.destination)
-            if link is not None:
-                body = encode(effect.body)
-                effects.append(Send(link, Routed(self.config.peer, effect.destination, ROUTE_HOPS_MAX, body)))
-        return effects
+            match effect:
+                case Persist() | Fence():
+                    effects.append(effect)
+                case Unicast():
+                    link = self.mesh.next_hop(effect.destination)
+                    if link is not None:
+                        body = encode(effect.body)
+                        shown.append(Send(link, Routed(self.config.peer, effect.destination, ROUTE_HOPS_MAX, body)))
+                case _:
+                    shown.append(effect)
+        if self.membership.fenced:
+            return effects
+        effects += [effect for effect in shown if isinstance(effect, SetBlocked)]
+        effects += [effect for effect in shown if isinstance(effect, SetPlane)]
+        return effects + [effect for effect in shown if not isinstance(effect, SetBlocked | SetPlane)]

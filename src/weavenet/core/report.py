@@ -80,6 +80,14 @@ class IpamReport(msgspec.Struct, frozen=True):
     pending: tuple[str, ...]
     blocked: tuple[str, ...]
     segments: int
+    voters: tuple[str, ...] = ()
+    """Those of the electors that vote on decrees now."""
+    removals: tuple[str, ...] = ()
+    """Each a removal asked for here and not finished, with what it waits for."""
+    held: tuple[str, ...] = ()
+    """Inherited ranges that are not usable yet."""
+    waiting_for: tuple[str, ...] = ()
+    """Peers whose confirmation a removal waits for."""
 
 
 class NodeReport(msgspec.Struct, frozen=True):

@@ -211,9 +211,12 @@ class Daemon:
             lasted_s = time.monotonic() - self._began_at
             pause_s = RESTART_FIRST_S if lasted_s > STABLE_S else _longer(pause_s)
             await self._finish(failure)
+            revive = self._foundation.reopen
+            if failure.code is Code.FENCED:
+                revive, pause_s = self._foundation.fence, 0.0
             while not await self._stops_within(pause_s):
                 try:
-                    await self._begin(await asyncio.to_thread(self._foundation.reopen))
+                    await self._begin(await asyncio.to_thread(revive))
                 except WeaveError as error:
                     _log.error("cannot serve yet: %s", error)
                     await self._finish(error.failure)

@@ -35,6 +35,7 @@ from weavenet.core.effects import (
     CloseLink,
     Dial,
     Effect,
+    Fence,
     Note,
     Persist,
     PlanePeer,
@@ -267,6 +268,15 @@ class Executor:
             case SetBlocked():
                 self._held = True
                 self._driver.set_blocked(effect.blocked, self._unhold)
+            case Fence():
+                self.end(
+                    Failure(
+                        Code.FENCED,
+                        "expected to be a member of the cluster",
+                        effect.reason,
+                        "nothing: this host comes back under a new identity and claims its addresses one by one",
+                    )
+                )
             case Probe() | Note() | Persist():
                 raise TypeError(f"{type(effect).__name__} never waits")
             case _:

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from weavenet.core.errors import WeaveError
+from weavenet.core.removal.fence import fenced_disk
 from weavenet.runtime import identity
 from weavenet.runtime.certificates import Issued, Issuing
 from weavenet.runtime.identity import Me
@@ -76,6 +77,15 @@ class Foundation:
             store.close()
             raise
         self.store = store
+        return self.settle()
+
+    def fence(self) -> Me:
+        """After a life ended because this peer was removed: its part in the cluster and its key go in one commit, a
+        new key is made (spec "Fenced"). Blocks; raises WeaveError; may be called again then."""
+        self.reopen()
+        self.store.write_now((*fenced_disk(self.rows), *identity.forgotten(self.rows)))
+        self.rows = self.store.load()
+        self._issuing = Issuing(identity.order(self.settings, self.rows, self._name))
         return self.settle()
 
     def close(self) -> None:

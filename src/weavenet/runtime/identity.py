@@ -83,6 +83,11 @@ def remember(store: Store, rows: Rows, issued: Issued, name: str) -> None:
         store.write_now(changes)
 
 
+def forgotten(rows: Rows) -> tuple[Change, ...]:
+    """The row changes that end this identity; the name stays."""
+    return (Change(TABLE, _SEED, None),) if (TABLE, _SEED) in rows else ()
+
+
 def node_rows(rows: Rows) -> Rows:
     """What belongs to the node: everything but the secrets kept here."""
     return {place: value for place, value in rows.items() if place[0] != TABLE}

@@ -50,6 +50,11 @@ class Disk:
         self.acknowledged = self.appended
         return dict(self.durable)
 
+    def write_now(self, changes: tuple[Change, ...]) -> None:
+        """One commit of a program that does nothing else meanwhile."""
+        self.crash()
+        self._apply(changes)
+
     def wipe(self) -> None:
         """The disk is gone; an empty one takes its place."""
         self.crash()

@@ -16,6 +16,7 @@ from weavenet.core.effects import (
     CloseLink,
     Dial,
     Effect,
+    Fence,
     Note,
     Persist,
     PlanePeer,
@@ -41,6 +42,10 @@ TICKS_PER_S_MAX = 2000
 
 class ProcessDied(Exception):
     """Raised inside effect execution where a planned crash falls."""
+
+
+class Fenced(Exception):
+    """Raised when the node says that it was removed: its host fences the disk and starts it anew."""
 
 
 class Outside(Protocol):
@@ -146,6 +151,8 @@ class Driver:
                 outside.dial(effect.dial, effect.host, effect.port)
             case CloseLink():
                 outside.close_link(effect.link, effect.sentence)
+            case Fence():
+                raise Fenced
             case Note() | Persist():
                 pass
 

@@ -17,15 +17,20 @@ from weavenet.core.effects import PlanePeer
 from weavenet.core.events import Event, Tick
 from weavenet.core.messages import Message
 from weavenet.core.node import Node
+from weavenet.core.removal.fence import fenced_disk
 from weavenet.core.types import PeerId
 from weavenet.sim.disk import Disk
-from weavenet.sim.driver import Driver, ProcessDied, node_seed
+from weavenet.sim.driver import Driver, Fenced, ProcessDied, node_seed
 from weavenet.sim.network import Network
 from weavenet.sim.scheduler import Scheduler
 from weavenet.sim.trace import Trace
 
 WAKE_LATENCY_S = 0.0002
 """A timer that is due comes this much later at the earliest, as in any event loop."""
+
+
+FENCE_PAUSE_S = 0.3
+"""Making a new key and certificates takes this long."""
 
 
 def sim_peer_id(index: int, generation: int) -> PeerId:
@@ -77,6 +82,8 @@ class Host:
         self.clock_offset_s = 0.0
         self.plane: tuple[PlanePeer, ...] = ()
         self.open_peers: frozenset[PeerId] = frozenset()
+        self.kernel_peer = self.peer
+        """As whom the data path was last set."""
         self.blocked: frozenset[tuple[str, str]] = frozenset()
         self.disk = disk
         disk.on_durable = self._on_durable
@@ -140,6 +147,19 @@ class Host:
         self.peer = sim_peer_id(self.index, self.generation)
         self._say("disk lost")
 
+    def fence(self) -> None:
+        """The node met its own removal: a new key, its part in the cluster dropped, its containers blocked."""
+        self.kill()
+        self.disk.write_now(fenced_disk(self.disk.durable))
+        self.generation += 1
+        self.peer = sim_peer_id(self.index, self.generation)
+        self._say("fenced")
+        self._scheduler.after(FENCE_PAUSE_S, self._restart, self.life)
+
+    def _restart(self, life: int) -> None:
+        if self.life == life:
+            self.start()
+
     def pause(self) -> None:
         self.is_paused = True
         self._say("paused")
@@ -179,6 +199,9 @@ class Host:
         except ProcessDied:
             self.kill()
             return
+        except Fenced:
+            self.fence()
+            return
         if self.is_running:
             self._watcher.stepped(self)
             self._arm()
@@ -191,6 +214,8 @@ class Host:
                 self.driver.release()
             except ProcessDied:
                 self.kill()
+            except Fenced:
+                self.fence()
 
     def _arm(self) -> None:
         if self.driver is None:
@@ -232,6 +257,7 @@ class Host:
 
     def set_plane(self, peers: tuple[PlanePeer, ...]) -> None:
         self.plane = peers
+        self.kernel_peer = self.peer
         self.open_peers = frozenset(peer.peer for peer in peers)
         self._watcher.kernel_changed(self)
 

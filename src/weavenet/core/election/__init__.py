@@ -1,7 +1,17 @@
-"""Deciding the cluster record: single-decree Paxos among electors that find each other."""
+"""Deciding: the cluster record by single-decree Paxos among electors that find each other, then one decree after the
+other among the voters that the log names."""
 
 from weavenet.core.election.acceptor import Acceptor
-from weavenet.core.election.electorate import Electorate
+from weavenet.core.election.decrees import DecreeAcceptor, DecreeElection, DecreeMessage
+from weavenet.core.election.electorate import Electorate, quorum
 from weavenet.core.election.proposer import GenesisElection
 
-__all__ = ["Acceptor", "Electorate", "GenesisElection"]
+__all__ = [
+    "Acceptor",
+    "DecreeAcceptor",
+    "DecreeElection",
+    "DecreeMessage",
+    "Electorate",
+    "GenesisElection",
+    "quorum",
+]

@@ -43,6 +43,8 @@ def own_hello(config: NodeConfig, shared: Shared, incarnation: int, link: Link, 
         planes=tuple(PlaneOffer(kind, _PLANE_PORTS.get(kind, 0), mac) for kind in config.planes),
         known=(known.incarnation, known.top),
         observed_host=link.host,
+        epoch=fields.epoch[0],
+        epoch_id=fields.epoch[1],
     )
 
 

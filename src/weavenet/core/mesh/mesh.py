@@ -59,7 +59,8 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class Mesh:
-    """``obligated(peer)``: its records are kept however long it is gone."""
+    """``obligated(peer)``: its records are kept however long it is gone. ``removed(peer)``: they are refused for
+    ever."""
 
     def __init__(  # noqa: PLR0917
         self,
@@ -70,6 +71,7 @@ class Mesh:
         shared: Shared,
         incarnation: int,
         obligated: Callable[[PeerId], bool] = lambda peer: False,
+        removed: Callable[[PeerId], bool] = lambda peer: False,
     ) -> None:
         self.config = config
         self._outbox = outbox
@@ -79,7 +81,7 @@ class Mesh:
         self._links = Links()
         self._targets = TargetSet(disk, outbox)
         self._dialer = Dialer(config, outbox, rng, self._links, self._is_suppressed)
-        self._records = Records(config.peer, incarnation, obligated)
+        self._records = Records(config.peer, incarnation, obligated, removed)
         self._around = Surroundings(config, self._records, self._links, self._dialer)
         self._routes = self._around.routes
         self._replication = Replication(
@@ -375,6 +377,19 @@ class Mesh:
             "a peer of the other side",
             {link.id for link in self._links.established() if cluster == link.cluster},
         )
+
+    @property
+    def removed_us(self) -> str:
+        """What a peer said that refused us because we were removed; empty when none did."""
+        return self._sessions.removed_us
+
+    def banish(self, now: float, peers: Iterable[PeerId]) -> None:
+        """These were removed: refuse their links and drop their records."""
+        gone = frozenset(peers)
+        self._sessions.banish(now, gone)
+        for peer in sorted(gone):
+            self._around.banish(peer)
+        self._around.follow_reachability(now)
 
     def _up(self, now: float, link: Link, replaced: Link | None) -> None:
         """``link`` stands for its peer now, in place of ``replaced``."""

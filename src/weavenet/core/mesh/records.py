@@ -122,8 +122,16 @@ class Records:
     """The replicated store of one peer. ``own`` writes through :meth:`put` and :meth:`drop`; all others' through
     :meth:`apply`."""
 
-    def __init__(self, own: PeerId, incarnation: int, obligated: Callable[[PeerId], bool]) -> None:
+    def __init__(
+        self,
+        own: PeerId,
+        incarnation: int,
+        obligated: Callable[[PeerId], bool],
+        removed: Callable[[PeerId], bool] = lambda peer: False,
+    ) -> None:
+        """``removed(peer)``: its records are refused for ever. ``obligated(peer)``: they are kept while it is gone."""
         self.own = own
+        self._removed = removed
         self.origins: dict[PeerId, Origin] = {own: Origin(own, incarnation)}
         self._obligated = obligated
         self._keys: dict[tuple[int, bytes], int] = {}
@@ -198,6 +206,8 @@ class Records:
         """Take in what ``delta`` says of an origin that is not us. Raises MalformedDelta or RecordRefused; nothing
         is changed then."""
         living = self._validate(delta)
+        if self._removed(delta.origin):
+            raise RecordRefused("")  # whoever sends it has not heard of the removal yet
         held = self.origins.get(delta.origin)
         if held is not None and delta.incarnation < held.incarnation:
             return Applied(behind=True)
@@ -372,6 +382,13 @@ class Records:
             self._set_mark(held, held.incarnation, 0)
             del self.origins[held.peer]
         return gone
+
+    def discard(self, peer: PeerId) -> Origin | None:
+        """Drop everything of a removed peer; returns what was held."""
+        held = self.origins.pop(peer, None)
+        if held is not None:
+            self._set_mark(held, held.incarnation, 0)
+        return held
 
     def check(self) -> None:
         """Raises InvariantBroken."""

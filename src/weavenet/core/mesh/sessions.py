@@ -31,7 +31,7 @@ from weavenet.core.mesh.links import Gossip, Link, Links, LinkState, LinkStep
 from weavenet.core.mesh.records import Records
 from weavenet.core.mesh.shared import Shared
 from weavenet.core.messages.link import Heartbeat, Hello, Refusal
-from weavenet.core.types import peer_text
+from weavenet.core.types import PeerId, peer_text
 
 _PAUSE_NOTICED_S = 2 * HEARTBEAT_BUSY_S
 """Time between two events beyond which we were stopped, not idle: with links up there is a beat every second."""
@@ -74,6 +74,8 @@ class Sessions:
         self.failures = InboundFailures()
         self._beat_at = 0.0
         self._seen_at: float | None = None
+        self.removed_us = ""
+        """The words of a peer that says we were removed, and whose log's epoch is not below ours."""
         self.terminations = 0
         """Established links that ended, apart from duplicates."""
 
@@ -181,6 +183,10 @@ class Sessions:
                 self._establish(now, other)
                 if not link.is_established:
                     return
+        elif refusal.code is RefusalCode.REMOVED:
+            hello = link.hello
+            if hello is not None and (hello.epoch, hello.epoch_id) >= self._shared.hello().epoch:
+                self.removed_us = refusal.sentence
         elif refusal.code not in _HARMLESS:
             self._note(f"{link.host}:{link.port} refused us: {refusal.sentence}")
         self._record_refusal(now, link, refusal.code, refusal.sentence)
@@ -284,6 +290,13 @@ class Sessions:
         rtt_s = now - heartbeat.echo_us / 1e6
         if heartbeat.echo_us and 0 <= rtt_s < _RTT_MAX_S:
             link.rtt_s = rtt_s if link.rtt_s is None else link.rtt_s + _RTT_WEIGHT * (rtt_s - link.rtt_s)
+
+    def banish(self, now: float, peers: frozenset[PeerId]) -> None:
+        """Refuse every link of ``peers``, greeting ones too."""
+        sentence = "this peer was removed from the cluster; next: nothing, it comes back under a new identity by itself"
+        for link in list(self._links.by_id.values()):
+            if link.peer in peers and link.state is not LinkState.CLOSING:
+                self.refuse(now, link, RefusalCode.REMOVED, sentence)
 
     def refuse_links(self, now: float, code: RefusalCode, sentence: str, ids: set[int]) -> None:
         """Refuse those of the links ``ids`` that are established."""

@@ -13,7 +13,7 @@ import msgspec
 
 from weavenet.core.messages.gossip import RingDelta
 from weavenet.core.messages.link import Hello, Refusal
-from weavenet.core.types import LogEntry, PeerId
+from weavenet.core.types import ZERO8, LogEntry, PeerId
 
 
 class HelloFields(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +26,7 @@ class HelloFields(msgspec.Struct, frozen=True, kw_only=True):
     seeds: bytes = b""
     elector: bool = True
     settled_n: int = 0
+    epoch: tuple[int, bytes] = (0, ZERO8)
 
 
 class Shared(Protocol):

@@ -91,6 +91,12 @@ class Surroundings:
             if neighbour is not None:
                 self.routes.withdraw(origin, record.sequence, neighbour.peer)
 
+    def banish(self, peer: PeerId) -> None:
+        """Drop the records of a removed peer, for ever."""
+        origin = self._records.discard(peer)
+        if origin is not None:
+            self._forget(origin)
+
     def _forget(self, origin: Origin) -> None:
         self._withdraw(origin.peer, origin.live.values())
         self.changed.add(origin.peer)

@@ -26,7 +26,8 @@ KIND_ENDPOINT = 3
 
 class PeerRecord(msgspec.Struct, frozen=True, array_like=True):
     """One per origin. ``settled_n``: count of electors it would demand for genesis (0: not settled yet).
-    ``wants_genesis``: somebody there waits for the ring."""
+    ``wants_genesis``: somebody there waits for the ring. ``votes_as``: the id of the seed whose share it took and as
+    which it votes, or empty."""
 
     name: Label
     nickname: Label
@@ -37,6 +38,7 @@ class PeerRecord(msgspec.Struct, frozen=True, array_like=True):
     port: Uint
     mtu: Uint
     planes: tuple[Label, ...]
+    votes_as: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
 
 
 class NeighbourRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 
 from weavenet.core.errors import RefusalCode
-from weavenet.core.types import Bytes6, Bytes8, Bytes16, Label, Sentence, Uint, WirePeerId
+from weavenet.core.types import ZERO8, Bytes6, Bytes8, Bytes16, Label, Sentence, Uint, WirePeerId
 
 
 class PlaneOffer(msgspec.Struct, frozen=True, array_like=True):
@@ -26,7 +26,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """First message in each direction. ``cluster`` is empty before genesis. ``range_explicit``: an operator chose
     ``ranges``. ``settled_n`` is the sender's count of electors for genesis, 0 while unsettled. ``known`` is the highest
     (incarnation, sequence) the sender holds of the receiver. ``singleton``: this cluster is one unused peer, which
-    yields. ``seeds``: digest of the seed set, or empty. The connection whose ``link_nonce`` XOR is lowest survives."""
+    yields. ``seeds``: digest of the seed set, or empty. The connection whose ``link_nonce`` XOR is lowest survives.
+    ``epoch``, ``epoch_id``: of the sender's log; of two peers that removed each other the greater epoch's stays."""
 
     protocol_min: Uint
     protocol_max: Uint
@@ -48,6 +49,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
     planes: Annotated[tuple[PlaneOffer, ...], msgspec.Meta(max_length=8)]
     known: tuple[Uint, Uint]
     observed_host: Label
+    epoch: Uint = 0
+    epoch_id: Bytes8 = ZERO8
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=2):

@@ -10,7 +10,19 @@ from typing import Annotated
 
 import msgspec
 
-from weavenet.core.types import Ballot, Bytes16, Genesis, Segment, Sentence, Uint, WirePeerId
+from weavenet.core.messages.gossip import RingDelta
+from weavenet.core.types import (
+    Ballot,
+    Bytes16,
+    Electors,
+    Genesis,
+    Position,
+    Remove,
+    Segment,
+    Sentence,
+    Uint,
+    WirePeerId,
+)
 
 
 class Routed(msgspec.Struct, frozen=True, array_like=True, tag=32):
@@ -54,6 +66,53 @@ class Nack(msgspec.Struct, frozen=True, array_like=True, tag=5):
     ballot: Ballot
     promised: Ballot
     n: Uint
+
+
+# --- decrees after genesis: one Paxos instance per position, among exactly the voters before it ---
+
+Proposal = Electors | Remove
+"""What may be decreed after genesis."""
+
+
+class DecreePrepare(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """``predecessor``: hash of the log before ``position``; a voter with another log says so instead of voting."""
+
+    position: Position
+    predecessor: Bytes16
+    ballot: Ballot
+
+
+class DecreePromise(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """``voter``: as whom the sender votes (a bound seed votes as the id that its name stands for)."""
+
+    position: Position
+    ballot: Ballot
+    voter: WirePeerId
+    accepted_ballot: Ballot | None
+    accepted: Proposal | None
+
+
+class DecreeAccept(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    position: Position
+    predecessor: Bytes16
+    ballot: Ballot
+    value: Proposal
+
+
+class DecreeAccepted(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    position: Position
+    ballot: Ballot
+    voter: WirePeerId
+
+
+class DecreeNack(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """``promised``: highest ballot promised here for ``position``. ``log_length``: how long the log is here; a proposer
+    that is behind waits for it."""
+
+    position: Position
+    ballot: Ballot
+    promised: Ballot
+    log_length: Uint
 
 
 # --- space ---
@@ -123,6 +182,86 @@ class HandoverDone(msgspec.Struct, frozen=True, array_like=True, tag=35):
     session: Uint
 
 
+# --- removal of peers (spec 04b, "on Remove"): the seen check, and the heir's two rounds ---
+
+Peers = Annotated[tuple[WirePeerId, ...], msgspec.Meta(max_length=4096)]
+
+
+class SeenQuery(msgspec.Struct, frozen=True, array_like=True, tag=48):
+    """Somebody asserts that ``peers`` are dead: do you see one of them?"""
+
+    session: Uint
+    peers: Peers
+
+
+class SeenAnswer(msgspec.Struct, frozen=True, array_like=True, tag=49):
+    """``seen``: those of the peers asked about that are reachable here. ``voter``: as whom the sender votes."""
+
+    session: Uint
+    voter: WirePeerId
+    seen: Peers
+
+
+class AppliedQuery(msgspec.Struct, frozen=True, array_like=True, tag=50):
+    """Have you applied the log up to the entry ``number`` with hash ``entry``? Nobody answers before he has."""
+
+    session: Uint
+    number: Uint
+    entry: Bytes16
+
+
+class AppliedAnswer(msgspec.Struct, frozen=True, array_like=True, tag=51):
+    """I have, durably: links and data paths to everybody removed are closed. My ring has this hash."""
+
+    session: Uint
+    ring_hash: Bytes16
+
+
+class RingPull(msgspec.Struct, frozen=True, array_like=True, tag=52):
+    """Our rings differ: send me yours."""
+
+    session: Uint
+
+
+class RingPage(msgspec.Struct, frozen=True, array_like=True, tag=53):
+    """Part ``page`` of ``pages`` of the ring with hash ``ring_hash``. ``body`` is a msgpack ``Push`` (ring only)."""
+
+    session: Uint
+    ring_hash: Bytes16
+    page: Uint
+    pages: Uint
+    body: Annotated[bytes, msgspec.Meta(max_length=100_000)]
+
+
+class StampPage(msgspec.Struct, frozen=True, array_like=True, tag=54):
+    """Part ``page`` of the ranges that the heir stamped: merge them durably, block what you lose, and say so."""
+
+    session: Uint
+    page: Uint
+    delta: RingDelta
+
+
+class StampAnswer(msgspec.Struct, frozen=True, array_like=True, tag=55):
+    session: Uint
+    page: Uint
+
+
+class HoldQuery(msgspec.Struct, frozen=True, array_like=True, tag=56):
+    """Is what you inherited by the log up to the entry ``number`` with hash ``entry`` usable? ``force``: an operator
+    takes the responsibility to end the hold now."""
+
+    session: Uint
+    number: Uint
+    entry: Bytes16
+    force: bool
+
+
+class HoldAnswer(msgspec.Struct, frozen=True, array_like=True, tag=57):
+    session: Uint
+    over: bool
+    waiting_for: Peers
+
+
 Body = (
     Prepare
     | Promise
@@ -136,4 +275,19 @@ Body = (
     | HandoverPull
     | HandoverPage
     | HandoverDone
+    | DecreePrepare
+    | DecreePromise
+    | DecreeAccept
+    | DecreeAccepted
+    | DecreeNack
+    | SeenQuery
+    | SeenAnswer
+    | AppliedQuery
+    | AppliedAnswer
+    | RingPull
+    | RingPage
+    | StampPage
+    | StampAnswer
+    | HoldQuery
+    | HoldAnswer
 )

@@ -101,6 +101,12 @@ class Handover:
             self._unfinished.discard(peer)
             del self._exchanges[peer]
 
+    def forget(self, peer: PeerId) -> None:
+        """The peer was removed, or its path closed: nothing it confirmed counts any more."""
+        self._exchanges.pop(peer, None)
+        self._unfinished.discard(peer)
+        self.completed.discard(peer)
+
     def tick(self, now: float) -> None:
         for peer in sorted(self._unfinished):
             exchange = self._exchanges[peer]

@@ -1,9 +1,9 @@
 """What this peer durably has: its view of the ring, the addresses its containers hold, and whether any was ever used.
 
 Invariants (spec: "IPAM state and merge"): the ring is full from genesis on and never ahead of the log (I3); an address
-held inside the range is ours or blocked (I2). Each change is one Persist, complete before anything that shows it.
-Everything is rebuilt from rows; what a crash between two persists can leave behind (a genesis without its ring, a ring
-of a cluster that was given up) is put right at load.
+used inside the range is ours (and not of a range on hold) or blocked (I2). Each change is one Persist, complete before
+anything that shows it. Everything is rebuilt from rows; what a crash between two persists can leave behind (a genesis
+without its ring, a ring of a cluster that was given up) is put right at load.
 
 It decides nothing: allocation, grants and binding are others' business.
 """
@@ -11,6 +11,8 @@ It decides nothing: allocation, grants and binding are others' business.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+
+import msgspec
 
 from weavenet.core.config import NodeConfig
 from weavenet.core.effects import Change, Outbox
@@ -21,10 +23,13 @@ from weavenet.core.ring.holdings import Holding, Holdings, freed_rows, held_rows
 from weavenet.core.ring.log import Log
 from weavenet.core.ring.segments import RING_TABLE, Ring, SegmentsInvalid, load_ring, ring_rows, unreadable_row
 from weavenet.core.ring.space import OwnSpace
-from weavenet.core.types import AddressRange, Segment
+from weavenet.core.types import AddressRange, PeerId, Position, Segment, Stamp, Uint
 
 META_TABLE = "meta"
 _USED = b"used"
+HELD_TABLE = "held"
+_HELD = b"held"
+_Intervals = tuple[tuple[Uint, Uint], ...]
 
 
 class Estate:
@@ -43,6 +48,7 @@ class Estate:
         self.space = OwnSpace(self.me, self.holdings)
         self.blocked = Blocked(self.holdings, disk)
         self._checked: Ring | None = None
+        self.space.hold(_load_held(disk) if self.log.genesis is not None else ())
         ring, self._repairs = self._load(disk)
         self._occupy(ring)
 
@@ -91,6 +97,8 @@ class Estate:
         if self.used:
             raise InvariantBroken("a peer whose addresses are in use cannot give up its ring")
         old = self.ring
+        self.space.held.clear()
+        self._repairs.append(self._held_row())
         self._repairs += [Change(RING_TABLE, row.key, None) for row in ring_rows(0, Ring(old.size), old, old.segments)]
         self.area = self._area()
         self._occupy(Ring(old.size))
@@ -129,13 +137,61 @@ class Estate:
         self.outbox.persist(*rows)
         return changed
 
+    # --- inheritance ---
+
+    @property
+    def inherits(self) -> bool:
+        """Some range is still stamped with a removed peer that we stand for."""
+        log = self.log
+        return any(owner in log.removed and log.heir(owner) == self.me for owner in self.ring.shares)
+
+    def inherit(self) -> tuple[Segment, ...]:
+        """Stamp what belonged to those we stand for as our own, on hold; one step to disk. The pieces that changed."""
+        pieces = [
+            Segment(piece.start, piece.end, self._inherited_stamp(piece.stamp))
+            for piece in self.ring.segments
+            if piece.stamp.owner in self.log.removed and self.log.heir(piece.stamp.owner) == self.me
+        ]
+        if not pieces:
+            return ()
+        self.space.hold((piece.start, piece.end) for piece in pieces)
+        changed, rows = self.merge(tuple(pieces))
+        self.outbox.persist(*rows, self._held_row())
+        return changed
+
+    def _inherited_stamp(self, old: Stamp) -> Stamp:
+        """Of the last removal on the chain of heirs from the owner to us, so that it beats what the removed gave away
+        without anybody known hearing of it."""
+        position: Position = old.position
+        peer: PeerId = old.owner
+        while peer in self.log.removed:
+            peer, removed_at = self.log.removed[peer]
+            position = max(position, removed_at)
+        return Stamp(position, 1 + old.version, self.me)
+
+    def release(self) -> int:
+        """What was on hold is usable, durably; the number of addresses."""
+        released = list(self.space.held)
+        total = self.space.held.total
+        self.space.release()
+        rows = [self._held_row()]
+        for low, high in released:
+            for offset in self.holdings.within(low, high):
+                rows += self.blocked.unblock(offset)
+        self.outbox.persist(*rows)
+        return total
+
+    def _held_row(self) -> Change:
+        held = tuple(self.space.held)
+        return Change(HELD_TABLE, _HELD, msgspec.msgpack.encode(held) if held else None)
+
     def merge(self, segments: tuple[Segment, ...]) -> tuple[tuple[Segment, ...], list[Change]]:
         """The pieces of ``segments`` that were new, and the rows that store them: ring, and addresses lost or regained
         by it. The caller persists the rows with this event."""
         if self._is_ahead(segments):
             self.outbox.note("warning", "ipam", "ignored ring segments that refer to decrees our log lacks")
             return (), []
-        old = self.ring
+        old, held = self.ring, self.space.held.total
         try:
             new, changed = old.merge(segments)
         except SegmentsInvalid as error:
@@ -147,7 +203,9 @@ class Estate:
         self.space.follow(new, changed)
         for piece in changed:
             for offset in self.holdings.within(piece.start, piece.end):
-                rows += self.blocked.unblock(offset) if piece.stamp.owner == self.me else self._block(offset)
+                rows += self.blocked.unblock(offset) if self.space.owns(offset) else self._block(offset)
+        if self.space.held.total != held:
+            rows.append(self._held_row())
         return changed, rows
 
     def _block(self, offset: int) -> list[Change]:
@@ -212,3 +270,14 @@ class Estate:
                 raise InvariantBroken(f"{holding.address} of {holding.ident} is not ours and not blocked, or both")
         if self.holdings.by_offset and not self.used:
             raise InvariantBroken("addresses are held here, yet nothing counts as used")
+
+
+def _load_held(disk: Mapping[tuple[str, bytes], bytes]) -> _Intervals:
+    """Raises WeaveError for a row that this program cannot have written."""
+    row = disk.get((HELD_TABLE, _HELD))
+    if row is None:
+        return ()
+    try:
+        return msgspec.msgpack.decode(row, type=_Intervals)
+    except msgspec.DecodeError as error:
+        raise unreadable_row(HELD_TABLE, _HELD, str(error)) from error

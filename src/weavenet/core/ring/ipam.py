@@ -31,7 +31,7 @@ from weavenet.core.ring.granting import Given, Grants, choose_block, next_stamp
 from weavenet.core.ring.log import Log
 from weavenet.core.ring.reporting import ipam_report
 from weavenet.core.ring.seeking import Need, Seeker
-from weavenet.core.ring.segments import Ring
+from weavenet.core.ring.segments import Ring, SegmentsInvalid
 from weavenet.core.types import GENESIS_POSITION, PeerId, Segment, Stamp
 
 COMPACT_INTERVAL_S = 60.0
@@ -39,6 +39,8 @@ COMPACT_INTERVAL_S = 60.0
 DELTA_SEGMENTS_MAX = 512
 """Segments per pushed delta: about 25 kB, well inside a page."""
 _BOUND = b"bound"
+_BINDER = b"binder"
+"""There when the share of our seed name was still to be had; an impostor with a second store gets none."""
 
 
 class Ipam:
@@ -63,6 +65,7 @@ class Ipam:
         self._grants = Grants(disk)
         self._reachable: frozenset[PeerId] = frozenset()
         self._bound = (META_TABLE, _BOUND) in disk and log.genesis is not None
+        self._is_binder = self._bound and (META_TABLE, _BINDER) in disk
         self._may_bind = False
         self._reclaiming: Need | None = None
         self._reclaim_at: float | None = None
@@ -170,8 +173,8 @@ class Ipam:
         self.estate.forget()
         rows = self._grants.forget()
         if self._bound:
-            self._bound = False
-            rows.append(Change(META_TABLE, _BOUND, None))
+            self._bound = self._is_binder = False
+            rows += [Change(META_TABLE, _BOUND, None), Change(META_TABLE, _BINDER, None)]
         self._outbox.persist(*rows)
         self.seeker.clear()
         self._news.clear()
@@ -192,6 +195,47 @@ class Ipam:
         self._after_change(now, changed)
         self._pump(now)
         return RingDelta(0, len(self._log), changed)
+
+    # --- what was a removed peer's ---
+
+    @property
+    def inherits(self) -> bool:
+        """Some range is still stamped with a removed peer that we stand for."""
+        return self.estate.inherits
+
+    @property
+    def held(self) -> tuple[tuple[int, int], ...]:
+        """Intervals of offsets that are ours and not usable yet."""
+        return tuple(self.estate.space.held)
+
+    @property
+    def may_own(self) -> bool:
+        """May space be given to us, as to an heir?"""
+        return self.estate.is_on and self.estate.has_ring and self.estate.may_use
+
+    def inherit(self) -> None:
+        """Stamp what belonged to those we stand for as ours, on hold."""
+        self._news.extend(self.estate.inherit())
+
+    def held_segments(self) -> tuple[Segment, ...]:
+        """What is on hold, with its stamps."""
+        return tuple(piece for low, high in self.held for piece in self.estate.ring.within(low, high))
+
+    def dominates(self, delta: RingDelta) -> bool:
+        """Whether our ring already says all that ``delta`` does, or something newer."""
+        if delta.range_index != 0:
+            return False
+        try:
+            return not self.estate.ring.merge(delta.segments)[1]
+        except SegmentsInvalid:
+            return False
+
+    def release_held(self, now: float) -> int:
+        """What was on hold is usable; the number of addresses."""
+        released = self.estate.release()
+        self._want_compaction(now)
+        self._pump(now)
+        return released
 
     def set_reachable(self, now: float, peers: frozenset[PeerId]) -> None:
         if peers != self._reachable:
@@ -365,7 +409,7 @@ class Ipam:
             return
         runs: list[list[Segment]] = []
         for segment in self.estate.ring.segments:
-            if segment.stamp.owner != self.estate.me:
+            if segment.stamp.owner != self.estate.me or self.estate.space.held.count(segment.start, segment.end):
                 continue
             if runs and runs[-1][-1].end == segment.start:
                 runs[-1].append(segment)
@@ -383,7 +427,12 @@ class Ipam:
         if config.mode is not GenesisMode.SEED or config.name not in config.seeds or genesis is None:
             return None
         owner = seed_owner(config.name, config.seed_salt)
-        return owner if owner in genesis.owners else None
+        return owner if owner in genesis.owners and owner not in self._log.removed else None
+
+    @property
+    def bound_as(self) -> PeerId | None:
+        """The id of a seed that this peer stands for: it took that share, and votes as it."""
+        return self._virtual_owner() if self._is_binder else None
 
     def _bind(self) -> bool:
         owner = self._virtual_owner()
@@ -395,6 +444,9 @@ class Ipam:
         ]
         changed, rows = self.estate.merge(tuple(share))
         self._bound = True
+        self._is_binder = bool(changed)
+        if changed:
+            rows.append(Change(META_TABLE, _BINDER, b"1"))
         self._outbox.persist(*rows, Change(META_TABLE, _BOUND, msgspec.msgpack.encode(owner)))
         self._news.extend(changed)
         if not changed:

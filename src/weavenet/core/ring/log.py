@@ -20,9 +20,11 @@ from dataclasses import dataclass
 import msgspec
 
 from weavenet.core.effects import Change, Outbox
+from weavenet.core.limits import VOTERS_MAX
 from weavenet.core.ring.segments import unreadable_row
 from weavenet.core.types import (
     GENESIS_POSITION,
+    ZERO8,
     ZERO16,
     Decree,
     Electors,
@@ -48,7 +50,7 @@ class LogInvalid(Exception):
 class Chain:
     """An immutable chain of decided decrees; empty before genesis."""
 
-    __slots__ = ("electors", "entries", "hashes", "removed")
+    __slots__ = ("electors", "entries", "hashes", "removed", "voters")
 
     entries: tuple[LogEntry, ...]
     hashes: tuple[bytes, ...]
@@ -56,12 +58,16 @@ class Chain:
     """Removed peer → (heir named by the decree, position of the decree)."""
     electors: tuple[PeerId, ...]
     """In force after the last entry."""
+    voters: tuple[PeerId, ...]
+    """Those of the electors that decide the next entry: the oldest, odd in number, at most VOTERS_MAX."""
 
     def __init__(self, entries: Sequence[LogEntry] = ()) -> None:
         """Raises LogInvalid unless ``entries`` are a whole chain from the genesis."""
         self.entries = tuple(entries)
         self.hashes = _chain(self.entries)
-        self.removed, self.electors = _derive(self.entries)
+        self.removed, admitted = _derive(self.entries)
+        self.electors = tuple(sorted(admitted))
+        self.voters = _voters(admitted)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -95,6 +101,20 @@ class Chain:
         while peer in self.removed:
             peer = self.removed[peer][0]
         return peer
+
+    @property
+    def next_position(self) -> Position:
+        """Of the entry that would continue this chain in its epoch. Only from genesis on."""
+        last = self.entries[-1].position
+        return Position(last.epoch, last.epoch_id, last.number + 1)
+
+    @property
+    def epoch(self) -> tuple[int, bytes]:
+        return _epoch(self) if self.entries else (0, ZERO8)
+
+    def holds(self, number: int, digest: bytes) -> bool:
+        """Whether entry ``number`` is here and has this hash, hence everything before it too."""
+        return number < len(self.hashes) and self.hashes[number] == digest
 
     def tail(self, start: int) -> tuple[LogEntry, ...]:
         return self.entries[start:]
@@ -179,6 +199,10 @@ class Log:
         return self._chain.electors
 
     @property
+    def voters(self) -> tuple[PeerId, ...]:
+        return self._chain.voters
+
+    @property
     def removed(self) -> Mapping[PeerId, tuple[PeerId, Position]]:
         return self._chain.removed
 
@@ -233,20 +257,32 @@ def _chain(entries: tuple[LogEntry, ...]) -> tuple[bytes, ...]:
 
 def _derive(
     entries: tuple[LogEntry, ...],
-) -> tuple[dict[PeerId, tuple[PeerId, Position]], tuple[PeerId, ...]]:
+) -> tuple[dict[PeerId, tuple[PeerId, Position]], dict[PeerId, Position]]:
+    """(removed, electors with the position that admitted them). A removal that leaves no elector makes its heir one:
+    without any, nothing could ever be decided again."""
     removed: dict[PeerId, tuple[PeerId, Position]] = {}
-    electors: tuple[PeerId, ...] = ()
+    admitted: dict[PeerId, Position] = {}
     for entry in entries:
         match entry.decree:
             case Genesis(electors=chosen) | Electors(electors=chosen):
-                electors = tuple(peer for peer in chosen if peer not in removed)
+                eligible = [peer for peer in chosen if peer not in removed]
+                if eligible or entry.position == GENESIS_POSITION:
+                    admitted = {peer: admitted.get(peer, entry.position) for peer in eligible}
             case Remove(removed=names, heir=heir):
                 if heir in removed or heir in names:
                     continue
                 for name in names:
                     removed.setdefault(name, (heir, entry.position))
-                electors = tuple(peer for peer in electors if peer not in removed)
-    return removed, electors
+                admitted = {peer: position for peer, position in admitted.items() if peer not in removed}
+                admitted = admitted or {heir: entry.position}
+    return removed, admitted
+
+
+def _voters(admitted: Mapping[PeerId, Position]) -> tuple[PeerId, ...]:
+    """The oldest electors, ties by PeerId: an even number more would only raise the quorum."""
+    oldest = sorted(admitted, key=lambda peer: (admitted[peer], peer))
+    count = min(VOTERS_MAX, len(oldest))
+    return tuple(oldest[: count - 1 + count % 2])
 
 
 # --- rows ---

@@ -1,7 +1,8 @@
-"""The addresses this peer may hand out: own in the ring, not held, with those just freed set apart.
+"""The addresses this peer may hand out: own in the ring, not in use, with those just freed set apart.
 
-Invariants: ``free`` and ``resting`` are disjoint subsets of what the ring gives to us, without what containers hold. A
-freed address rests FREED_QUIET_S, so that what others remember of it fades first; until then it is handed out only when
+Invariants: ``free`` and ``resting`` are disjoint subsets of what the ring gives to us, without what containers use and
+without what is ``held``: inherited from a removed peer and not usable before everybody known has confirmed it. A freed
+address rests FREED_QUIET_S, so that what others remember of it fades first; until then it is handed out only when
 nothing else is left, longest rest first.
 
 It does not persist anything and does not change the ring.
@@ -30,6 +31,7 @@ class OwnSpace:
         self._holdings = holdings
         self.ring = Ring(0)
         self.free = FreeSpace()
+        self.held = FreeSpace()
         self.resting: OrderedDict[int, float] = OrderedDict()  # a dict would walk what was deleted in front
 
     def rebuild(self, ring: Ring) -> None:
@@ -37,8 +39,33 @@ class OwnSpace:
         self.ring = ring
         self.free.clear()
         self.resting.clear()
+        self._keep_owned()
         for low, high in ring.owned(self._me):
             self._add(low, high)
+
+    def hold(self, intervals: Iterable[tuple[int, int]]) -> None:
+        """These are not usable, ours already or about to be."""
+        for low, high in intervals:
+            self.held.add(low, high)
+            self.free.remove(low, high)
+            for offset in [each for each in self.resting if low <= each < high]:
+                del self.resting[offset]
+
+    def release(self) -> None:
+        """All that was held is usable from now on."""
+        released = list(self.held)
+        self.held.clear()
+        for low, high in released:
+            self._add(low, high)
+
+    def _keep_owned(self) -> None:
+        """Nothing is held that is another's."""
+        owned = self.ring.owned(self._me) if self.held.total else ()
+        at = 0
+        for low, high in (*owned, (self.ring.size, self.ring.size)):
+            if at < low:
+                self.held.remove(at, low)
+            at = high
 
     def follow(self, ring: Ring, changed: Iterable[Segment]) -> None:
         """``ring`` differs from the present one only at ``changed`` (as merge returned it)."""
@@ -47,15 +74,22 @@ class OwnSpace:
             self.free.remove(piece.start, piece.end)
             if piece.stamp.owner == self._me:
                 self._add(piece.start, piece.end)
-            elif self.resting:
+                continue
+            if self.held.total:
+                self.held.remove(piece.start, piece.end)
+            if self.resting:
                 for offset in [each for each in self.resting if piece.start <= each < piece.end]:
                     del self.resting[offset]
 
     def owns(self, offset: int) -> bool:
+        """Ours, and not held."""
         stamp = self.ring.stamp_at(offset)
-        return stamp is not None and stamp.owner == self._me
+        return stamp is not None and stamp.owner == self._me and offset not in self.held
 
     def owns_all(self, low: int, high: int) -> bool:
+        """All ours, and nothing of it held."""
+        if self.held.total and self.held.count(low, high):
+            return False
         at = low
         for segment in self.ring.within(low, high):
             if segment.start != at or segment.stamp.owner != self._me:
@@ -113,6 +147,9 @@ class OwnSpace:
             self.free.add(at, offset)
             at = offset + 1
         self.free.add(at, high)
+        if self.held.total:
+            for start, end in list(self.held):
+                self.free.remove(max(start, low), min(end, high))
         for offset in self.resting:
             if low <= offset < high:
                 self.free.remove(offset, offset + 1)

@@ -1,0 +1,51 @@
+"""Which peer an operator means: by label, nickname or hex PeerId, never by guessing.
+
+Labels may repeat (a reinstalled host keeps its name), so a name that fits several peers is refused with their PeerIds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from weavenet.core.errors import Code, Failure
+from weavenet.core.types import PeerId, peer_text
+
+
+class Known(NamedTuple):
+    """A peer one may speak of."""
+
+    peer: PeerId
+    name: str
+    nickname: str
+
+    @property
+    def title(self) -> str:
+        text = f"{self.name}({self.nickname})" if self.nickname else self.name
+        return f"{text} {peer_text(self.peer)}".strip()
+
+
+def resolve(text: str, directory: Iterable[Known]) -> PeerId | Failure:
+    """The one peer of ``directory`` that ``text`` names."""
+    wanted = text.strip().lower()
+    fitting = {
+        known.peer: known
+        for known in directory
+        if wanted and wanted in {peer_text(known.peer), known.name.lower(), known.nickname.lower()}
+    }
+    if not fitting:
+        return Failure(
+            Code.NOT_FOUND,
+            "expected the name, nickname or PeerId of a peer of this cluster",
+            repr(text),
+            "see `weave status peers` and `weave status ipam`",
+        )
+    if len(fitting) > 1:
+        listed = ", ".join(fitting[peer].title for peer in sorted(fitting))
+        return Failure(
+            Code.INVALID,
+            f"expected a name of one peer, {text!r} fits {len(fitting)}",
+            listed,
+            "give the PeerId instead",
+        )
+    return next(iter(fitting))

@@ -231,6 +231,11 @@ class Membership:
     def is_elector(self) -> bool:
         return self._config.peer in self._log.electors or self._ipam.bound_as in self._log.electors
 
+    @property
+    def wants_decree(self) -> bool:
+        """Somebody here waits for the voters."""
+        return self._wants_to_grow() or self.removals.is_undecided
+
     def _wants_to_grow(self) -> bool:
         return (
             bool(self._consensing)

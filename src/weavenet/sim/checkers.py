@@ -5,8 +5,9 @@ filters from what drivers executed, acknowledgements from what clients were told
 
 - I1 rings are canonical, full after genesis, and stamps only grow; I3 never ahead of the log.
 - I2 what is held in the range is own or blocked.
-- I4 no address is owned by two peers in their own eyes.
-- I5 nobody's data path shows one address from two peers.
+- I4 no address is usable by two peers in their own eyes: owned, and not on hold.
+- I5 nobody's data path shows one address from two peers. A removed peer that does not know it yet sees only whoever
+  still sends to it.
 - I6 equal log positions hold equal decrees; where electors agree on N, there is one genesis.
 - ``acknowledged``: an address that a client was told stays its own through any crash until it gives it back.
 
@@ -21,7 +22,7 @@ from itertools import pairwise
 
 from weavenet.core.effects import Change
 from weavenet.core.ring.segments import Ring
-from weavenet.core.types import AddressRange, PeerId, Segment, Stamp, entry_hash
+from weavenet.core.types import AddressRange, PeerId, Position, Segment, Stamp, entry_hash
 from weavenet.sim.host import Host
 from weavenet.sim.violation import Violation
 
@@ -31,11 +32,13 @@ _ALLOC_TABLE = "alloc"
 class Ledger:
     """What the checker remembers of one host."""
 
-    __slots__ = ("alloc", "blocked", "log_hash", "own", "ring", "shown")
+    __slots__ = ("alloc", "blocked", "cluster", "held", "log_hash", "own", "ring", "shown")
 
     def __init__(self) -> None:
         self.ring: Ring | None = None
         self.log_hash: bytes | None = None
+        self.cluster = b""
+        self.held: tuple[tuple[int, int], ...] = ()
         self.own: list[tuple[int, int]] = []
         self.blocked: tuple[tuple[str, str], ...] = ()
         self.alloc: dict[str, set[str]] = {}
@@ -56,13 +59,20 @@ class Checker:
         self._offsets: dict[str, int | None] = {}
         self._is_genesis_unique = is_genesis_unique
         self._is_forced = is_forced
+        self._may_show_twice = False
+        self.removed: set[PeerId] = set()
+        """Removed by any log ever seen."""
         self._ledgers = [Ledger() for _ in hosts]
-        self._decrees: dict[tuple[bytes, int], bytes] = {}
+        self._decrees: dict[tuple[bytes, Position], bytes] = {}
         self._geneses: dict[bytes, str] = {}
         self._shown: dict[str, dict[int, None]] = {}
         self._contested: dict[str, None] = {}
         self.acknowledged: list[dict[tuple[str, str], None]] = [{} for _ in hosts]
         """Per host: (ident, address) that a client was told and has not begun to give back."""
+
+    def force(self) -> None:
+        """From here on an operator answers for addresses that are used twice: a hold may be ended by force."""
+        self._is_forced = self._may_show_twice = True
 
     # --- what happens to a host ---
 
@@ -89,6 +99,7 @@ class Checker:
         """A new life begins with what is durable."""
         ledger = self._ledgers[host.index]
         ledger.ring, ledger.log_hash, ledger.own, ledger.blocked = None, None, [], ()
+        ledger.cluster, ledger.held = b"", ()
         self._reload(host, host.disk.durable)
         for ident, address in self.acknowledged[host.index]:
             if ident not in ledger.alloc.get(address, ()):
@@ -117,16 +128,20 @@ class Checker:
         ledger = self._ledgers[host.index]
         if node.log.hash != ledger.log_hash:
             self._check_log(host)
-            if ledger.log_hash is not None:
+            if ledger.cluster != node.cluster.id:
                 ledger.ring = None  # a singleton that yielded starts another ring
-            ledger.log_hash = node.log.hash
+            ledger.log_hash, ledger.cluster = node.log.hash, node.cluster.id
+            if not self._is_forced:
+                self._check_sole_owner(host, ledger.own)
         blocked = node.ipam.blocked()
         if blocked is not ledger.blocked and blocked != ledger.blocked:
             before, ledger.blocked = ledger.blocked, blocked
             for _, address in sorted(set(before) ^ set(blocked)):
                 self._check_held(host, address)
         ring = node.ring
-        if ring is not ledger.ring:
+        held = node.ipam.held
+        if ring is not ledger.ring or held != ledger.held:
+            ledger.held = held
             self._check_ring(host, ledger, ring)
             ledger.ring = ring
         if self._contested:
@@ -141,9 +156,10 @@ class Checker:
         genesis = node.log.genesis
         if genesis is None:
             return
+        self.removed.update(node.log.removed)
         for index, entry in enumerate(node.log.entries):
             digest = entry_hash(entry)
-            known = self._decrees.setdefault((genesis.cluster, index), digest)
+            known = self._decrees.setdefault((genesis.cluster, entry.position), digest)
             if known != digest:
                 raise Violation("I6", f"{host.label} has another decree at position {index}")
             if index == 0:
@@ -159,16 +175,15 @@ class Checker:
             raise Violation("I1", f"{host.label}: ring is not full after genesis")
         limit = node.log.position
         changed = _differences(ledger.ring.segments if ledger.ring is not None else (), ring.segments)
-        gained: list[tuple[int, int]] = []
         for low, high, before, after in changed:
             if after is None or (before is not None and after < before):
                 raise Violation("I1", f"{host.label}: stamp of {low}..{high} fell from {before} to {after}")
             if limit is None or after.position > limit:
                 raise Violation("I3", f"{host.label}: {low}..{high} is stamped {after.position}, log ends at {limit}")
-            if after.owner == host.peer:
-                gained.append((low, high))
-        ledger.own = [(s.start, s.end) for s in ring.segments if s.stamp.owner == host.peer]
-        self._check_sole_owner(host, gained)
+        before_own = set(ledger.own)
+        owned = [(s.start, s.end) for s in ring.segments if s.stamp.owner == host.peer]
+        ledger.own = _without(owned, ledger.held) if host.peer not in node.log.removed else []
+        self._check_sole_owner(host, [interval for interval in ledger.own if interval not in before_own])
         for address in list(ledger.alloc):
             self._check_held(host, address, ring)
 
@@ -221,9 +236,16 @@ class Checker:
                         text = f"h{index} and h{other} both use {address} in one cluster"
                         raise Violation("unique", text)
             for viewer in self._hosts:
-                seen = [peer for peer in peers if peer in viewer.open_peers or peer == viewer.peer]
-                if len(seen) > 1:
+                seen = [peer for peer in peers if self._sees(viewer, peer)]
+                if len(seen) > 1 and not self._may_show_twice:
                     raise Violation("I5", f"{viewer.label} sees {address} at {' and '.join(map(bytes.hex, seen))}")
+
+    def _sees(self, viewer: Host, peer: PeerId) -> bool:
+        if peer == viewer.kernel_peer or peer not in viewer.open_peers:
+            return peer == viewer.kernel_peer
+        if viewer.kernel_peer not in self.removed:
+            return True
+        return any(host.kernel_peer == peer and viewer.kernel_peer in host.open_peers for host in self._hosts)
 
     # --- indexes ---
 
@@ -241,7 +263,7 @@ class Checker:
         visible = any((ident, address) not in host.blocked for ident in ledger.alloc.get(address, ()))
         holders = self._shown.setdefault(address, {})
         if visible:
-            ledger.shown[address] = host.peer
+            ledger.shown[address] = host.kernel_peer
             holders[host.index] = None
             if len(holders) > 1:
                 self._contested[address] = None
@@ -304,6 +326,21 @@ def _covers(ring: Ring) -> bool:
             return False
         at = segment.end
     return at == ring.size
+
+
+def _without(intervals: list[tuple[int, int]], holes: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
+    """What is left of ``intervals`` outside the sorted ``holes``."""
+    left: list[tuple[int, int]] = []
+    for low, high in intervals:
+        at = low
+        for start, end in holes:
+            if start < high and end > at:
+                if at < start:
+                    left.append((at, start))
+                at = max(at, end)
+        if at < high:
+            left.append((at, high))
+    return left
 
 
 def _differences(

@@ -115,6 +115,8 @@ class Host:
             return
         self.life += 1
         self.is_running = True
+        if not self.open_peers:
+            self.kernel_peer = self.peer
         config = self._configure(self)
         self.name = config.name
         node = Node(config, dict(self.disk.durable), node_seed(self._seed, self.index, self.life))

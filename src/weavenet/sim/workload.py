@@ -26,6 +26,7 @@ from weavenet.core.commands import (
     Lookup,
     PutAttachment,
     Release,
+    RemovePeers,
     Result,
     Revived,
 )
@@ -67,13 +68,17 @@ class Workload:
         checker: Checker,
         area: AddressRange,
         subnets: tuple[str, ...],
+        removals: float = 0.0,
+        forced_removals: float = 0.0,
     ) -> None:
+        """``removals``: weight of ``rmpeer`` among the actions; ``forced_removals``: share with ``--force``."""
         self._hosts = hosts
         self._scheduler = scheduler
         self._rng = rng
         self._checker = checker
         self._area = area
         self._subnets = subnets
+        self._forced_removals = forced_removals
         self._next_request = 0
         self._next_ident = 0
         self.containers: list[dict[str, Container]] = [{} for _ in hosts]
@@ -92,6 +97,7 @@ class Workload:
             (0.4, self.connect),
             (0.2, self.forget),
             (1.0, self.traffic),
+            (removals, self.remove),
         )
 
     def act(self) -> None:
@@ -194,6 +200,15 @@ class Workload:
     def forget(self, host: Host) -> None:
         self.request(host, Forget((self._rng.choice(self._hosts).host,)))
 
+    def remove(self, host: Host) -> None:
+        """Somebody asserts that another peer is dead, true or not."""
+        victim = self._rng.choice(self._hosts)
+        is_forced = self._rng.random() < self._forced_removals
+        if is_forced:
+            self._checker.force()
+        names = (victim.label,) if self._rng.random() < 0.9 else (victim.label, self._rng.choice(self._hosts).label)
+        self.request(host, RemovePeers(names, is_forced, wait=self._rng.random() < 0.7))
+
     def traffic(self, host: Host) -> None:
         host.deliver(PlaneTraffic())
 
@@ -236,7 +251,7 @@ class Workload:
             case Release() | Destroyed():
                 if container is not None and container.leaving:
                     self.containers[host.index].pop(container.ident, None)
-            case Forget():
+            case Forget() | RemovePeers():
                 pass
             case _:
                 if isinstance(result, Failure) and not isinstance(pending.command, Connect):

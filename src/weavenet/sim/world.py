@@ -15,13 +15,13 @@ from collections.abc import Callable
 
 import msgspec
 
-from weavenet.core.commands import Allocate, Claim, Connect, Consense, Result
+from weavenet.core.commands import Allocate, Claim, Connect, Consense, RemovePeers, Result
 from weavenet.core.effects import Change
 from weavenet.core.types import AddressRange
 from weavenet.sim.checkers import Checker
 from weavenet.sim.disk import Disk
 from weavenet.sim.faults import CALM, FaultKind, FaultOptions, draw_faults
-from weavenet.sim.host import Host
+from weavenet.sim.host import Host, sim_peer_id
 from weavenet.sim.network import Network
 from weavenet.sim.scheduler import Scheduler
 from weavenet.sim.setup import CLUSTER_NAME, Bootstrap, Setup, configure, draw_setup
@@ -33,6 +33,8 @@ from weavenet.sim.workload import Workload
 FULL_SCAN_STEPS = 200
 CONVERGENCE_MAX_S = 90.0
 """After the heal: longest retry of the product is 8 s, longest silence 10 s, and decisions need a few of them."""
+OPERATOR_S = 25.0
+"""When, after the heal, somebody looks after peers that do not come back."""
 QUIET_S = 3.0
 """What converged must stay so for a while."""
 STEPS_DEFAULT = 60
@@ -51,6 +53,8 @@ class HistoryOptions(msgspec.Struct, frozen=True, kw_only=True):
     codec_every: int = 0
     check_every: int = 1
     is_forced: bool = False
+    removals: float = 0.0
+    forced_removals: float = 0.0
 
 
 def draw_options(seed: int, *, peers_min: int = 5, peers_max: int = 7, steps: int = STEPS_DEFAULT) -> HistoryOptions:
@@ -65,6 +69,8 @@ def draw_options(seed: int, *, peers_min: int = 5, peers_max: int = 7, steps: in
         fault_share=rng.choice((0.1, 0.25, 0.5)),
         codec_every=rng.choice((0, 0, 0, 7)),
         check_every=rng.choice((1, 10, 10, 10)),
+        removals=rng.choice((0.0, 0.5, 2.0)),
+        forced_removals=rng.choice((0.0, 0.0, 0.0, 0.3)),
     )
 
 
@@ -95,6 +101,8 @@ class World:
             checker=self.checker,
             area=area,
             subnets=options.setup.subnets,
+            removals=options.removals,
+            forced_removals=options.forced_removals,
         )
         self.storm = Storm(self, options.faults)
         self.area = area
@@ -182,6 +190,19 @@ class World:
             self.workload.request(host, Connect(others))
         if self.options.setup.bootstrap is not Bootstrap.ALONE:
             self.workload.request(self.hosts[0], Consense())
+        if self.options.removals:
+            self.scheduler.after(OPERATOR_S, self._remove_lost)
+
+    def _remove_lost(self) -> None:
+        """The operator gives up those whose disks were lost: holds wait for everybody known."""
+        lost = {sim_peer_id(host.index, generation) for host in self.hosts for generation in range(host.generation)}
+        for host in self.hosts:
+            node = host.node
+            known = set() if node is None else {named.peer for named in node.membership.directory()}
+            gone = sorted(peer.hex() for peer in lost & known if node is not None and peer not in node.log.removed)
+            if node is not None and gone:
+                self.workload.request(host, RemovePeers(tuple(gone)))
+                return
 
     def rest(self, within_s: float = CONVERGENCE_MAX_S) -> None:
         """Wait until all is in order, and a little longer. Raises Violation ``liveness`` when it never is."""
@@ -218,7 +239,7 @@ class World:
         if b"" in clusters and (len(clusters) > 1 or self.workload.waiting()):
             return f"no cluster record at {' '.join(host.label for host in clusters[b''])}"
         for members in clusters.values():
-            text = _disagreement(members)
+            text = _disagreement(members) or _unfinished(members)
             if text:
                 return text
         return self._unserved()
@@ -262,6 +283,8 @@ class World:
             held = node.ipam.estate.holdings.by_offset
             for start, end in node.ring.owned(host.peer):
                 first, last = max(start, low), min(end, high)
+                if node.ipam.estate.space.held.count(first, max(first, last)):
+                    continue
                 if last - first > sum(1 for offset in held if first <= offset < last):
                     return True
         return False
@@ -281,6 +304,27 @@ def _disagreement(members: list[Host]) -> str:
         missing = sorted(peers - host.open_peers - {host.peer})
         if missing:
             return f"{host.label} has no data path to {' '.join(peer.hex()[:6] for peer in missing)}"
+    return ""
+
+
+def _unfinished(members: list[Host]) -> str:
+    """Decrees and inheritances that nothing stands in the way of."""
+    peers = {host.peer for host in members}
+    for host in members:
+        node = host.node
+        assert node is not None
+        collect = node.membership.collect
+        if collect.is_needed and set(collect.waiting_for) <= peers:
+            return f"{host.label} still holds what it inherited"
+        for owner in node.ring.shares:
+            if owner in node.log.removed and node.log.heir(owner) in peers and not collect.is_needed:
+                heir = next(each for each in members if each.peer == node.log.heir(owner))
+                if heir.node is not None and not heir.node.membership.collect.is_needed:
+                    return f"{host.label} shows space of a removed peer"
+        voters = node.log.voters
+        present = sum(node.membership.voter_address(voter) is not None for voter in voters)
+        if node.membership.wants_decree and 2 * present > len(voters):
+            return f"{host.label} waits for a decree"
     return ""
 
 

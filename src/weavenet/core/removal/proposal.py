@@ -127,6 +127,10 @@ class Removals:
             ids = frozenset(msgspec.msgpack.decode(key, type=list[PeerId]))
             self._proposals[ids] = Proposal(ids, msgspec.msgpack.decode(value, type=bool))
 
+    @property
+    def is_undecided(self) -> bool:
+        return bool(self._proposals)
+
     # --- the command ---
 
     def command(self, now: float, request: int, command: RemovePeers) -> None:

@@ -201,12 +201,22 @@ class Workload:
         self.request(host, Forget((self._rng.choice(self._hosts).host,)))
 
     def remove(self, host: Host) -> None:
-        """Somebody asserts that another peer is dead, true or not."""
-        victim = self._rng.choice(self._hosts)
+        """Somebody asserts that another peer is dead, true or not; mostly of one that is out of reach."""
+        node = host.node
+        if node is None:
+            return
+        reachable = node.mesh.reachable()
+        known = [named.peer for named in node.membership.directory() if named.name]
+        missing = [peer.hex() for peer in known if peer not in reachable]
+        victims = missing if missing and self._rng.random() < 0.9 else [each.label for each in self._hosts]
         is_forced = self._rng.random() < self._forced_removals
         if is_forced:
             self._checker.force()
-        names = (victim.label,) if self._rng.random() < 0.9 else (victim.label, self._rng.choice(self._hosts).label)
+        names = (self._rng.choice(victims),)
+        if self._rng.random() < 0.3:
+            names = (*names, self._rng.choice(victims))
+        elif is_forced and self._rng.random() < 0.5:
+            names = tuple(missing)
         self.request(host, RemovePeers(names, is_forced, wait=self._rng.random() < 0.7))
 
     def traffic(self, host: Host) -> None:

@@ -33,8 +33,6 @@ from weavenet.sim.workload import Workload
 FULL_SCAN_STEPS = 200
 CONVERGENCE_MAX_S = 90.0
 """After the heal: longest retry of the product is 8 s, longest silence 10 s, and decisions need a few of them."""
-OPERATOR_S = 25.0
-"""When, after the heal, somebody looks after peers that do not come back."""
 QUIET_S = 3.0
 """What converged must stay so for a while."""
 STEPS_DEFAULT = 60
@@ -61,15 +59,19 @@ def draw_options(seed: int, *, peers_min: int = 5, peers_max: int = 7, steps: in
     """The random history of this seed."""
     rng = random.Random(f"options {seed}")
     setup = draw_setup(rng, peers_min, peers_max)
+    faults = draw_faults(rng, lost_disks=setup.bootstrap is not Bootstrap.ALONE)
+    removals = rng.choice((0.0, 4.0, 10.0))
+    if removals:  # a peer is out of reach for others only after some seconds of silence
+        faults = msgspec.structs.replace(faults, outage_max_s=rng.choice((15.0, 40.0)))
     return HistoryOptions(
         setup=setup,
-        faults=draw_faults(rng, lost_disks=setup.bootstrap is not Bootstrap.ALONE),
+        faults=faults,
         steps=steps,
-        step_interval_s=rng.choice((0.1, 0.3, 0.6)),
+        step_interval_s=rng.choice((0.3, 0.6, 1.0) if removals else (0.1, 0.3, 0.6)),
         fault_share=rng.choice((0.1, 0.25, 0.5)),
         codec_every=rng.choice((0, 0, 0, 7)),
         check_every=rng.choice((1, 10, 10, 10)),
-        removals=rng.choice((0.0, 0.5, 2.0)),
+        removals=removals,
         forced_removals=rng.choice((0.0, 0.0, 0.0, 0.3)),
     )
 
@@ -190,8 +192,6 @@ class World:
             self.workload.request(host, Connect(others))
         if self.options.setup.bootstrap is not Bootstrap.ALONE:
             self.workload.request(self.hosts[0], Consense())
-        if self.options.removals:
-            self.scheduler.after(OPERATOR_S, self._remove_lost)
 
     def _remove_lost(self) -> None:
         """The operator gives up those whose disks were lost: holds wait for everybody known."""
@@ -208,6 +208,9 @@ class World:
         """Wait until all is in order, and a little longer. Raises Violation ``liveness`` when it never is."""
         self.until(lambda: not self.unrest(), within_s, "after the heal")
         self.advance(QUIET_S)
+        if self.options.removals:
+            self._remove_lost()
+            self.advance(QUIET_S)
         self.checker.full_scan()
         left = self.unrest()
         if left:

@@ -44,7 +44,7 @@ from weavenet.core.messages.unicast import (
     StampAnswer,
     StampPage,
 )
-from weavenet.core.overlay import Handover, OpenPlanes
+from weavenet.core.overlay import Gate, Handover, OpenPlanes
 from weavenet.core.removal import Collect, Known, Removals
 from weavenet.core.removal.naming import Known as Named
 from weavenet.core.ring import Ipam, Log, seed_owner
@@ -101,8 +101,11 @@ class Membership:
         self._seed_voters: dict[PeerId, PeerId] = {}
         self._names: dict[PeerId, Named] = {}
         self._virtual = frozenset(seed_owner(name, config.seed_salt) for name in config.seeds)
+        self.reopen: set[PeerId] = set()
+        """Peers whose paths were closed for want of a confirmation; the node hands over to them again."""
         self.fenced = ""
         """The reason, once this peer met its own removal."""
+        self.gate = Gate(planes=planes, outbox=outbox, rng=rng)
         self.known = Known(config.peer, rows("known"), outbox)
         self.decrees = DecreeElection(
             me=config.peer,
@@ -122,7 +125,7 @@ class Membership:
             done_row=disk.get(Collect.disk_key()),
             outbox=outbox,
             rng=rng,
-            known=self._witnesses,
+            known=lambda: self.witnesses,
             reachable=mesh.reachable,
             spread=self._spread,
         )
@@ -143,7 +146,7 @@ class Membership:
         self.follow_log(now)
 
     def deadline(self) -> float | None:
-        parts = (self.decrees, self.collect, self.removals)
+        parts = (self.decrees, self.collect, self.removals, self.gate)
         return min((time for time in (part.deadline() for part in parts) if time is not None), default=None)
 
     def advance(self, now: float) -> None:
@@ -158,14 +161,23 @@ class Membership:
             self.append(now, entry)
         self.follow_log(now)
         self.collect.advance(now)
+        self.gate.tick(now)
+        for peer in self.gate.overdue(now):
+            self._outbox.note("warning", "removal", f"path to {peer.hex()} closed: it has not confirmed a removal")
+            self._planes.close(peer)
+            self._handover.forget(peer)
+            self.reopen.add(peer)
 
     def handle(self, now: float, source: PeerId, body: MembershipBody) -> None:
         match body:
             case DecreePrepare() | DecreePromise() | DecreeAccept() | DecreeAccepted() | DecreeNack():
                 self.decrees.handle(now, source, body)
+            case AppliedAnswer():
+                self.gate.confirmed(source, body)
+                self.collect.handle(now, source, body)
             case SeenQuery() | SeenAnswer() | HoldAnswer():
                 self.removals.handle(now, source, body)
-            case AppliedQuery() | AppliedAnswer() | RingPull() | RingPage() | StampPage() | StampAnswer() | HoldQuery():
+            case AppliedQuery() | RingPull() | RingPage() | StampPage() | StampAnswer() | HoldQuery():
                 self.collect.handle(now, source, body)
             case _:
                 assert_never(body)
@@ -267,8 +279,9 @@ class Membership:
             return
         self._seen_log = self._log.hash
         removed = frozenset(self._log.removed)
-        if self._config.peer in removed:
-            heir = self._log.heir(self._config.peer)
+        gone = next((peer for peer in (self._config.peer, self._ipam.bound_as) if peer in removed), None)
+        if gone is not None:
+            heir = self._log.heir(gone)
             self.fence(f"this peer was removed from the cluster in favour of {heir.hex()}")
             return
         fresh = removed - self._applied
@@ -279,6 +292,8 @@ class Membership:
         if fresh:
             self.known.forget(fresh)
             self._mesh.banish(now, fresh)
+            if self._handover.unfinished - self._planes.peers:
+                self.gate.shut(now, len(self._log) - 1, self._log.hash)
 
     def fence(self, reason: str) -> None:
         if not self.fenced:
@@ -334,7 +349,8 @@ class Membership:
         candidates = [peer for peer in addresses if peer in reachable and peer not in without]
         return min((peer for peer in candidates if peer is not None), default=None)
 
-    def _witnesses(self) -> frozenset[PeerId]:
+    @property
+    def witnesses(self) -> frozenset[PeerId]:
         """Everybody known who is not removed, without us. Nobody is behind a seed that was never started."""
         peers = {*self.known.peers, *self._mesh.known_peers(), *self._ipam.ring.shares, *self._log.electors}
         without = {self._config.peer, *self._log.removed, *self._virtual, *self._seed_voters}

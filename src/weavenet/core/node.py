@@ -331,6 +331,9 @@ class Node:
             self.membership.met(changes.records)
         for source, body in changes.bodies:
             self._on_body(now, source, body)
+        if self.membership.reopen:
+            again, self.membership.reopen = self.membership.reopen, set()
+            self._want_handovers(now, again)
         if changes.topology or changes.records:
             self._want_handovers(now, self.mesh.known_peers() if changes.topology else changes.records)
         if self._topology_changed or changes.records or self.handover.completed:
@@ -454,7 +457,9 @@ class Node:
 
     def _follow_peers(self, now: float, origins: frozenset[PeerId]) -> None:
         """Open what the handover allows; let open paths follow their peers' addresses and endpoints."""
-        fresh, self.handover.completed = self.handover.completed, set()
+        completed = self.handover.completed
+        fresh = completed & self.planes.peers if self.membership.gate.is_shut else completed
+        self.handover.completed = completed - fresh
         self._bind_seed(now, fresh)
         self._paths_changed = True
         stale = self.planes.peers if self._topology_changed else self.planes.peers & origins

@@ -60,6 +60,8 @@ class Checker:
         self._is_genesis_unique = is_genesis_unique
         self._is_forced = is_forced
         self._may_show_twice = False
+        self._witnessed: dict[PeerId, set[PeerId]] = {}
+        """Heir → who had confirmed when it ended a hold."""
         self.removed: set[PeerId] = set()
         """Removed by any log ever seen."""
         self._ledgers = [Ledger() for _ in hosts]
@@ -131,8 +133,9 @@ class Checker:
             if ledger.cluster != node.cluster.id:
                 ledger.ring = None  # a singleton that yielded starts another ring
             ledger.log_hash, ledger.cluster = node.log.hash, node.cluster.id
-            if not self._is_forced:
-                self._check_sole_owner(host, ledger.own)
+            if node.membership.fenced:
+                ledger.own = []  # it has just met its own removal and says nothing any more
+            self._check_sole_owner(host, ledger.own)
         blocked = node.ipam.blocked()
         if blocked is not ledger.blocked and blocked != ledger.blocked:
             before, ledger.blocked = ledger.blocked, blocked
@@ -141,6 +144,8 @@ class Checker:
         ring = node.ring
         held = node.ipam.held
         if ring is not ledger.ring or held != ledger.held:
+            if ledger.held:
+                self._witnessed.setdefault(host.peer, set()).update(node.membership.witnesses)
             ledger.held = held
             self._check_ring(host, ledger, ring)
             ledger.ring = ring
@@ -182,7 +187,7 @@ class Checker:
                 raise Violation("I3", f"{host.label}: {low}..{high} is stamped {after.position}, log ends at {limit}")
         before_own = set(ledger.own)
         owned = [(s.start, s.end) for s in ring.segments if s.stamp.owner == host.peer]
-        ledger.own = _without(owned, ledger.held) if host.peer not in node.log.removed else []
+        ledger.own = _without(owned, ledger.held) if not node.membership.fenced else []
         self._check_sole_owner(host, [interval for interval in ledger.own if interval not in before_own])
         for address in list(ledger.alloc):
             self._check_held(host, address, ring)
@@ -204,9 +209,20 @@ class Checker:
                 if other is host or not self._same_cluster(host, other):
                     continue
                 for start, end in self._ledgers[other.index].own:
-                    if start < high and low < end:
+                    if start < high and low < end and not self._is_strangers(host, other, max(low, start)):
                         text = f"{host.label} and {other.label} both own {max(low, start)}..{min(high, end)}"
                         raise Violation("I4", text)
+
+    def _is_strangers(self, host: Host, other: Host, offset: int) -> bool:
+        """One of the two inherited the address without ever having heard of the other, whose claim to it is lost as
+        soon as both have merged; until then I5 is what counts (history *stranger-island*)."""
+        for heir, stranger in ((host, other), (other, host)):
+            stamp = None if heir.node is None else heir.node.ring.stamp_at(offset)
+            if stamp is None or stamp.position.number == 0:
+                continue
+            if stranger.peer not in self._witnessed.get(stamp.owner, ()):
+                return True
+        return False
 
     def _check_held(self, host: Host, address: str, ring: Ring | None = None) -> None:
         """I2 for one address of a running host."""
@@ -232,7 +248,9 @@ class Checker:
             peers = [self._ledgers[index].shown[address] for index in holders]
             for first, index in enumerate(() if self._is_forced else holders):
                 for other in list(holders)[first + 1 :]:
-                    if self._same_cluster(self._hosts[index], self._hosts[other]):
+                    pair = self._hosts[index], self._hosts[other]
+                    offset = self._offset(address) or 0
+                    if self._same_cluster(*pair) and not self._is_strangers(*pair, offset):
                         text = f"h{index} and h{other} both use {address} in one cluster"
                         raise Violation("unique", text)
             for viewer in self._hosts:

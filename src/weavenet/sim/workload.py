@@ -212,7 +212,7 @@ class Workload:
         is_forced = self._rng.random() < self._forced_removals
         if is_forced:
             self._checker.force()
-        names = (self._rng.choice(victims),)
+        names: tuple[str, ...] = (self._rng.choice(victims),)
         if self._rng.random() < 0.3:
             names = (*names, self._rng.choice(victims))
         elif is_forced and self._rng.random() < 0.5:

@@ -83,6 +83,10 @@ class Handover:
     def deadline(self) -> float | None:
         return min((self._exchanges[peer].next_offer_at for peer in self._unfinished), default=None)
 
+    @property
+    def unfinished(self) -> frozenset[PeerId]:
+        return frozenset(self._unfinished)
+
     def is_complete(self, peer: PeerId) -> bool:
         exchange = self._exchanges.get(peer)
         return exchange is not None and exchange.complete

@@ -138,10 +138,15 @@ class Collect:
 
     @property
     def waiting_for(self) -> tuple[PeerId, ...]:
-        """Who has not confirmed yet."""
+        """Who has not confirmed the present round yet, or an earlier one."""
         if not self.is_needed:
             return ()
-        return tuple(sorted(peer for peer in self._known() if not self._is_complete(peer)))
+        has_answered = self._has_applied if self._stamps is None else self._is_complete
+        return tuple(sorted(peer for peer in self._known() if not has_answered(peer)))
+
+    def _has_applied(self, peer: PeerId) -> bool:
+        answers = self._answers.get(peer)
+        return answers is not None and answers.applied
 
     def _is_complete(self, peer: PeerId) -> bool:
         answers = self._answers.get(peer)
@@ -160,7 +165,7 @@ class Collect:
             return
         self._begin(now)
         known = self._known()
-        has_round_one = all(peer in self._answers and self._answers[peer].applied for peer in known)
+        has_round_one = all(map(self._has_applied, known))
         if has_round_one and (self._stamps is None or self._ipam.inherits):
             self._stamp(now)
         if self._stamps is not None and all(self._is_complete(peer) for peer in known):

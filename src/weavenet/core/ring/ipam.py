@@ -431,8 +431,10 @@ class Ipam:
 
     @property
     def bound_as(self) -> PeerId | None:
-        """The id of a seed that this peer stands for: it took that share, and votes as it."""
-        return self._virtual_owner() if self._is_binder else None
+        """The id of a seed that this peer stands for: it took that share, and votes as it. Whoever removes that id
+        removes this peer."""
+        config = self._config
+        return seed_owner(config.name, config.seed_salt) if self._is_binder else None
 
     def _bind(self) -> bool:
         owner = self._virtual_owner()

@@ -1,0 +1,405 @@
+"""Peers are removed: the histories that the specification names, and its questions about ``rmpeer``, each one test."""
+
+from __future__ import annotations
+
+import pytest
+
+from weavenet.core.commands import Connect, Consense, Done, RemovePeers
+from weavenet.core.errors import Code, Failure
+from weavenet.core.types import PeerId
+from weavenet.sim.host import Host
+from weavenet.sim.setup import Bootstrap
+from weavenet.sim.stage import Stage
+from weavenet.sim.violation import Violation
+
+RANGE = "10.32.0.0/26"
+"""Twelve or so addresses for each of five."""
+NOTICED_S = 25.0
+"""Within this time everybody knows who is out of reach."""
+
+
+def formed(seed: int, peers: int = 5, *, electors: int | None = None, strangers: int = 0) -> Stage:
+    """One cluster of all but the last ``strangers`` hosts."""
+    bootstrap = Bootstrap.FULL_LIST if electors is None and not strangers else Bootstrap.OBSERVERS
+    stage = Stage(seed, peers, electors=electors or peers - strangers, bootstrap=bootstrap, range_cidr=RANGE)
+    members = stage.hosts[: peers - strangers]
+    stage.start(*members)
+    stage.answer(stage.ask(stage.hosts[0], Consense()))
+    stage.until(lambda: all_open(members), 60, "data paths among all")
+    return stage
+
+
+def all_open(hosts: list[Host]) -> bool:
+    peers = {host.peer for host in hosts}
+    return all(host.open_peers >= peers - {host.peer} for host in hosts)
+
+
+def remove(stage: Stage, host: Host, *victims: Host, force: bool = False, wait: bool = True) -> int:
+    if force:
+        stage.checker.force()
+    return stage.ask(host, RemovePeers(tuple(victim.label for victim in victims), force, wait=wait))
+
+
+def removed(host: Host) -> frozenset[PeerId]:
+    assert host.node is not None
+    return frozenset(host.node.log.removed)
+
+
+def end(stage: Stage) -> None:
+    """All faults are over: everybody agrees, and nobody's space is a removed peer's."""
+    stage.heal()
+    stage.rest()
+    for host in stage.hosts:
+        assert host.node is not None
+        assert not set(host.node.ring.shares) & removed(host)
+
+
+def drain(stage: Stage, host: Host, prefix: str) -> list[str]:
+    """Containers on ``host`` take more addresses than its share has, so that it needs others' space."""
+    return stage.fill(host, 15, prefix)
+
+
+# --- the plain case ---
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_dead_peer_is_removed_and_its_space_used_again(seed: int) -> None:
+    stage = formed(seed)
+    victim = stage.hosts[4]
+    stage.allocate(victim, "a")
+    victim.kill(kernel_lost=True)
+    stage.advance(NOTICED_S)
+    result = stage.answer(remove(stage, stage.hosts[0], victim))
+    assert isinstance(result, Done)
+    assert victim.peer in removed(stage.hosts[0])
+    assert stage.hosts[0].node is not None
+    assert not stage.hosts[0].node.ipam.held
+    again = stage.answer(stage.ask(stage.hosts[1], RemovePeers((victim.peer.hex(),))))
+    assert isinstance(again, Done)
+    assert len(stage.fill(stage.hosts[0], 24, "c")) > 20, "its own share and the inherited one"
+    end(stage)
+
+
+def test_a_reachable_peer_is_not_removed() -> None:
+    stage = formed(1, 3)
+    result = stage.answer(remove(stage, stage.hosts[0], stage.hosts[1]))
+    assert isinstance(result, Failure)
+    assert result.code is Code.CONFLICT
+    unknown = stage.answer(stage.ask(stage.hosts[0], RemovePeers(("nobody",))))
+    assert isinstance(unknown, Failure)
+    assert unknown.code is Code.NOT_FOUND
+    itself = stage.answer(remove(stage, stage.hosts[0], stage.hosts[0]))
+    assert isinstance(itself, Failure)
+
+
+# --- during a partition ---
+
+
+def test_rmpeer_in_the_majority_waits_for_those_who_may_know_better() -> None:
+    """Two are cut off, one of them is declared dead: its space stays on hold until the other one was heard."""
+    stage = formed(2)
+    majority, lost, witness = stage.hosts[:3], stage.hosts[3], stage.hosts[4]
+    stage.partition(tuple(majority), (lost, witness))
+    lost.kill(kernel_lost=True)
+    stage.advance(NOTICED_S)
+    request = remove(stage, majority[0], lost)
+    stage.advance(20)
+    assert lost.peer in removed(majority[0])
+    assert request not in stage.answers
+    assert majority[0].node is not None
+    assert majority[0].node.membership.collect.waiting_for == (witness.peer,)
+    assert majority[0].node.ipam.held == ()
+    stage.reunite()
+    assert isinstance(stage.answer(request), Done)
+    end(stage)
+
+
+def test_rmpeer_in_the_minority_is_pending_and_decided_after_heal() -> None:
+    stage = formed(3)
+    minority, victim, rest = stage.hosts[0], stage.hosts[1], stage.hosts[2:]
+    victim.kill(kernel_lost=True)
+    stage.partition((minority,), tuple(rest))
+    stage.advance(NOTICED_S)
+    pending = stage.answer(remove(stage, minority, victim, wait=False))
+    assert isinstance(pending, Done)
+    assert "pending" in pending.text
+    stage.advance(10)
+    assert not removed(minority)
+    assert minority.node is not None
+    assert "needed" in minority.node.membership.removals.reports()[0]
+    minority.kill()
+    stage.reunite()
+    minority.start()
+    stage.until(lambda: all(victim.peer in removed(host) for host in (minority, *rest)), 60, "the removal")
+    end(stage)
+
+
+def play_pending_kills_the_living(seed: int) -> Stage:
+    """A removal is asked for where no quorum is; after the heal its victim turns out to live."""
+    stage = formed(seed)
+    minority, rest = stage.hosts[0], stage.hosts[1:]
+    stage.partition((minority,), tuple(rest))
+    stage.advance(NOTICED_S)
+    victim = rest[0]
+    remove(stage, minority, victim, wait=False)
+    stage.advance(5)
+    stage.network.block([(a, b) for a, b in ((minority.index, victim.index), (victim.index, minority.index))])
+    for host in rest[1:]:
+        stage.network.unblock([(minority.index, host.index), (host.index, minority.index)])
+    stage.advance(30)
+    if any(victim.peer in removed(host) for host in rest[1:]):
+        raise Violation("revalidated", f"{victim.label} lives and was removed")
+    return stage
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pending_kills_the_living(seed: int) -> None:
+    end(play_pending_kills_the_living(seed))
+
+
+def test_rmpeer_on_both_sides_at_once() -> None:
+    """Each side declares the other dead; the majority decides, the minority's wish dies when they meet."""
+    stage = formed(4)
+    majority, minority = stage.hosts[:3], stage.hosts[3:]
+    stage.partition(tuple(majority), tuple(minority))
+    stage.advance(NOTICED_S)
+    remove(stage, majority[0], *minority)
+    remove(stage, minority[0], *majority, wait=False)
+    stage.advance(20)
+    assert removed(majority[0]) == {host.peer for host in minority}
+    assert not removed(minority[0])
+    end(stage)
+    assert removed(majority[0]) >= removed(minority[0])
+
+
+def test_two_operators_remove_two_peers_at_once() -> None:
+    stage = formed(5, 7)
+    for victim in stage.hosts[5:]:
+        victim.kill(kernel_lost=True)
+    stage.advance(NOTICED_S)
+    requests = [
+        remove(stage, host, *stage.hosts[5:][::step]) for host, step in zip(stage.hosts[:2], (1, -1), strict=True)
+    ]
+    requests += [remove(stage, stage.hosts[2], stage.hosts[5]), remove(stage, stage.hosts[3], stage.hosts[6])]
+    for request in requests:
+        assert isinstance(stage.answer(request), Done)
+    assert stage.hosts[0].node is not None
+    assert len(stage.hosts[0].node.log) <= 3
+    end(stage)
+
+
+# --- the victim lives ---
+
+
+def test_victim_alive_behind_a_partition_is_fenced_and_claims_its_addresses_back() -> None:
+    stage = formed(6)
+    victim = stage.hosts[4]
+    address = stage.allocate(victim, "a")
+    stage.partition(tuple(stage.hosts[:4]), (victim,))
+    stage.advance(NOTICED_S)
+    assert isinstance(stage.answer(remove(stage, stage.hosts[0], victim)), Done)
+    old = victim.peer
+    stage.reunite()
+    stage.until(lambda: victim.peer != old, 90, "the fence")
+    end(stage)
+    assert stage.allocate(victim, "a") == address
+    assert victim.node is not None
+    stage.until(lambda: victim.node is not None and not victim.node.ipam.blocked(), 90, "the claim")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_victim_alive_by_force_without_a_quorum(seed: int) -> None:
+    """Two of five go on without the others, who live, decide nothing meanwhile, and follow the new epoch."""
+    stage = formed(10 + seed)
+    few, many = stage.hosts[:2], stage.hosts[2:]
+    stage.partition(tuple(few), tuple(many))
+    stage.advance(NOTICED_S)
+    unnamed = stage.answer(remove(stage, few[0], many[0], force=True))
+    assert isinstance(unnamed, Failure)
+    assert "--force" in unnamed.next_step
+    assert isinstance(stage.answer(remove(stage, few[0], *many, force=True)), Done)
+    assert few[0].node is not None
+    assert few[0].node.log.chain.epoch[0] == 1
+    stage.allocate(few[1], "x")
+    end(stage)
+    assert all(host.generation == 0 for host in few)
+    assert all(host.generation == 1 for host in many)
+
+
+def test_the_greater_epoch_stays_when_each_side_removed_the_other() -> None:
+    stage = formed(14)
+    few, many = stage.hosts[:2], stage.hosts[2:]
+    stage.partition(tuple(few), tuple(many))
+    stage.advance(NOTICED_S)
+    stage.answer(remove(stage, many[0], *few))
+    assert isinstance(stage.answer(remove(stage, few[0], *many, force=True)), Done)
+    end(stage)
+    assert all(host.generation == 0 for host in few)
+    assert all(host.generation == 1 for host in many)
+
+
+def play_return_with_the_old_disk(seed: int) -> Stage:
+    """A machine that was given up comes back as it went."""
+    stage = formed(20 + seed)
+    victim = stage.hosts[4]
+    stage.allocate(victim, "a")
+    victim.kill()
+    stage.advance(NOTICED_S)
+    assert isinstance(stage.answer(remove(stage, stage.hosts[0], victim)), Done)
+    drain(stage, stage.hosts[0], "c")
+    old = victim.peer
+    victim.start()
+    stage.until(lambda: victim.peer != old, 90, "the fence")
+    end(stage)
+    return stage
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_victim_returns_with_its_old_disk(seed: int) -> None:
+    stage = play_return_with_the_old_disk(seed)
+    assert stage.hosts[4].node is not None
+    assert stage.hosts[4].node.ipam.blocked(), "its address is used elsewhere by now"
+
+
+# --- what others hold of the removed ---
+
+
+def play_remove_hides_grant(seed: int) -> Stage:
+    """X gave space to Y, and only these two knew it when X died and was removed."""
+    stage = formed(30 + seed)
+    rest, granted, victim = stage.hosts[:3], stage.hosts[3], stage.hosts[4]
+    stage.partition(tuple(rest), (granted, victim))
+    stage.advance(NOTICED_S)
+    drain(stage, granted, "g")
+    victim.kill(kernel_lost=True)
+    stage.advance(NOTICED_S)
+    remove(stage, rest[0], victim)
+    stage.advance(10)
+    for host in rest:
+        drain(stage, host, f"r{host.index}")
+    stage.reunite()
+    end(stage)
+    assert granted.node is not None
+    assert not granted.node.ipam.blocked(), "what X gave away is honoured"
+    return stage
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_remove_hides_grant(seed: int) -> None:
+    """Also the question of a victim that was granted space meanwhile, seen from its other end."""
+    play_remove_hides_grant(seed)
+
+
+def test_grant_to_the_dead() -> None:
+    """W gives space to X, which is being removed on the other side; it is the heir's in the end, nobody's never."""
+    stage = formed(40)
+    rest, donor, victim = stage.hosts[:3], stage.hosts[3], stage.hosts[4]
+    stage.partition(tuple(rest), (donor, victim))
+    stage.advance(NOTICED_S)
+    request = remove(stage, rest[0], donor, wait=False)  # never decided: it is back before
+    drain(stage, victim, "v")
+    assert victim.node is not None
+    given = victim.node.ring.shares[victim.peer]
+    victim.kill(kernel_lost=True)
+    stage.answer(request)
+    stage.reunite()
+    stage.advance(NOTICED_S)
+    assert given > 12
+    assert isinstance(stage.answer(remove(stage, rest[0], victim)), Done)
+    end(stage)
+
+
+def play_stranger_island(seed: int) -> Stage:
+    """A newcomer meets only X, is given space by it, and X dies; one known peer meets the stranger before the heir."""
+    stage = formed(50 + seed, 6, strangers=1)
+    rest, bridge, victim, stranger = stage.hosts[:3], stage.hosts[3], stage.hosts[4], stage.hosts[5]
+    stage.partition((*rest, bridge), (victim, stranger))
+    stage.advance(NOTICED_S)
+    stranger.start()
+    stage.ask(stranger, Connect((victim.host,)))
+    stage.until(lambda: victim.peer in stranger.open_peers, 30, "the stranger joins")
+    drain(stage, stranger, "s")
+    victim.kill(kernel_lost=True)
+    stage.network.blocked.clear()
+    stage.partition((*rest, bridge), (victim, stranger))
+    held_back = [(host.index, bridge.index) for host in rest]
+    stage.network.intercept = lambda source, message: not _is_ring(message, bridge.peer)
+    stage.advance(NOTICED_S)
+    remove(stage, rest[0], victim)
+    stage.advance(10)
+    for host in rest:
+        drain(stage, host, f"r{host.index}")
+    stage.network.block([*held_back, *((b, a) for a, b in held_back)])
+    stage.network.unblock([(bridge.index, stranger.index), (stranger.index, bridge.index)])
+    stage.ask(stranger, Connect((bridge.host,)))
+    stage.advance(30)
+    stage.network.intercept = None
+    stage.reunite()
+    end(stage)
+    return stage
+
+
+def _is_ring(message: object, receiver: PeerId) -> bool:
+    from weavenet.core.messages.gossip import Push
+
+    return isinstance(message, Push) and bool(message.ring)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_stranger_island(seed: int) -> None:
+    play_stranger_island(seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_heir_dies_before_its_hold_ends(seed: int) -> None:
+    stage = formed(60 + seed, 7)
+    victim, heir, cut = stage.hosts[6], stage.hosts[0], stage.hosts[5]
+    victim.kill(kernel_lost=True)
+    stage.partition(tuple(stage.hosts[:5]), (cut,))
+    stage.advance(NOTICED_S)
+    remove(stage, heir, victim)
+    stage.advance(10)
+    assert victim.peer in removed(stage.hosts[1])
+    heir.kill(kernel_lost=True)
+    stage.advance(NOTICED_S)
+    stage.reunite()
+    assert isinstance(stage.answer(remove(stage, stage.hosts[1], heir)), Done)
+    assert stage.hosts[1].node is not None
+    assert stage.hosts[1].node.log.heir(victim.peer) == stage.hosts[1].peer
+    end(stage)
+
+
+def test_heir_restarts_within_its_hold() -> None:
+    stage = formed(70)
+    heir, cut, victim = stage.hosts[0], stage.hosts[3], stage.hosts[4]
+    victim.kill(kernel_lost=True)
+    stage.partition(tuple(stage.hosts[:3]), (cut,))
+    stage.advance(NOTICED_S)
+    remove(stage, heir, victim)
+    stage.advance(10)
+    heir.kill()
+    heir.start()
+    stage.advance(20)
+    assert heir.node is not None
+    assert cut.peer in heir.node.membership.collect.waiting_for
+    stage.reunite()
+    stage.until(lambda: heir.node is not None and not heir.node.membership.collect.is_needed, 60, "the end of the hold")
+    end(stage)
+
+
+# --- electors ---
+
+
+def test_members_become_electors_by_consense_at_the_same_time() -> None:
+    stage = Stage(80, 5, electors=1, bootstrap=Bootstrap.COUNT, range_cidr=RANGE)
+    stage.form()
+    requests = [stage.ask(host, Consense()) for host in stage.hosts]
+    assert [stage.answer(request) for request in requests] == [Done("elector")] * 5
+    stage.settle()
+    assert stage.hosts[0].node is not None
+    assert len(stage.hosts[0].node.log.voters) == 5
+
+
+def test_an_observer_never_becomes_elector() -> None:
+    stage = formed(81, 4, electors=3)
+    assert stage.answer(stage.ask(stage.hosts[3], Consense())) == Done("member, not elector")

@@ -140,14 +140,14 @@ def play_pending_kills_the_living(seed: int) -> Stage:
     minority, rest = stage.hosts[0], stage.hosts[1:]
     stage.partition((minority,), tuple(rest))
     stage.advance(NOTICED_S)
-    victim = rest[0]
+    victim, living = rest[0], rest[0].peer
     remove(stage, minority, victim, wait=False)
     stage.advance(5)
     stage.network.block([(a, b) for a, b in ((minority.index, victim.index), (victim.index, minority.index))])
     for host in rest[1:]:
         stage.network.unblock([(minority.index, host.index), (host.index, minority.index)])
     stage.advance(30)
-    if any(victim.peer in removed(host) for host in rest[1:]):
+    if any(living in removed(host) for host in rest[1:]):
         raise Violation("revalidated", f"{victim.label} lives and was removed")
     return stage
 

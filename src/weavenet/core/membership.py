@@ -21,7 +21,7 @@ from weavenet.core.commands import Done, RemovePeers
 from weavenet.core.config import NodeConfig
 from weavenet.core.effects import Fence, Outbox, Reply
 from weavenet.core.election import DecreeAcceptor, DecreeElection
-from weavenet.core.errors import Code, Failure
+from weavenet.core.errors import Code, Failure, InvariantBroken
 from weavenet.core.limits import ELECTORS_MAX, PENDING_REQUESTS_MAX
 from weavenet.core.mesh import Mesh
 from weavenet.core.messages import Body
@@ -201,6 +201,19 @@ class Membership:
     def cancel(self, request: int) -> None:
         self._consensing = [each for each in self._consensing if each != request]
         self.removals.cancel(request)
+
+    def check(self) -> None:
+        """Raises InvariantBroken when somebody removed still has a way in."""
+        if self.fenced:
+            return
+        removed = self._log.removed.keys()
+        if removed & self._planes.peers:
+            raise InvariantBroken("a data path to a removed peer is open")
+        if removed & self.known.peers or removed & self._mesh.known_peers():
+            raise InvariantBroken("a removed peer is still known")
+        for peer in removed & self._mesh.established_peers():
+            if self._mesh.epoch_of(peer) <= self._log.chain.epoch:
+                raise InvariantBroken(f"a link to {peer.hex()} is up, which was removed")
 
     def yielded(self) -> None:
         """Our own cluster was given up for another."""

@@ -220,6 +220,7 @@ class Node:
         """Raise InvariantBroken when the state of any part is not sound."""
         self.mesh.check()
         self.ipam.check()
+        self.membership.check()
         if self.cluster.is_singleton and self.ipam.used:
             raise InvariantBroken("a used cluster of one must not count as a singleton")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -84,7 +85,8 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
     genesis = node.log.genesis
     electors = node.log.electors if genesis else node.known_electors()
     electorate = node.electorate
-    n = len(electors) if genesis else electorate.n
+    n = len(node.log.voters) if genesis else electorate.n
+    membership = node.membership
     state, detail = report.state, report.detail
     if node.config.ranges and genesis is None:
         waiting = node.wants_genesis or node.mesh_wants_genesis()
@@ -103,10 +105,14 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
         state=state,
         detail=detail,
         electors=tuple(_titled(node, peer) for peer in electors),
-        is_elector=node.config.peer in electors,
+        is_elector=node.membership.is_elector if genesis else node.config.peer in electors,
         quorum=n // 2 + 1 if n else 0,
         electors_known=len(electors),
         electors_missing=() if genesis else node.mesh.missing_targets(),
+        voters=tuple(_titled(node, peer) for peer in node.log.voters),
+        removals=membership.removals.reports() if genesis else (),
+        held=tuple(_held(node)),
+        waiting_for=tuple(_titled(node, peer) for peer in membership.collect.waiting_for),
     )
 
 
@@ -126,6 +132,15 @@ def _consensus_detail(node: Node, known: int, waiting: bool) -> str:
     return f"quorum {electorate.quorum} of {electorate.n}, reachable {known}; voting"
 
 
+def _held(node: Node) -> Iterator[str]:
+    """Inherited ranges that are not usable yet."""
+    area = node.ipam.estate.area
+    waiting = ", ".join(_titled(node, peer) for peer in node.membership.collect.waiting_for)
+    for low, high in node.ipam.held if area is not None else ():
+        if area is not None:
+            yield f"{area.address(low)}-{area.address(high - 1)}: {high - low} addresses, held until {waiting} confirms"
+
+
 def _titled(node: Node, peer: PeerId) -> str:
     record = node.mesh.peer_record(peer)
     return f"{record.name}({record.nickname})" if record else peer_text(peer)
@@ -138,6 +153,7 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
             f"{len(ipam.blocked)} address(es) lost to another peer are blocked here: {', '.join(ipam.blocked[:3])}; "
             "next: `weave detach` and `weave attach` the containers for new ones"
         )
+    warnings += ipam.removals
     if ipam.state == "awaiting consensus":
         warnings.append(f"no addresses yet: {ipam.detail}")
     genesis = node.log.genesis

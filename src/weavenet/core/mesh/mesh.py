@@ -52,7 +52,7 @@ from weavenet.core.messages.gossip import (
 from weavenet.core.messages.link import Digest, Heartbeat, Hello, Refusal
 from weavenet.core.messages.unicast import Routed
 from weavenet.core.report import ConnectionReport, PeerReport, TargetReport
-from weavenet.core.types import Genesis, PeerId
+from weavenet.core.types import ZERO8, Genesis, PeerId
 
 _neighbour_decoder = msgspec.msgpack.Decoder(NeighbourRecord)
 _encoder = msgspec.msgpack.Encoder()
@@ -320,6 +320,11 @@ class Mesh:
 
     def established_peers(self) -> frozenset[PeerId]:
         return frozenset(self._links.by_peer)
+
+    def epoch_of(self, peer: PeerId) -> tuple[int, bytes]:
+        """What ``peer`` said of its log when its link came up."""
+        link = self._links.by_peer.get(peer)
+        return (0, ZERO8) if link is None or link.hello is None else (link.hello.epoch, link.hello.epoch_id)
 
     def known_peers(self) -> frozenset[PeerId]:
         """Everybody whose records are held, ourselves included."""

@@ -23,7 +23,7 @@ from weavenet.core.effects import Fence, Outbox, Reply
 from weavenet.core.election import DecreeAcceptor, DecreeElection
 from weavenet.core.errors import Code, Failure, InvariantBroken
 from weavenet.core.limits import ELECTORS_MAX, PENDING_REQUESTS_MAX
-from weavenet.core.mesh import Mesh
+from weavenet.core.mesh.mesh import Mesh
 from weavenet.core.messages import Body
 from weavenet.core.messages.gossip import RingDelta
 from weavenet.core.messages.unicast import (

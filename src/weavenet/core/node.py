@@ -424,8 +424,13 @@ class Node:
         self.mesh.push_log(now, 0)
 
     def _on_genesis(self, now: float) -> None:
-        """The cluster record is durable from here on; counting electors is over."""
+        """The cluster record is durable from here on; counting electors is over. A path that was agreed on before
+        anybody had a record says nothing about who ends up in which cluster, so each is handed over anew."""
         self._electorate.forget()
+        self.membership.reopen |= self.mesh.reachable() - {self.config.peer}
+        self.handover.restart()
+        for peer in self.planes.peers:
+            self.planes.close(peer)
 
     def _on_yield(self, now: float) -> None:
         self._election.forget()

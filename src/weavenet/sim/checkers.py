@@ -297,6 +297,9 @@ class Checker:
         return self._offsets[address]
 
     def _same_cluster(self, host: Host, other: Host) -> bool:
+        """Members with equal logs. One that has just met its own removal is none."""
+        if any(each.node is not None and each.node.membership.fenced for each in (host, other)):
+            return False
         ours, theirs = self._ledgers[host.index].log_hash, self._ledgers[other.index].log_hash
         return ours is not None and ours == theirs
 

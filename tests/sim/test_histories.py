@@ -12,7 +12,7 @@ from weavenet.core.mesh import mesh as mesh_module
 from weavenet.core.mesh import records as records_module
 from weavenet.core.messages import Message, decode_body
 from weavenet.core.messages.gossip import KIND_PEER, Push
-from weavenet.core.messages.unicast import Accept, Accepted, Prepare, Routed, SpaceGrant, SpaceRequest
+from weavenet.core.messages.unicast import Accept, Accepted, HandoverPage, Prepare, Routed, SpaceGrant, SpaceRequest
 from weavenet.core.types import PeerId
 from weavenet.sim.faults import CALM
 from weavenet.sim.host import Host
@@ -118,6 +118,8 @@ def play_lost_disk_elector(seed: int) -> Stage:
         body = unicast(message)
         if (isinstance(body, Prepare) and source is not proposer) or (isinstance(message, Push) and message.log):
             return False
+        if isinstance(body, HandoverPage):
+            return False
         if isinstance(body, Accept) and source is proposer and message.destination == relay.peer:
             return False
         if isinstance(body, Accepted) and source is acceptor and proposer.life <= 2:
@@ -142,7 +144,8 @@ def play_lost_disk_elector(seed: int) -> Stage:
     stage.network.intercept = None
     stage.reunite()
     stage.answer(stage.ask(acceptor, Connect((relay.host,))))
-    stage.answer(stage.ask(acceptor, Consense()))
+    stage.ask(acceptor, Consense())  # it may have to wait for the proposer, to become an elector
+    stage.until(lambda: acceptor.node is not None and acceptor.node.log.genesis is not None, 60, "the genesis")
     stage.reunite()
     proposer.start()
     stage.settle()

@@ -429,7 +429,7 @@ class Node:
         self._electorate.forget()
         self.membership.reopen |= self.mesh.reachable() - {self.config.peer}
         self.handover.restart()
-        for peer in self.planes.peers:
+        for peer in sorted(self.planes.peers):
             self.planes.close(peer)
 
     def _on_yield(self, now: float) -> None:

@@ -48,6 +48,8 @@ class PeerReport(msgspec.Struct, frozen=True):
     reachable: bool
     neighbours: tuple[tuple[str, str, str, bool], ...]
     """(name, nickname, address, outbound) of each link the peer reports."""
+    unreachable_s: float | None = None
+    """Seconds since it was last reachable, None while it is."""
 
 
 class OwnerReport(msgspec.Struct, frozen=True):
@@ -60,6 +62,18 @@ class OwnerReport(msgspec.Struct, frozen=True):
     percent: float
     is_self: bool
     unreachable_s: float | None
+
+
+class RemovedReport(msgspec.Struct, frozen=True):
+    """A peer that was removed for good, and who stands for it now. Names are empty when nobody here met it since the
+    start."""
+
+    peer: str
+    name: str
+    nickname: str
+    heir: str
+    heir_name: str
+    heir_nickname: str
 
 
 class IpamReport(msgspec.Struct, frozen=True):
@@ -88,6 +102,13 @@ class IpamReport(msgspec.Struct, frozen=True):
     """Inherited ranges that are not usable yet."""
     waiting_for: tuple[str, ...] = ()
     """Peers whose confirmation a removal waits for."""
+    removal_state: str = ""
+    """``pending`` while a removal asked for here is not decided, ``held`` while what the removed owned waits for
+    confirmations, else empty."""
+    held_addresses: int = 0
+    """How many inherited addresses are not usable yet, those included that are not stamped as ours so far."""
+    removed: tuple[RemovedReport, ...] = ()
+    """The latest removal first."""
 
 
 class NodeReport(msgspec.Struct, frozen=True):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from weavenet.core.config import GenesisMode
 from weavenet.core.limits import MTU_DEFAULT
 from weavenet.core.overlay import PathState
-from weavenet.core.report import ConnectionReport, IpamReport, NodeReport
+from weavenet.core.report import ConnectionReport, IpamReport, NodeReport, PeerReport, RemovedReport
 from weavenet.core.types import AddressRange, PeerId, peer_text
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def node_report(node: Node, now: float) -> NodeReport:
         warnings=tuple(_warnings(node, ipam, connections)),
         targets=node.mesh.target_reports(now),
         connections=connections,
-        peers=node.mesh.peer_reports(now),
+        peers=tuple(_with_absence(node, now, report) for report in node.mesh.peer_reports(now)),
         ipam=ipam,
         attachments=len(node.endpoints),
         log_length=len(node.log),
@@ -56,6 +56,11 @@ def _with_plane(node: Node, report: ConnectionReport) -> ConnectionReport:
         plane_rtt_ms=node.paths.rtt_ms(peer),
         plane_loss_percent=node.paths.loss_percent(peer),
     )
+
+
+def _with_absence(node: Node, now: float, report: PeerReport) -> PeerReport:
+    since = None if report.reachable else node.mesh.unreachable_since(PeerId(bytes.fromhex(report.peer)))
+    return report if since is None else msgspec.structs.replace(report, unreachable_s=max(0.0, now - since))
 
 
 def _plane_of(node: Node, peer: PeerId) -> tuple[str, str]:
@@ -87,6 +92,7 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
     electorate = node.electorate
     n = len(node.log.voters) if genesis else electorate.n
     membership = node.membership
+    removals = membership.removals.reports() if genesis else ()
     state, detail = report.state, report.detail
     if node.config.ranges and genesis is None:
         waiting = node.wants_genesis or node.mesh_wants_genesis()
@@ -110,10 +116,33 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
         electors_known=len(electors),
         electors_missing=() if genesis else node.mesh.missing_targets(),
         voters=tuple(_titled(node, peer) for peer in node.log.voters),
-        removals=membership.removals.reports() if genesis else (),
+        removals=removals,
         held=tuple(_held(node)),
         waiting_for=tuple(_titled(node, peer) for peer in membership.collect.waiting_for),
+        **(_removed(node, removals) if genesis else {}),
     )
+
+
+def _removed(node: Node, removals: tuple[str, ...]) -> dict[str, Any]:
+    """Fields of the report about removed peers, and how far unfinished removals are."""
+    membership, log = node.membership, node.log
+    known = {each.peer: (each.name, each.nickname) for each in membership.directory()}
+    known[node.config.peer] = (node.config.name, node.config.nickname)
+
+    def removed(peer: PeerId) -> RemovedReport:
+        heir = log.heir(peer)
+        return RemovedReport(peer_text(peer), *known.get(peer, ("", "")), peer_text(heir), *known.get(heir, ("", "")))
+
+    held = sum(high - low for low, high in node.ipam.held)
+    inherited = (owner for owner in node.ring.shares if owner in log.removed and log.heir(owner) == node.config.peer)
+    held += sum(node.ring.shares[owner] for owner in inherited)  # not stamped before everybody has applied the removal
+    is_waiting = bool(held or removals or membership.collect.waiting_for)
+    latest = sorted(log.removed, key=lambda peer: (log.removed[peer][1], peer), reverse=True)
+    return {
+        "removal_state": "pending" if membership.removals.is_undecided else "held" if is_waiting else "",
+        "held_addresses": held,
+        "removed": tuple(removed(peer) for peer in latest),
+    }
 
 
 def _consensus_detail(node: Node, known: int, waiting: bool) -> str:

@@ -1,0 +1,19 @@
+"""How names and times are written for people, everywhere the same."""
+
+from __future__ import annotations
+
+
+def titled(name: str, nickname: str) -> str:
+    """``0a:…:01(h1)``, as the original names peers."""
+    return f"{name}({nickname})" if nickname else name
+
+
+def duration(seconds: float) -> str:
+    """``42s``, ``7m 3s``, ``5h 12m``, ``3d 4h``."""
+    if 0 < seconds < 1:
+        return "1s"
+    whole = int(seconds)
+    for size, unit, smaller, small_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            return f"{whole // size}{unit} {whole % size // smaller}{small_unit}"
+    return f"{whole}s"

@@ -21,6 +21,7 @@ from weavenet.core.commands import (
     Consense,
     Done,
     GetReport,
+    RemovePeers,
     Result,
 )
 from weavenet.core.errors import Code, Failure
@@ -30,6 +31,7 @@ from weavenet.core.report import (
     NodeReport,
     OwnerReport,
     PeerReport,
+    RemovedReport,
     TargetReport,
 )
 
@@ -57,6 +59,8 @@ def ipam_report(**changes: Any) -> IpamReport:
         pending=(),
         blocked=(),
         segments=2,
+        voters=(f"{NAMES[0]}(h1)",),
+        removed=(RemovedReport("44" * 16, "0a:00:00:00:00:04", "h4", PEERS[0], NAMES[0], "h1"),),
     )
     return IpamReport(**{**fields, **changes})
 
@@ -100,7 +104,7 @@ def node_report(**changes: Any) -> NodeReport:
         peers=(
             PeerReport(PEERS[0], NAMES[0], "h1", "0.1.0", True, True, ((NAMES[1], "h2", "192.0.2.2:6783", True),)),
             PeerReport(PEERS[1], NAMES[1], "h2", "0.1.0", True, True, ((NAMES[0], "h1", "192.0.2.1:40000", False),)),
-            PeerReport(PEERS[2], NAMES[2], "h3", "0.1.0", False, False, ()),
+            PeerReport(PEERS[2], NAMES[2], "h3", "0.1.0", False, False, (), 7200.0),
         ),
         ipam=ipam_report(),
         attachments=1,
@@ -125,14 +129,17 @@ class FakeDaemon:
         self.answers: dict[type, Result] = {}
         self.hold: set[str] = set()
         self.hold_consense = False
+        self.hold_removals = False
         self.stopped = False
 
     async def request(self, command: Command) -> Result:
         self.commands.append(command)
         if isinstance(command, GetReport):
             return self.report
-        if (isinstance(command, Allocate) and command.ident in self.hold) or (
-            isinstance(command, Consense) and self.hold_consense
+        if (
+            (isinstance(command, Allocate) and command.ident in self.hold)
+            or (isinstance(command, Consense) and self.hold_consense)
+            or (isinstance(command, RemovePeers) and self.hold_removals)
         ):
             try:
                 await asyncio.get_running_loop().create_future()

@@ -17,7 +17,7 @@ import pytest
 
 from fake_daemon import RunningDaemon, running
 from weavenet.control import server
-from weavenet.core.commands import Allocate, Connect
+from weavenet.core.commands import Allocate, Connect, RemovePeers
 from weavenet.core.errors import Code, Failure
 
 
@@ -113,6 +113,10 @@ def test_pipelined_requests_are_answered_in_order(fake: RunningDaemon) -> None:
         ("/v1/connect", b'{"targets": "h1"}', ["$.targets"]),
         ("/v1/connect", b'{"targets": [1]}', ["$.targets[0]"]),
         ("/v1/consense", b'{"now": true}', ["now"]),
+        ("/v1/rmpeer", b'{"name": "h3"}', ["name"]),
+        ("/v1/rmpeer", b'{"names": "h3"}', ["$.names"]),
+        ("/v1/rmpeer", b'{"names": ["h3"], "force": 1}', ["$.force"]),
+        ("/v1/rmpeer", b'{"all_unreachable": true, "older_than_s": -1}', ["$.older_than_s"]),
         ("/v1/attach", b'{"container": "netns:x", "dns": true}', ["dns"]),
     ],
 )
@@ -172,6 +176,7 @@ def test_every_code_has_a_status(fake: RunningDaemon) -> None:
         fake.daemon.answers[Allocate] = Failure(code, "x")
         status, _ = request(fake.socket_path, "POST", "/v1/allocate", b'{"ident":"c"}')
         assert status >= 400
+        assert status != 500 or code in {Code.STORE_FAILED, Code.HOST, Code.INTERNAL}
 
 
 def test_client_that_goes_away_cancels_its_command(fake: RunningDaemon) -> None:
@@ -263,6 +268,17 @@ def test_connect_passes_targets_on(fake: RunningDaemon) -> None:
     assert fake.daemon.commands == [Connect(("h1", "h2:7"), True)]
 
 
+def test_rmpeer_passes_everything_on(fake: RunningDaemon) -> None:
+    body = {"names": ["h3"], "force": True, "wait": False}
+    assert request(fake.socket_path, "POST", "/v1/rmpeer", json.dumps(body).encode()) == (200, b'{"text":""}')
+    body = {"all_unreachable": True, "older_than_s": 3600}
+    assert request(fake.socket_path, "POST", "/v1/rmpeer", json.dumps(body).encode())[0] == 200
+    assert fake.daemon.commands == [
+        RemovePeers(("h3",), force=True, wait=False),
+        RemovePeers(all_unreachable=True, older_than_s=3600.0),
+    ]
+
+
 def test_ps_selects_containers(fake: RunningDaemon) -> None:
     _, body = request(fake.socket_path, "GET", "/v1/ps?containers=netns%3Aweb")
     assert [row["container"] for row in json.loads(body)["attachments"]] == ["netns:web"]
@@ -293,6 +309,7 @@ def test_status_port_is_read_only(tmp_path: Path) -> None:
         assert tcp(port, "GET", "/metrics") == (404, tcp(port, "GET", "/metrics")[1])
         assert tcp(port, "POST", "/v1/stop")[0] == 404
         assert tcp(port, "POST", "/v1/allocate")[0] == 404
+        assert tcp(port, "POST", "/v1/rmpeer")[0] == 404
         assert not fake.daemon.stopped
 
 

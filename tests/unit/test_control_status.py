@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fake_daemon import FakeDaemon, ipam_report, node_report
+from fake_daemon import NAMES, FakeDaemon, ipam_report, node_report
 from weavenet.control import report as report_json
-from weavenet.control.status import SECTIONS, duration, render
+from weavenet.control.status import SECTIONS, render
+from weavenet.core.words import duration
 
 IDENTITY = FakeDaemon().identity
 
@@ -69,6 +70,37 @@ def test_ipam_lists_self_first_with_shares_and_absence() -> None:
     assert lines[1].endswith("524288 IPs (50.0% of total) - unreachable! (for 1m 15s)")
 
 
+def test_ipam_shows_removals_what_is_held_and_who_was_removed() -> None:
+    ipam = ipam_report(
+        removals=("h3 is removed; its addresses are held until h2 confirms",),
+        held=("10.37.85.88-10.42.170.171: 349524 addresses, held until h2 confirms",),
+        held_addresses=349524,
+        waiting_for=(f"{NAMES[1]}(h2)",),
+    )
+    lines = render(node_report(ipam=ipam), IDENTITY, "ipam").splitlines()
+    assert "         Voters: 0a:00:00:00:00:01(h1)" in lines
+    assert "        Removal: h3 is removed; its addresses are held until h2 confirms" in lines
+    assert "           Held: 10.37.85.88-10.42.170.171: 349524 addresses, held until h2 confirms" in lines
+    assert f"        Removed: 0a:00:00:00:00:04(h4) {'44' * 16}, heir 0a:00:00:00:00:01(h1)" in lines
+    early = ipam_report(held_addresses=4, waiting_for=(f"{NAMES[1]}(h2)",))
+    line = f"           Held: 4 addresses, until {NAMES[1]}(h2) confirms"
+    assert line in render(node_report(ipam=early), IDENTITY, "ipam").splitlines()
+
+
+def test_a_hold_without_a_command_is_in_the_verdict() -> None:
+    text = summary(
+        ipam=ipam_report(
+            held=("10.32.0.0-10.32.0.3: 4 addresses, held until h2 confirms",), held_addresses=4, waiting_for=("h2",)
+        )
+    )
+    assert "1. 4 addresses of removed peers are held until h2 confirmed" in text
+
+
+def test_many_removed_peers_are_cut_short() -> None:
+    removed = ipam_report().removed * 9
+    assert render(node_report(ipam=ipam_report(removed=removed)), IDENTITY, "ipam").count("  Removed: ") == 6
+
+
 def test_connections_show_plane_reason_and_security() -> None:
     established, refused = render(node_report(), IDENTITY, "connections").splitlines()
     assert established.startswith("-> 192.0.2.2:6783        established fastdp 0a:00:00:00:00:02(h2) password line 1")
@@ -87,7 +119,7 @@ def test_peers_neither_make_up_lines_nor_command_the_terminal() -> None:
 
 def test_peers_and_targets_are_readable() -> None:
     peers = render(node_report(), IDENTITY, "peers")
-    assert "0a:00:00:00:00:03(h3)  [not an elector, UNREACHABLE]\n" in peers
+    assert "0a:00:00:00:00:03(h3)  [not an elector, UNREACHABLE for 2h 0m]\n" in peers
     assert "   <- 192.0.2.1:40000       0a:00:00:00:00:01(h1)\n" in peers
     targets = render(node_report(), IDENTITY, "targets").splitlines()
     assert targets[1].startswith("nowhere.example  unresolved")
@@ -120,6 +152,8 @@ def test_report_has_the_roots_of_the_original() -> None:
     assert document["Router"]["Targets"] == ["192.0.2.2", "nowhere.example"]
     assert document["Router"]["Peers"][0]["Connections"][0]["Established"] is True
     assert document["IPAM"]["Paxos"]["Quorum"] == 2
+    assert document["IPAM"]["Unreachable"] == {"Peers": 1, "Size": 524288, "Percent": 50.0}
+    assert document["IPAM"]["Removed"][0]["Nickname"] == "h4"
     assert sum(entry["Size"] for entry in document["IPAM"]["Entries"]) == document["IPAM"]["RangeNumIPs"]
 
 

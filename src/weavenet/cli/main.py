@@ -22,6 +22,7 @@ VERBS = {
     "detach": ("weavenet.cli.attachments:detach", "take addresses from a container"),
     "ps": ("weavenet.cli.attachments:ps", "list attached containers with MAC and addresses"),
     "status": ("weavenet.cli.status:status", "what is wrong and what to do, then the facts"),
+    "rmpeer": ("weavenet.cli.rmpeer:rmpeer", "take over the addresses of dead peers"),
     "report": ("weavenet.cli.report:report", "everything the daemon knows, as JSON"),
     "password": ("weavenet.cli.password:password", "print a strong random password"),
     "lab": ("weavenet.cli.tools:lab", "many hosts on this machine, to try things out"),

@@ -14,11 +14,24 @@ LOOK_EVERY_S = 1.0
 Report = dict[str, object]
 
 
+class TimedOut(Ended):
+    """The wait was given up; ``report`` is what the daemon said last."""
+
+    def __init__(self, sentence: str, report: Report) -> None:
+        super().__init__(LIMIT, sentence)
+        self.report = report
+
+
 def wait_for(
-    call: Call, *, describe: Callable[[Report], str], silent_s: float, timeout_s: float | None, hint: str
+    call: Call,
+    *,
+    describe: Callable[[Report], str],
+    silent_s: float,
+    timeout_s: float | None,
+    hint: str | Callable[[Report], str],
 ) -> Reply:
     """The successful reply of ``call``. After ``silent_s`` the report is read every second and ``describe`` turned into
-    a line on stderr. Raises Ended(2) with the last such line and ``hint`` at the timeout; closing the call cancels the
+    a line on stderr. Raises TimedOut with the last such line and ``hint`` at the timeout; closing the call cancels the
     command in the daemon."""
     began = time.monotonic()
     progress = Progress()
@@ -26,9 +39,11 @@ def wait_for(
     try:
         reply = call.wait(_step(began, silent_s, timeout_s))
         while reply is None:
-            text = describe(ask("GET", "/v1/report").json())
+            report = ask("GET", "/v1/report").json()
+            text = describe(report)
             if timeout_s is not None and time.monotonic() - began >= timeout_s:
-                raise Ended(LIMIT, f"not done within {timeout_s:g} s: {text}; next: {hint}")
+                step = hint if isinstance(hint, str) else hint(report)
+                raise TimedOut(f"not done within {timeout_s:g} s: {text}; next: {step}", report)
             progress.show(text)
             reply = call.wait(_step(began, LOOK_EVERY_S, timeout_s))
         return checked(reply)

@@ -27,6 +27,7 @@ from weavenet.core.commands import (
     Forget,
     GetReport,
     Release,
+    RemovePeers,
     Result,
 )
 from weavenet.core.errors import Code, Failure
@@ -48,6 +49,7 @@ _STATUS = {
     Code.HOST: 500,
     Code.INTERNAL: 500,
     Code.BUSY: 503,
+    Code.FENCED: 503,
     Code.CANCELLED: 503,
     Code.TIMEOUT: 504,
 }
@@ -102,6 +104,16 @@ class ConnectBody(Body, frozen=True):
 
 class ForgetBody(Body, frozen=True):
     targets: _Texts
+
+
+class RemovePeersBody(Body, frozen=True):
+    """As :class:`RemovePeers`; ``older_than_s`` counts with ``all_unreachable`` only."""
+
+    names: _Texts = ()
+    force: bool = False
+    all_unreachable: bool = False
+    older_than_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    wait: bool = True
 
 
 class AddressesAnswer(msgspec.Struct, frozen=True):
@@ -248,6 +260,11 @@ CONTROL_ROUTES: dict[tuple[str, str], _Route] = {
     ("POST", "/v1/connect"): _command(ConnectBody, lambda body: Connect(body.targets, body.replace), _done),
     ("POST", "/v1/forget"): _command(ForgetBody, lambda body: Forget(body.targets), _done),
     ("POST", "/v1/consense"): _command(NoBody, lambda _: Consense(), _done),
+    ("POST", "/v1/rmpeer"): _command(
+        RemovePeersBody,
+        lambda body: RemovePeers(body.names, body.force, body.all_unreachable, body.older_than_s, body.wait),
+        _done,
+    ),
     ("POST", "/v1/stop"): _stop,
 }
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from weavenet.control.service import Identity
 from weavenet.core.limits import PROTOCOL_MAX, PROTOCOL_MIN
-from weavenet.core.report import ConnectionReport, IpamReport, NodeReport, OwnerReport, PeerReport, TargetReport
+from weavenet.core.report import (
+    ConnectionReport,
+    IpamReport,
+    NodeReport,
+    OwnerReport,
+    PeerReport,
+    RemovedReport,
+    TargetReport,
+)
 
 Document = dict[str, object]
 
@@ -35,13 +43,25 @@ def reachable_others(report: NodeReport) -> int:
 
 
 def warnings_of(report: NodeReport) -> tuple[str, ...]:
-    """The node's own warnings, and that no target was reached: a node cannot tell whether that is normal (the first
-    host of many), a person can."""
+    """The node's own warnings, what is held, and that no target was reached: a node cannot tell whether that is normal
+    (the first host of many), a person can."""
+    warnings = (*report.warnings, *_held_warnings(report.ipam))
     wanted = [target for target in report.targets if target.state != "self"]
     if not wanted or reachable_others(report):
-        return report.warnings
+        return warnings
     count = "the only target" if len(wanted) == 1 else f"any of {len(wanted)} targets"
-    return (*report.warnings, f"no link to {count} yet; next: `weave status targets` says why")
+    return (*warnings, f"no link to {count} yet; next: `weave status targets` says why")
+
+
+def _held_warnings(ipam: IpamReport) -> tuple[str, ...]:
+    """While somebody waits for a removal the node's warnings tell about it."""
+    if ipam.removals or not ipam.held_addresses:
+        return ()
+    missing = ", ".join(ipam.waiting_for) or "peers that are known"
+    return (
+        f"{ipam.held_addresses} addresses of removed peers are held until {missing} confirmed; "
+        "next: bring those back, or `weave rmpeer` them too",
+    )
 
 
 def _router(report: NodeReport, identity: Identity) -> Document:
@@ -76,6 +96,7 @@ def _peer(peer: PeerReport) -> Document:
         "Version": peer.software,
         "Elector": peer.elector,
         "Reachable": peer.reachable,
+        "UnreachableSeconds": peer.unreachable_s,
         "Connections": [
             {"Name": name, "NickName": nickname, "Address": address, "Outbound": outbound, "Established": True}
             for name, nickname, address, outbound in peer.neighbours
@@ -123,6 +144,7 @@ def _ipam(ipam: IpamReport) -> Document:
             "KnownNodes": ipam.electors_known,
             "Quorum": ipam.quorum,
             "Electors": list(ipam.electors),
+            "Voters": list(ipam.voters),
             "Missing": list(ipam.electors_missing),
         },
         "Range": ipam.range,
@@ -133,6 +155,34 @@ def _ipam(ipam: IpamReport) -> Document:
         "Segments": ipam.segments,
         "PendingAllocates": list(ipam.pending),
         "Blocked": list(ipam.blocked),
+        "Unreachable": _unreachable(ipam),
+        "RemovalState": ipam.removal_state,
+        "Removals": list(ipam.removals),
+        "Held": list(ipam.held),
+        "HeldIPs": ipam.held_addresses,
+        "WaitingFor": list(ipam.waiting_for),
+        "Removed": [_removed(removed) for removed in ipam.removed],
+    }
+
+
+def _unreachable(ipam: IpamReport) -> Document:
+    """What owners out of reach hold together."""
+    absent = [owner for owner in ipam.owners if owner.unreachable_s is not None]
+    return {
+        "Peers": len(absent),
+        "Size": sum(owner.addresses for owner in absent),
+        "Percent": sum(owner.percent for owner in absent),
+    }
+
+
+def _removed(removed: RemovedReport) -> Document:
+    return {
+        "Peer": removed.name,
+        "Nickname": removed.nickname,
+        "UID": removed.peer,
+        "Heir": removed.heir,
+        "HeirName": removed.heir_name,
+        "HeirNickname": removed.heir_nickname,
     }
 
 

@@ -16,9 +16,11 @@ from weavenet.control.report import reachable_others, warnings_of
 from weavenet.control.service import Identity
 from weavenet.core.limits import PROTOCOL_MAX, PROTOCOL_MIN
 from weavenet.core.report import ConnectionReport, IpamReport, NodeReport, OwnerReport, TargetReport
+from weavenet.core.words import duration, titled
 
 LABEL_COLUMNS = 15
 ADDRESSES_SHOWN = 5
+REMOVED_SHOWN = 5
 
 _CONNECTION_STATES = ("established", "pending", "retrying", "failed", "connecting", "refused")
 _PENDING = {"handshake": "pending"}
@@ -199,7 +201,7 @@ def _peers(report: NodeReport) -> str:
     for peer in report.peers:
         notes = [
             "" if peer.elector else "not an elector",
-            "" if peer.reachable else "UNREACHABLE",
+            "" if peer.reachable else _absence(peer.unreachable_s),
             "this peer" if peer.peer == report.peer else "",
         ]
         note = _joined(notes)
@@ -207,6 +209,10 @@ def _peers(report: NodeReport) -> str:
         for name, nickname, address, outbound in peer.neighbours:
             lines.append(f"   {'->' if outbound else '<-'} {address:<21} {titled(name, nickname)}\n")
     return "".join(lines)
+
+
+def _absence(seconds: float | None) -> str:
+    return "UNREACHABLE" if seconds is None else f"UNREACHABLE for {duration(seconds)}"
 
 
 def _ipam(report: NodeReport) -> str:
@@ -223,11 +229,29 @@ def _ipam(report: NodeReport) -> str:
         head.append(("Quorum", f"{ipam.quorum}, known: {ipam.electors_known}, this peer: {role}"))
     if ipam.electors:
         head.append(("Electors", ", ".join(ipam.electors)))
+    if ipam.voters and ipam.voters != ipam.electors:
+        head.append(("Voters", ", ".join(ipam.voters)))
     if ipam.electors_missing:
         head.append(("Missing", ", ".join(ipam.electors_missing)))
     head += [("Waiting", pending) for pending in ipam.pending]
     head += [("Blocked", blocked) for blocked in ipam.blocked]
+    head += _removal_rows(ipam)
     return "".join([*lines, "\n" if lines else "", _labelled(head), "\n"])
+
+
+def _removal_rows(ipam: IpamReport) -> list[tuple[str, str]]:
+    """Removals that are not finished, what is held for whom to confirm, and who was removed."""
+    rows = [("Removal", removal) for removal in ipam.removals]
+    rows += [("Held", held) for held in ipam.held]
+    if ipam.waiting_for and not ipam.held:
+        rows.append(("Held", f"{ipam.held_addresses} addresses, until {', '.join(ipam.waiting_for)} confirms"))
+    for removed in ipam.removed[:REMOVED_SHOWN]:
+        heir = titled(removed.heir_name, removed.heir_nickname) or removed.heir
+        who = " ".join(part for part in (titled(removed.name, removed.nickname), removed.peer) if part)
+        rows.append(("Removed", f"{who}, heir {heir}"))
+    if len(ipam.removed) > REMOVED_SHOWN:
+        rows.append(("Removed", f"and {len(ipam.removed) - REMOVED_SHOWN} more, in `weave report`"))
+    return rows
 
 
 def _owner_line(owner: OwnerReport, active: int) -> str:
@@ -257,22 +281,6 @@ def _table(rows: Sequence[tuple[str, ...]]) -> str:
     return "".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
     )
-
-
-def titled(name: str, nickname: str) -> str:
-    """``0a:…:01(h1)``, as the original names peers."""
-    return f"{name}({nickname})" if nickname else name
-
-
-def duration(seconds: float) -> str:
-    """``42s``, ``7m 3s``, ``5h 12m``, ``3d 4h``."""
-    if 0 < seconds < 1:
-        return "1s"
-    whole = int(seconds)
-    for size, unit, smaller, small_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
-        if whole >= size:
-            return f"{whole // size}{unit} {whole % size // smaller}{small_unit}"
-    return f"{whole}s"
 
 
 _RENDERERS: dict[str, Callable[[NodeReport], str]] = {

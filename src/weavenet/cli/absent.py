@@ -1,0 +1,96 @@
+"""``weave status ipam --unreachable``: absent peers, since when, and how much of the range they hold.
+
+Made for an alert: the exit status is 2 at or above the threshold.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+import click
+
+from weavenet.cli.client import ask
+from weavenet.cli.outcome import ABSENT, LIMIT, Ended
+from weavenet.cli.printing import as_json
+from weavenet.core.words import duration, titled
+
+
+class Percent(click.ParamType[float]):
+    """``10%`` or ``10``, above 0 and at most 100."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(str(value).strip().removesuffix("%"))
+        except ValueError:
+            number = 0.0
+        if not 0 < number <= 100:
+            self.fail(f"expected a share of the range such as 10%; found: {value!r}", param, ctx)
+        return number
+
+
+def show(older_than_s: float, threshold: float | None, output: str | None) -> None:
+    """Print who has been absent for ``older_than_s``. Raises Ended(2) when they hold ``threshold`` percent or more."""
+    report = ask("GET", "/v1/report").json()
+    ipam = report.get("IPAM")
+    if not isinstance(ipam, dict):
+        raise Ended(ABSENT, "address allocation is off on this peer (--ipalloc-range '')")
+    rows = absent(report, ipam, older_than_s)
+    size = sum(row["Size"] for row in rows)
+    share = 100.0 * size / (ipam["RangeNumIPs"] or 1)
+    if output:
+        document = {"Peers": rows, "Size": size, "Percent": share, "Threshold": threshold}
+        as_json({**document, "Reached": threshold is not None and share >= threshold})
+    else:
+        for row in rows:
+            click.echo(_line(row))
+    text = f"{len(rows)} absent peer{'' if len(rows) == 1 else 's'}, {size} addresses, {share:.1f}% of the range"
+    if threshold is None or share < threshold:
+        if not output:
+            click.echo(text)
+        return
+    nicknames = Counter(peer["NickName"] for peer in _peers(report))
+    names = " ".join(row["Nickname"] if nicknames[row["Nickname"]] == 1 else row["UID"] for row in rows if row["Size"])
+    step = f"bring them back, or if they are gone for good: weave rmpeer {names}"
+    raise Ended(LIMIT, f"{text}, the threshold is {threshold:g}%; next: {step}")
+
+
+def absent(report: dict[str, Any], ipam: dict[str, Any], older_than_s: float) -> list[dict[str, Any]]:
+    """The longest absent first: owners of addresses, and known peers that own none."""
+    owners = {entry["UID"]: entry for entry in ipam["Entries"]}
+    peers = {peer["UID"]: {**peer, "Peer": peer["Name"], "Nickname": peer["NickName"]} for peer in _peers(report)}
+    now = time.time()
+    rows = []
+    for uid, known in {**peers, **owners}.items():
+        seconds = known["UnreachableSeconds"]
+        if seconds is None or seconds < older_than_s:
+            continue
+        owner = owners.get(uid, {})
+        rows.append(
+            {
+                "Peer": known["Peer"],
+                "Nickname": known["Nickname"],
+                "UID": uid,
+                "UnreachableSeconds": seconds,
+                "UnreachableSince": round(now - seconds, 1),
+                "Size": owner.get("Size", 0),
+                "Percent": owner.get("Percent", 0.0),
+            }
+        )
+    return sorted(rows, key=lambda row: (-row["UnreachableSeconds"], row["UID"]))
+
+
+def _peers(report: dict[str, Any]) -> list[dict[str, Any]]:
+    found = report["Router"]["Peers"]
+    assert isinstance(found, list)
+    return found
+
+
+def _line(row: dict[str, Any]) -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["UnreachableSince"]))
+    share = f"{row['Size']:>8} IPs ({row['Percent']:04.1f}% of total)"
+    name = titled(row["Peer"], row["Nickname"]) or "-"
+    return f"{name:<37} {share} absent since {since} ({duration(row['UnreachableSeconds'])}) {row['UID']}"

@@ -1,0 +1,170 @@
+"""``weave rmpeer`` and ``weave status ipam --unreachable`` against a fake daemon behind the real control server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from fake_daemon import NAMES, PEERS, RunningDaemon, ipam_report, running
+from weavenet.cli.main import run
+from weavenet.core.commands import Done, GetReport, RemovePeers
+from weavenet.core.errors import Code, Failure
+from weavenet.lab.waiting import wait_until
+
+CapFd = pytest.CaptureFixture[str]
+DONE = "h3 is removed; what it owned is this peer's"
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningDaemon]:
+    monkeypatch.setattr("weavenet.cli.rmpeer.SILENT_S", 0.02)
+    monkeypatch.setattr("weavenet.cli.waiting.LOOK_EVERY_S", 0.02)
+    with running(tmp_path) as started:
+        started.daemon.answers[RemovePeers] = Done(DONE)
+        monkeypatch.setenv("WEAVE_HTTP_ADDR", started.socket_path)
+        yield started
+
+
+def asked(fake: RunningDaemon) -> list[object]:
+    return [command for command in fake.daemon.commands if not isinstance(command, GetReport)]
+
+
+def reporting(fake: RunningDaemon, **changes: Any) -> None:
+    fake.daemon.report = msgspec.structs.replace(fake.daemon.report, ipam=ipam_report(**changes))
+
+
+def waiting(fake: RunningDaemon, **changes: Any) -> None:
+    """The removal does not end, and the report says ``changes``."""
+    fake.daemon.hold_removals = True
+    reporting(fake, **changes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["h3"], RemovePeers(("h3",))),
+        (["h3", NAMES[1], "--force"], RemovePeers(("h3", NAMES[1]), force=True)),
+        (["--no-wait", PEERS[2]], RemovePeers((PEERS[2],), wait=False)),
+        (["--all-unreachable"], RemovePeers(all_unreachable=True)),
+        (["--all-unreachable", "--older-than", "1h"], RemovePeers(all_unreachable=True, older_than_s=3600.0)),
+    ],
+)
+def test_what_was_asked_reaches_the_daemon(
+    arguments: list[str], command: RemovePeers, fake: RunningDaemon, capfd: CapFd
+) -> None:
+    assert run(["rmpeer", *arguments]) == 0
+    assert capfd.readouterr().out == f"{DONE}\n"
+    assert asked(fake) == [command]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["h3", "--all-unreachable"], ["h3", "--older-than", "1h"], ["--all-unreachable", "--older-than", "soon"]],
+)
+def test_what_makes_no_sense_is_refused_before_it_is_asked(
+    arguments: list[str], fake: RunningDaemon, capfd: CapFd
+) -> None:
+    assert run(["rmpeer", *arguments]) == 1
+    assert "expected" in capfd.readouterr().err
+    assert asked(fake) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [(Code.NOT_FOUND, "'h9'"), (Code.INVALID, "h3 twice"), (Code.CONFLICT, "h3 is back"), (Code.BUSY, "256")],
+)
+def test_refusals_exit_with_1_and_keep_their_words(code: Code, found: str, fake: RunningDaemon, capfd: CapFd) -> None:
+    fake.daemon.answers[RemovePeers] = Failure(code, "expected a peer that is gone", found, "look")
+    assert run(["rmpeer", "h3"]) == 1
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"weave: expected a peer that is gone\n  found: {found}\n  next: look\n"
+
+
+def test_pending_shows_the_quorum_and_exits_with_2(fake: RunningDaemon, capfd: CapFd) -> None:
+    voters = tuple(f"h{number}" for number in (1, 2, 3))
+    text = "removal of h3 is pending: 1 more of the voters h2, h3 needed"
+    waiting(fake, removals=(text,), removal_state="pending", voters=voters)
+    assert run(["rmpeer", "--timeout", "300ms", "h3"]) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err.count(f"weave: {text}; a quorum is 2 of 3 voters\n") == 1
+    assert "not done within 0.3 s" in captured.err
+    assert "next: pending: it is remembered" in captured.err
+    wait_until(lambda: fake.daemon.cancelled == [RemovePeers(("h3",))], 10, "the command to be cancelled")
+
+
+def test_held_shows_who_has_not_confirmed_and_exits_with_2(fake: RunningDaemon, capfd: CapFd) -> None:
+    text = "h3 is removed; its addresses are held until h2 confirms"
+    waiting(fake, removals=(text,), removal_state="held", waiting_for=("h2", f"{NAMES[2]}(h3)"))
+    assert run(["rmpeer", "--timeout", "300ms", "-o", "json", "h3"]) == 2
+    captured = capfd.readouterr()
+    assert json.loads(captured.out) == {
+        "result": "held",
+        "detail": f"{text}; not confirmed yet: {NAMES[2]}(h3)",
+    }
+    assert "next: held: the peers are removed" in captured.err
+
+
+def test_result_as_json(fake: RunningDaemon, capfd: CapFd) -> None:
+    assert run(["rmpeer", "-o", "json", "h3"]) == 0
+    assert json.loads(capfd.readouterr().out) == {"result": "done", "detail": DONE}
+    fake.daemon.answers[RemovePeers] = Done("pending: removal of h3")
+    assert run(["rmpeer", "-o", "json", "--no-wait", "h3"]) == 0
+    assert json.loads(capfd.readouterr().out)["result"] == "pending"
+
+
+def test_absent_peers_are_listed_with_since_when_and_how_much(fake: RunningDaemon, capfd: CapFd) -> None:
+    assert run(["status", "ipam", "--unreachable"]) == 0
+    longest, holder, total = capfd.readouterr().out.splitlines()
+    assert longest.startswith(f"{NAMES[2]}(h3)")
+    assert "       0 IPs (00.0% of total) absent since 2" in longest
+    assert longest.endswith(f"(2h 0m) {PEERS[2]}")
+    assert "  524288 IPs (50.0% of total) absent since 2" in holder
+    assert total == "2 absent peers, 524288 addresses, 50.0% of the range"
+
+
+def test_absence_counts_from_the_age_asked_for(fake: RunningDaemon, capfd: CapFd) -> None:
+    assert run(["status", "ipam", "--unreachable", "--older-than", "1h", "--threshold", "1%"]) == 0
+    assert capfd.readouterr().out.splitlines()[1] == "1 absent peer, 0 addresses, 0.0% of the range"
+
+
+@pytest.mark.parametrize(("threshold", "status"), [("50%", 2), ("10", 2), ("50.1%", 0)])
+def test_threshold(threshold: str, status: int, fake: RunningDaemon, capfd: CapFd) -> None:
+    assert run(["status", "ipam", "--unreachable", "--threshold", threshold]) == status
+    captured = capfd.readouterr()
+    assert NAMES[1] in captured.out
+    assert ("weave rmpeer h2" in captured.err) == (status == 2)
+
+
+def test_absence_as_json(fake: RunningDaemon, capfd: CapFd) -> None:
+    assert run(["status", "ipam", "--unreachable", "--threshold", "10%", "-o", "json"]) == 2
+    found = json.loads(capfd.readouterr().out)
+    assert (found["Size"], found["Percent"], found["Threshold"], found["Reached"]) == (524288, 50.0, 10.0, True)
+    assert [peer["UID"] for peer in found["Peers"]] == [PEERS[2], PEERS[1]]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--unreachable"],
+        ["peers", "--unreachable"],
+        ["ipam", "--threshold", "10%"],
+        ["ipam", "--older-than", "1h"],
+        ["ipam", "--unreachable", "--threshold", "0%"],
+        ["ipam", "--unreachable", "--threshold", "much"],
+    ],
+)
+def test_wrong_questions_are_refused(arguments: list[str], fake: RunningDaemon, capfd: CapFd) -> None:
+    assert run(["status", *arguments]) == 1
+    assert "expected" in capfd.readouterr().err
+
+
+def test_absence_with_allocation_off_exits_with_4(fake: RunningDaemon, capfd: CapFd) -> None:
+    reporting(fake, state="off")
+    assert run(["status", "ipam", "--unreachable"]) == 4

@@ -99,7 +99,7 @@ class Membership:
         self._applied: frozenset[PeerId] = frozenset()
         self._seen_log = b""
         self._seed_voters: dict[PeerId, PeerId] = {}
-        self._names: dict[PeerId, Named] = {}
+        self._names = {config.peer: Named(config.peer, config.name, config.nickname)}
         self._virtual = frozenset(seed_owner(name, config.seed_salt) for name in config.seeds)
         self.reopen: set[PeerId] = set()
         """Peers whose paths were closed for want of a confirmation; the node hands over to them again."""

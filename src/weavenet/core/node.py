@@ -183,6 +183,7 @@ class Node:
             self.ipam.allow_binding(now)
         self.ipam.start(now)
         self.mesh.start(now)
+        self.endpoints.set_blocked(now, self._blocked)
         self.endpoints.start(now)
         self._settle(now)
         return self._lower()
@@ -299,6 +300,7 @@ class Node:
         if blocked != self._blocked:
             self._blocked = blocked
             self._outbox.append(SetBlocked(blocked))
+            self.endpoints.set_blocked(now, blocked)
         if self.planes.changed:
             self.planes.changed = False
             self._outbox.append(SetPlane(self.planes.desired()))

@@ -1,7 +1,8 @@
 """What is attached to this host's bridge, remembered, and told to the others as endpoint records.
 
 An attachment is kept across restarts of daemon and host; its MAC and addresses are announced while its interface is
-live. A restarted daemon announces what was live when it stopped, so the others never see it empty.
+live. A restarted daemon announces what was live when it stopped, so the others never see it empty. An address that is
+blocked here is not announced: others would answer for it in our container's name, and not find who has it now.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Endpoints:
             key.decode(): msgspec.msgpack.decode(value, type=Attachment) for key, value in rows
         }
         self._dead_until: dict[str, float] = {}
+        self._blocked: frozenset[tuple[str, str]] = frozenset()
 
     def __len__(self) -> int:
         return len(self._attachments)
@@ -48,6 +50,12 @@ class Endpoints:
     def start(self, now: float) -> None:
         for attachment in self._attachments.values():
             self._announce(now, attachment)
+
+    def set_blocked(self, now: float, blocked: Iterable[tuple[str, str]]) -> None:
+        """``blocked``: (ident, address without prefix)."""
+        before, self._blocked = self._blocked, frozenset(blocked)
+        for ident in sorted({ident for ident, _ in before ^ self._blocked} & self._attachments.keys()):
+            self._announce(now, self._attachments[ident])
 
     def deadline(self) -> float | None:
         return min(self._dead_until.values(), default=None)
@@ -87,7 +95,12 @@ class Endpoints:
     def _announce(self, now: float, attachment: Attachment) -> None:
         key = attachment.ident.encode()
         if attachment.live and attachment.mac:
-            record = EndpointRecord(attachment.ident, attachment.mac, attachment.addresses)
+            addresses = tuple(
+                text
+                for text in attachment.addresses
+                if (attachment.ident, text.partition("/")[0]) not in self._blocked
+            )
+            record = EndpointRecord(attachment.ident, attachment.mac, addresses)
             self._publisher.publish(now, KIND_ENDPOINT, key, msgspec.msgpack.encode(record))
         else:
             self._publisher.withdraw(now, KIND_ENDPOINT, key)

@@ -72,7 +72,7 @@ def test_send_before_an_earlier_persist(monkeypatch: pytest.MonkeyPatch) -> None
 def test_send_before_an_earlier_persist_splits_ownership(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same without replies: a grant that leaves early belongs to two peers once the donor has crashed."""
     monkeypatch.setattr(driver, "passes_ahead", lambda effect: type(effect) in (driver.Send, driver.Probe, Note))
-    crashes = small_space(FaultKind.CRASH, FaultKind.CRASH_AMONG_EFFECTS, fsync_min_s=0.02, fsync_max_s=0.3)
+    crashes = small_space(FaultKind.CRASH, FaultKind.CRASH_AMONG_EFFECTS, fsync_min_s=0.05, fsync_max_s=0.6)
     hunt(["I4", "unique", "I6"], crashes)
 
 

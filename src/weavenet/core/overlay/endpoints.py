@@ -96,9 +96,7 @@ class Endpoints:
         key = attachment.ident.encode()
         if attachment.live and attachment.mac:
             addresses = tuple(
-                text
-                for text in attachment.addresses
-                if (attachment.ident, text.partition("/")[0]) not in self._blocked
+                text for text in attachment.addresses if (attachment.ident, text.partition("/")[0]) not in self._blocked
             )
             record = EndpointRecord(attachment.ident, attachment.mac, addresses)
             self._publisher.publish(now, KIND_ENDPOINT, key, msgspec.msgpack.encode(record))

@@ -153,7 +153,7 @@ class Pair:
         async with await Kernel.open(a.namespace) as kernel:
             await kernel.netlink.add_veth(
                 "under", mtu=self._underlay_mtu, peer_name="under", peer_mac=bytes.fromhex("020000aa0002"),
-                peer_namespace=b.namespace, peer_gso_max_size=65_536,
+                peer_namespace=b.namespace
             )  # fmt: skip
         for host in self.hosts:
             run(host.namespace, "ip", "address", "add", f"{host.underlay}/24", "dev", "under")

@@ -339,7 +339,7 @@ def test_plugging_is_idempotent_and_what_fails_leaves_nothing() -> None:
             assert await a.attacher.plug(container, ["10.32.0.1/12", "10.40.0.1/16"]) == mac
             shown = json.loads(run(namespace, "ip", "-j", "-d", "address", "show", "ethwe"))[0]
             assert sorted(i["local"] for i in shown["addr_info"] if i["family"] == "inet") == ["10.32.0.1", "10.40.0.1"]
-            assert shown["gso_max_size"] == 60 * 1024 and shown["mtu"] == 1376
+            assert shown["gso_max_size"] == 65536 and shown["mtu"] == 1376
             assert "224.0.0.0/4" in run(namespace, "ip", "route")
             assert run(namespace, "cat", "/proc/sys/net/ipv4/neigh/ethwe/ucast_solicit").strip() == "1"
             assert not await a.attacher.unplug(container, ["10.32.0.1/12"])

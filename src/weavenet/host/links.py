@@ -35,7 +35,7 @@ RTM_DELNEIGH = 29
 AF_BRIDGE = 7
 IFF_UP = 1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
-IFLA_PROTINFO, IFLA_LINKINFO, IFLA_GSO_MAX_SIZE = 12, 18, 41
+IFLA_PROTINFO, IFLA_LINKINFO = 12, 18
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_DATA = 1, 2, 5
 IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING, IFLA_BRPORT_NEIGH_SUPPRESS, IFLA_BRPORT_ISOLATED = 4, 8, 32, 33
 IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 1, 7, 15
@@ -78,7 +78,6 @@ class Link:
     is_up: bool
     master: int
     peer_index: int
-    gso_max_size: int
     port: PortFlags | None = None
     vxlan: VxlanSettings | None = None
 
@@ -168,7 +167,6 @@ def parse_link(payload: memoryview) -> Link:
         is_up=bool(flags & IFF_UP),
         master=_number(found.get(IFLA_MASTER)),
         peer_index=_number(found.get(IFLA_LINK)),
-        gso_max_size=_number(found.get(IFLA_GSO_MAX_SIZE)),
         port=port,
         vxlan=vxlan,
     )

@@ -141,15 +141,12 @@ class Netlink:
         )
         await self._do(f"cannot make VXLAN device {name}", request)
 
-    async def add_veth(
-        self, name: str, *, mtu: int, peer_name: str, peer_mac: bytes, peer_namespace: int, peer_gso_max_size: int
-    ) -> None:
+    async def add_veth(self, name: str, *, mtu: int, peer_name: str, peer_mac: bytes, peer_namespace: int) -> None:
         """A pair in one request: our end ``name``, the other one already inside ``peer_namespace``; both down."""
         peer = {
             "ifname": peer_name,
             "address": mac_text(peer_mac),
             "mtu": mtu,
-            "gso_max_size": peer_gso_max_size,
             "net_ns_fd": peer_namespace,
         }
         request = self._route.link("add", ifname=name, kind="veth", mtu=mtu, peer=peer)

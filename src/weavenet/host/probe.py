@@ -76,8 +76,7 @@ async def _features_in(space: int) -> tuple[Check, ...]:
         async def open_veth() -> None:
             with netns.scratch() as other:
                 await kernel.netlink.add_veth(
-                    "vethprobe", mtu=1500, peer_name="ethprobe", peer_mac=MAC_A, peer_namespace=other,
-                    peer_gso_max_size=60_000,
+                    "vethprobe", mtu=1500, peer_name="ethprobe", peer_mac=MAC_A, peer_namespace=other
                 )  # fmt: skip
 
         async def open_packet() -> None:

@@ -56,9 +56,13 @@ RECORD_BYTES_MAX = 2048
 RECORDS_PER_ORIGIN_MAX = 16_384
 RECORD_ABSENT_EXPIRY_S = 24 * 3600.0
 ROUTE_HOPS_MAX = 16
+INCARNATION_MAX = 1 << 62
+"""Told of ourselves by others: two thousand million starts. Ours is one above."""
 
 # --- ring and IPAM ---
 SEGMENTS_MAX = 65_536
+STAMP_VERSION_MAX = 1 << 48
+"""Of a stamp taken from others: a change a microsecond for nine years. Ours are one above, and must fit in 64 bits."""
 SUBNET_ADDRESSES_MIN = 4
 GRANT_ADDRESSES_MIN = 4
 FREED_QUIET_S = 5.0
@@ -77,6 +81,8 @@ ELECTION_GRACE_S = 2.0
 ELECTION_RETRY_S = 1.0
 TARGET_SETTLE_S = 1.0
 """Our count of targets is not announced before each was tried once, or this much time passed (self-detection)."""
+BALLOT_ROUND_MAX = 1 << 32
+"""Of a ballot taken from others; ours are one above, and must fit in 64 bits."""
 ELECTORS_MAX = 256
 VOTERS_MAX = 7
 

@@ -54,7 +54,7 @@ from weavenet.core.effects import (
 from weavenet.core.election import Acceptor, Electorate, GenesisElection
 from weavenet.core.errors import InvariantBroken
 from weavenet.core.events import Cancelled, Event, PlaneTraffic, ProbeReceived, Requested, Tick
-from weavenet.core.limits import ROUTE_HOPS_MAX
+from weavenet.core.limits import BALLOT_ROUND_MAX, ROUTE_HOPS_MAX
 from weavenet.core.membership import Membership
 from weavenet.core.mesh.mesh import Mesh
 from weavenet.core.messages import Body, encode
@@ -73,6 +73,7 @@ from weavenet.core.messages.unicast import (
     SpaceDenied,
     SpaceGrant,
     SpaceRequest,
+    highest_round,
 )
 from weavenet.core.overlay import Endpoints, Handover, OpenPlanes, Paths
 from weavenet.core.removal import rejoin_of
@@ -352,6 +353,8 @@ class Node:
     def _on_body(self, now: float, source: PeerId, body: Body) -> None:
         if source in self.log.removed:
             return  # a removed peer's words count nowhere, whichever way they came
+        if highest_round(body) > BALLOT_ROUND_MAX:
+            return  # counting cannot have reached it, and one above it would not fit on the wire
         match body:
             case Prepare() | Promise() | Accept() | Accepted() | Nack():
                 if self.log.genesis is None and self.cluster.is_elector_mode and self.cluster.may_found:

@@ -27,6 +27,7 @@ from weavenet.core.limits import (
     DIGEST_BUCKETS,
     EAGER_LINKS_MIN,
     EAGER_LINKS_START,
+    INCARNATION_MAX,
     LAZY_DIGEST_DELAY_S,
     PAGE_BYTES_MAX,
     PULL_PENDING_S,
@@ -291,6 +292,8 @@ class Replication:
         """Somebody tells us what we published. A later incarnation than ours can only be another life of this key;
         ours goes above it, so that what others hold of us is what we say."""
         mine = self._records.mark(self._own)
+        if delta.incarnation > INCARNATION_MAX:
+            return  # no start of ours can have had it
         if delta.incarnation < mine.incarnation or (delta.incarnation == mine.incarnation and delta.top <= mine.top):
             return
         self._note_refusal(

@@ -291,3 +291,9 @@ Body = (
     | HoldQuery
     | HoldAnswer
 )
+
+
+def highest_round(body: Body) -> int:
+    """Of the ballots in a message of an election; 0 when there is none."""
+    ballots = (getattr(body, field, None) for field in ("ballot", "promised", "accepted_ballot"))
+    return max((ballot.round for ballot in ballots if ballot is not None), default=0)

@@ -20,7 +20,7 @@ import msgspec
 from weavenet.core.commands import Command
 from weavenet.core.config import GenesisMode, NodeConfig
 from weavenet.core.effects import Change, Outbox
-from weavenet.core.limits import SEGMENTS_MAX
+from weavenet.core.limits import SEGMENTS_MAX, STAMP_VERSION_MAX
 from weavenet.core.messages.gossip import RingDelta
 from weavenet.core.messages.unicast import SpaceDenied, SpaceGrant, SpaceRequest
 from weavenet.core.report import IpamReport
@@ -189,7 +189,7 @@ class Ipam:
         """Merge what others know; what was new, durable here, to be passed on."""
         if delta.range_index != 0 or delta.log_length > len(self._log):
             return None
-        changed = self.estate.learn(delta.segments)
+        changed = self.estate.learn(self._credible(delta.segments))
         if not changed:
             return None
         self._after_change(now, changed)
@@ -236,6 +236,13 @@ class Ipam:
         self._want_compaction(now)
         self._pump(now)
         return released
+
+    def _credible(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+        """Without versions that counting cannot have reached: one above them would not fit on the wire."""
+        found = tuple(segment for segment in segments if segment.stamp.version <= STAMP_VERSION_MAX)
+        if len(found) < len(segments):
+            self._outbox.note("warning", "ipam", "ignored ring segments with an impossible version")
+        return found
 
     def set_reachable(self, now: float, peers: frozenset[PeerId]) -> None:
         if peers != self._reachable:
@@ -336,7 +343,7 @@ class Ipam:
     def _granted(self, now: float, source: PeerId, body: SpaceGrant) -> None:
         if body.range_index != 0 or body.log_length > len(self._log):
             return  # asked again until our log has caught up
-        changed = self.estate.learn(body.segments)
+        changed = self.estate.learn(self._credible(body.segments))
         ask = self.seeker.answered(source, body.request)
         if changed:
             self._after_change(now, changed)

@@ -233,10 +233,6 @@ class Node:
         return self.ipam.ring
 
     @property
-    def open_planes(self) -> frozenset[PeerId]:
-        return self.planes.peers
-
-    @property
     def electorate(self) -> Electorate:
         return self._electorate
 

@@ -425,6 +425,40 @@ def test_second_binder_of_a_seed_is_blocked_before_both_are_seen() -> None:
     assert any(host.blocked for host in stage.hosts), "somebody lost addresses"
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_two_blank_seeds_do_not_vouch_for_each_other(seed: int) -> None:
+    """Two seeds lose their disks and meet, cut off from the third: what they had given away is not theirs again."""
+    stage = Stage(seed, 4, bootstrap=Bootstrap.SEED, electors=3)
+    one, two, three, member = stage.hosts
+    stage.form()
+    granted = stage.allocate(member, "guest")
+    stage.settle()
+    stage.partition((one, two), (three, member))
+    for host in (one, two):
+        host.lose_disk()
+        host.start()
+    stage.advance(30)
+    for host in (one, two):
+        assert host.node is not None
+        assert not host.node.ipam.bound
+    stage.reunite()
+    stage.settle()
+    assert stage.allocate(member, "guest") == granted
+    for host in (one, two):
+        assert stage.allocate(host, f"on-{host.label}") != granted
+
+
+def test_blank_seeds_that_are_all_there_take_their_shares() -> None:
+    """Nobody was launched with ``--first-start``: with all seeds blank and met there is nothing to lose."""
+    stage = Stage(5, 3, bootstrap=Bootstrap.SEED)
+    for host in stage.hosts:
+        host.generation = 1
+    stage.start()
+    for host in stage.hosts:
+        stage.allocate(host, f"on-{host.label}")
+    stage.settle()
+
+
 def play_two_binders(seed: int) -> Stage:
     stage = Stage(seed, 4, bootstrap=Bootstrap.SEED, electors=2, seed_twin=True)
     one, two, watcher, twin = stage.hosts

@@ -79,6 +79,7 @@ from weavenet.core.overlay import Endpoints, Handover, OpenPlanes, Paths
 from weavenet.core.removal import rejoin_of
 from weavenet.core.report import NodeReport
 from weavenet.core.ring import Ipam, Log, Ring, seed_genesis
+from weavenet.core.seeding import Seeding
 from weavenet.core.types import GENESIS_POSITION, ZERO16, Genesis, LogEntry, PeerId
 
 Disk = Mapping[tuple[str, bytes], bytes]
@@ -144,6 +145,7 @@ class Node:
         )
         self.endpoints = Endpoints(_rows(disk, "attachments"), self._outbox, self.mesh)
         self.handover = Handover(state=self.cluster, outbox=self._outbox, rng=rng)
+        self._seeding = Seeding(config, self.mesh.peer_record)
         self.planes = OpenPlanes(_rows(disk, "planes"), self._outbox)
         self.paths = Paths(outbox=self._outbox, rng=rng)
         self.membership = Membership(
@@ -334,6 +336,8 @@ class Node:
         if self.membership.reopen:
             again, self.membership.reopen = self.membership.reopen, set()
             self._want_handovers(now, again)
+        for peer in self._seeding.to_repeat(changes.records):
+            self.handover.forget(peer)
         if changes.topology or changes.records:
             self._want_handovers(now, self.mesh.known_peers() if changes.topology else changes.records)
         if self._topology_changed or changes.records or self.handover.completed:
@@ -467,7 +471,8 @@ class Node:
         completed = self.handover.completed
         fresh = completed & self.planes.peers if self.membership.gate.is_shut else completed
         self.handover.completed = completed - fresh
-        self._bind_seed(now, fresh)
+        if self._seeding.handed_over(sorted(fresh)):
+            self.ipam.allow_binding(now)
         self._paths_changed = True
         stale = self.planes.peers if self._topology_changed else self.planes.peers & origins
         self._topology_changed = False
@@ -483,14 +488,6 @@ class Node:
                     self.planes.close(peer)
                 continue
             self.planes.set(peer, host, self._endpoints_of(peer))
-
-    def _bind_seed(self, now: float, peers: Iterable[PeerId]) -> None:
-        """A seed with a blank store takes its share only after another seed's ring: it may have been given out
-        before."""
-        for peer in peers:
-            record = self.mesh.peer_record(peer)
-            if record is not None and record.name in self.config.seeds:
-                self.ipam.allow_binding(now)
 
     def _endpoints_of(self, peer: PeerId) -> tuple[Endpoint, ...]:
         bodies = (_endpoint_decoder.decode(body) for body in self.mesh.records_of(peer, KIND_ENDPOINT))

@@ -200,8 +200,8 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
         warnings.append(f"no data path to {report.name}({report.nickname}): {report.plane_reason}")
     if node.config.mode is GenesisMode.SEED and not node.ipam.bound and node.config.name in node.config.seeds:
         warnings.append(
-            "this seed has a blank store and takes its share only after meeting another seed; "
-            "next: start one, or launch with --first-start if this is the very first start"
+            "this seed has a blank store and takes its share only after meeting a seed that has taken its own, or "
+            "all other seeds; next: start them, or launch with --first-start if this is the very first start"
         )
     warnings += _label_warnings(node)
     return warnings

@@ -1,0 +1,55 @@
+"""When a seed with a blank store may take its share (spec "IPAM: ring, electors, decrees", Genesis: *lost-disk-seed*).
+
+A blank store may be a lost one: the share was taken and given out in an earlier life, and only others know. So it takes
+the share after it merged the ring of a seed that has taken its own, or of every other seed when none has. A seed
+that is blank itself proves nothing alone: it may have lost its disk too, or was removed and fenced (history
+*two-blank-seeds*: both bound, one of them a share that had been granted on).
+
+A handover that finished before the other seed took its share says nothing about what that seed learnt until then, so
+it is repeated once.
+
+What this does not do: stamp the share (``Ipam.allow_binding``), run handovers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from weavenet.core.config import GenesisMode, NodeConfig
+from weavenet.core.messages.gossip import PeerRecord
+from weavenet.core.types import PeerId
+
+
+class Seeding:
+    """``record(peer)`` is what the mesh knows of a peer."""
+
+    def __init__(self, config: NodeConfig, record: Callable[[PeerId], PeerRecord | None]) -> None:
+        self._record = record
+        self._others = frozenset(config.seeds) - {config.name}
+        self._is_seed = config.mode is GenesisMode.SEED and config.name in config.seeds
+        self._blank: dict[PeerId, str] = {}
+        """Seeds handed over with before they had taken their share, and their names."""
+
+    def handed_over(self, peers: Iterable[PeerId]) -> bool:
+        """Both sides hold each other's ring now. True when our share may be taken."""
+        if not self._is_seed:
+            return False
+        for peer in peers:
+            record = self._record(peer)
+            if record is None or record.name not in self._others:
+                continue
+            if record.votes_as:
+                return True
+            self._blank[peer] = record.name
+        return bool(self._others) and self._others <= set(self._blank.values())
+
+    def to_repeat(self, origins: Iterable[PeerId]) -> frozenset[PeerId]:
+        """Of peers whose records changed: those whose handover counts only when it is done again."""
+        again = frozenset(peer for peer in origins if peer in self._blank and self._has_bound(peer))
+        for peer in again:
+            del self._blank[peer]
+        return again
+
+    def _has_bound(self, peer: PeerId) -> bool:
+        record = self._record(peer)
+        return record is not None and bool(record.votes_as)

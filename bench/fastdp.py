@@ -13,12 +13,13 @@ import json
 import re
 import statistics
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from bench.gate import Gate
-from bench.hosts import Host, lab, launch, open_paths, run, wait_for
+from bench.hosts import DEADLINE_S, Failed, Host, lab, launch, open_paths, run, wait_for
 from bench.options import Options
 from bench.table import Result, verdict
 
@@ -26,7 +27,8 @@ MTU = 1376
 CONTAINER = "box"
 THROUGHPUT_BAR = 0.97
 ROUND_TRIP_BAR = 1.1
-PINGS = 60
+PINGS = 100
+PING_INTERVAL_S = 0.01
 UNDERLAYS = {
     "intact": ("tso", "on", "gso", "on", "tx-udp-segmentation", "on", "gro", "off"),
     "wire": ("tso", "off", "gso", "off", "tx-udp-segmentation", "off", "gro", "on"),
@@ -39,6 +41,10 @@ class Path(NamedTuple):
     near: Callable[..., list[str]]
     far: Callable[..., list[str]]
     address: str
+
+
+Measure = Callable[[Path, Path], tuple[float, float]]
+"""A figure of each of two paths."""
 
 
 def weave_path(near: Host, far: Host) -> Path:
@@ -97,11 +103,22 @@ def throughput(path: Path, streams: int, seconds: int) -> float:
     return float(answer["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 
-def round_trip(path: Path) -> float:
-    """Median in milliseconds."""
-    text = run(path.near("ping", "-n", "-i", "0.01", "-c", str(PINGS), path.address))
-    times = [float(value) for value in re.findall(r"time=([0-9.]+)", text)][1:]
-    return statistics.median(times)
+def round_trips(first: Path, second: Path) -> tuple[float, float]:
+    """Medians in milliseconds, of both paths at the same time, half an interval apart: how long a sleeping processor
+    takes to wake drifts by more within a second than the paths differ."""
+    started = []
+    for path in (first, second):
+        argv = path.near("ping", "-n", "-i", str(PING_INTERVAL_S), "-c", str(PINGS), path.address)
+        started.append(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True))
+        time.sleep(PING_INTERVAL_S / 2)
+    medians = []
+    for process in started:
+        text, _ = process.communicate(timeout=DEADLINE_S)
+        times = [float(value) for value in re.findall(r"time=([0-9.]+)", text)][1:]
+        if len(times) < PINGS // 2:
+            raise Failed(f"ping: {len(times)} of {PINGS} answered")
+        medians.append(statistics.median(times))
+    return medians[0], medians[1]
 
 
 class Pairs(NamedTuple):
@@ -123,18 +140,17 @@ class Pairs(NamedTuple):
         )
 
 
-def paired(gate: Gate, measure: Callable[[Path], float], weave: Path, hand: Path, count: int) -> Pairs:
+def one_after_the_other(streams: int, seconds: int) -> Measure:
+    return lambda first, second: (throughput(first, streams, seconds), throughput(second, streams, seconds))
+
+
+def paired(gate: Gate, measure: Measure, weave: Path, hand: Path, count: int) -> Pairs:
     """``count`` pairs after one that does not count; who goes first alternates."""
-    measure(weave)
-    measure(hand)
+    measure(weave, hand)
     pairs = Pairs([], [])
     for number in range(count):
         first, second = (weave, hand) if number % 2 == 0 else (hand, weave)
-
-        def pair(first: Path = first, second: Path = second) -> tuple[float, float]:
-            return measure(first), measure(second)
-
-        values = gate.measure(pair)
+        values = gate.measure(partial(measure, first, second))
         pairs.weave.append(values[number % 2])
         pairs.hand.append(values[1 - number % 2])
     return pairs
@@ -154,22 +170,22 @@ def measure(options: Options, gate: Gate) -> Result:
             set_underlay(hosts, underlay)
             for streams in (1, 5):
                 options.progress(f"fastdp: {underlay}, {streams} stream(s)")
-                found = paired(gate, partial(throughput, streams=streams, seconds=seconds), weave, hand, count)
+                found = paired(gate, one_after_the_other(streams, seconds), weave, hand, count)
                 what = f"{underlay}: {'one TCP stream' if streams == 1 else 'five streams'}, Gbit/s"
                 rows.append(found.row(what, 2, THROUGHPUT_BAR, at_least=True))
             options.progress(f"fastdp: {underlay}, round trip")
-            found = paired(gate, round_trip, weave, hand, 3 * count)
+            found = paired(gate, round_trips, weave, hand, 2 * count)
             rows.append(found.row(f"{underlay}: idle round trip, ms", 3, ROUND_TRIP_BAR, at_least=False))
         options.progress("fastdp: the same hand-made path against itself")
         set_underlay(hosts, "wire")
-        itself = paired(gate, partial(throughput, streams=1, seconds=seconds), hand, hand, count)
+        itself = paired(gate, one_after_the_other(1, seconds), hand, hand, count)
     ratios = sorted(a / b for a, b in zip(itself.weave, itself.hand, strict=True))
     return Result(
         ("", "Weave", "by hand", "ratio", "range", "bar"),
         rows,
         [
-            f"medians of {count} pairs of {seconds} s (round trip: {3 * count} pairs of {PINGS} pings, 10 ms apart); "
-            "the ratio is the median of the pairs' ratios",
+            f"medians of {count} pairs of {seconds} s (round trip: {2 * count} pairs of {PINGS} pings, 10 ms apart, "
+            "both paths at once); the ratio is the median of the pairs' ratios",
             "what the method itself scatters: the hand-made path against itself, wire, one stream: median ratio "
             f"{statistics.median(ratios):.3f}, range {ratios[0]:.2f}-{ratios[-1]:.2f}",
             gate.summary(),

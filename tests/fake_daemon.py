@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,20 @@ class FakeDaemon:
                 return Done("elector")
             case _:
                 return Done()
+
+    def submit(self, command: Command, done: Callable[[Result], None]) -> Callable[[], None]:
+        task = asyncio.get_running_loop().create_task(self.request(command))
+
+        def finished(task: asyncio.Task[Result]) -> None:
+            if not task.cancelled():
+                done(task.result())
+
+        task.add_done_callback(finished)
+
+        def cancel() -> None:
+            task.cancel()
+
+        return cancel
 
     async def attach(self, spec: AttachSpec) -> Addresses | Failure:
         self.attached.append(spec)

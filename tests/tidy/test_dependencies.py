@@ -23,7 +23,7 @@ OUTSIDE = {
     "runtime": {"msgspec", "cryptography"},
     "plane": {"msgspec"},
     "host": {"msgspec", "pyroute2"},
-    "control": {"msgspec", "h11"},
+    "control": {"msgspec", "httptools"},
     "cli": {"click", "msgspec"},
     "lab": {"msgspec", "click"},
     "sim": {"msgspec", "click"},

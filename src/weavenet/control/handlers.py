@@ -1,4 +1,5 @@
-"""The control API as ``await handle(request) -> response``: routes, bodies and errors, no sockets.
+"""The control API as ``await handle(request) -> response``: routes, bodies and errors, no sockets. Commands of the node
+go by callback as well (:meth:`Api.submit`).
 
 Bodies and answers are JSON objects; a refusal is a ``Failure`` object with a matching HTTP status. Unknown keys, wrong
 types and oversized lists are refused with the key's name. The read-only API is a second route table, so that nothing
@@ -7,7 +8,7 @@ on the TCP port can change state.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
@@ -151,32 +152,63 @@ def failed(failure: Failure) -> Response:
     return Response(_STATUS[failure.code], _encode(failure))
 
 
+def _response(answer: Answer) -> Response:
+    if isinstance(answer, Response):
+        return answer
+    if isinstance(answer, Failure):
+        return failed(answer)
+    return Response(200, _encode(answer))
+
+
+def _nothing() -> None:
+    """There is nothing left to cancel."""
+
+
 def _invalid(expected: str, found: str, next_step: str = "") -> Failure:
     return Failure(Code.INVALID, expected, found, next_step)
+
+
+class CommandRoute(NamedTuple):
+    """A command of the node: what to make of the body, and what of the result."""
+
+    make: Callable[[Request], Command | Failure]
+    answer: Callable[[Result], Answer]
+
+
+def _decode(body_type: type[_B]) -> Callable[[Request], _B | Failure]:
+    decoder = msgspec.json.Decoder(body_type)
+    keys = ", ".join(body_type.__struct_fields__) or "none"
+
+    def decode(request: Request) -> _B | Failure:
+        try:
+            return decoder.decode(request.body or b"{}")
+        except msgspec.DecodeError as error:
+            # msgspec names the key: "Object missing required field `ident`", "Expected `str`, got `int` - at `$.x`".
+            return _invalid(f"expected a JSON object with the keys: {keys}", str(error), "correct the request's body")
+
+    return decode
 
 
 def _post(
     body_type: type[_B], run: Callable[[Daemon, _B], Awaitable[Result]], answer: Callable[[Result], Answer]
 ) -> _Route:
-    decoder = msgspec.json.Decoder(body_type)
+    decode = _decode(body_type)
 
     async def route(api: Api, request: Request) -> Answer:
-        try:
-            body = decoder.decode(request.body or b"{}")
-        except msgspec.DecodeError as error:
-            # msgspec names the key: "Object missing required field `ident`", "Expected `str`, got `int` - at `$.x`".
-            keys = ", ".join(body_type.__struct_fields__) or "none"
-            return _invalid(f"expected a JSON object with the keys: {keys}", str(error), "correct the request's body")
-        return answer(await run(api.daemon, body))
+        body = decode(request)
+        return body if isinstance(body, Failure) else answer(await run(api.daemon, body))
 
     return route
 
 
-def _command(body_type: type[_B], make: Callable[[_B], Command], answer: Callable[[Result], Answer]) -> _Route:
-    def run(daemon: Daemon, body: _B) -> Awaitable[Result]:
-        return daemon.request(make(body))
+def _command(body_type: type[_B], make: Callable[[_B], Command], answer: Callable[[Result], Answer]) -> CommandRoute:
+    decode = _decode(body_type)
 
-    return _post(body_type, run, answer)
+    def command(request: Request) -> Command | Failure:
+        body = decode(request)
+        return body if isinstance(body, Failure) else make(body)
+
+    return CommandRoute(command, answer)
 
 
 def _addresses(result: Result) -> Answer:
@@ -246,9 +278,9 @@ _READ_ROUTES: dict[tuple[str, str], _Route] = {
     ("GET", "/report"): _report,
 }
 
-PUBLIC_ROUTES: dict[tuple[str, str], _Route] = {**_READ_ROUTES, ("GET", "/metrics"): _no_metrics}
+PUBLIC_ROUTES: dict[tuple[str, str], _Route | CommandRoute] = {**_READ_ROUTES, ("GET", "/metrics"): _no_metrics}
 
-CONTROL_ROUTES: dict[tuple[str, str], _Route] = {
+CONTROL_ROUTES: dict[tuple[str, str], _Route | CommandRoute] = {
     **{(method, f"/v1{path}"): route for (method, path), route in _READ_ROUTES.items()},
     ("GET", "/v1/ping"): _ping,
     ("GET", "/v1/ps"): _ps,
@@ -272,21 +304,32 @@ CONTROL_ROUTES: dict[tuple[str, str], _Route] = {
 class Api:
     """One route table over one daemon. Holds no state of its own: every request stands alone."""
 
-    def __init__(self, daemon: Daemon, routes: dict[tuple[str, str], _Route]) -> None:
+    def __init__(self, daemon: Daemon, routes: Mapping[tuple[str, str], _Route | CommandRoute]) -> None:
         self.daemon = daemon
         self._routes = routes
 
-    async def handle(self, request: Request) -> Response:
-        """Answer one request. Raises only what the daemon raises beyond its ``Failure`` values."""
+    def submit(self, request: Request, done: Callable[[Response], None]) -> Callable[[], None] | None:
+        """Run a command of the node: ``done`` is called once, perhaps before this returns, unless the returned function
+        is called first, which cancels the command. None when the request is no such command: then :meth:`handle`."""
         route = self._routes.get((request.method, request.path))
-        if route is None:
+        if not isinstance(route, CommandRoute):
+            return None
+        command = route.make(request)
+        if isinstance(command, Failure):
+            done(failed(command))
+            return _nothing
+
+        def finish(result: Result, answer: Callable[[Result], Answer] = route.answer) -> None:
+            done(_response(answer(result)))
+
+        return self.daemon.submit(command, finish)
+
+    async def handle(self, request: Request) -> Response:
+        """Answer one request that is no command. Raises only what the daemon raises beyond its ``Failure`` values."""
+        route = self._routes.get((request.method, request.path))
+        if route is None or isinstance(route, CommandRoute):
             return self._no_route(request)
-        answer = await route(self, request)
-        if isinstance(answer, Response):
-            return answer
-        if isinstance(answer, Failure):
-            return failed(answer)
-        return Response(200, _encode(answer))
+        return _response(await route(self, request))
 
     def _no_route(self, request: Request) -> Response:
         methods = sorted(method for method, path in self._routes if path == request.path)

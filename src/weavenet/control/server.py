@@ -1,8 +1,11 @@
 """The HTTP servers of the daemon: the control API on unix sockets, the read-only one on a TCP port.
 
-Moves bytes: h11 for the protocol, one ``asyncio.Protocol`` per connection, one request in flight per connection (a
-client may pipeline; the next request waits). What a client can make the daemon hold is bounded: connections, request
-size, time to send a request, idle time. A client that goes away while its request waits cancels it.
+Moves bytes: one ``asyncio.Protocol`` per connection, one request in flight per connection (a client may pipeline; the
+next request waits). What a client can make the daemon hold is bounded: connections, request size, time to send a
+request, idle time. A client that goes away while its request waits cancels it.
+
+Commands of the node are answered by a callback out of its reply, without a task of their own: turns of the event loop
+and hand-overs are most of what an allocation costs beside its fsync.
 
 Unix sockets are mode 0600 and the kernel's word on the client's uid (SO_PEERCRED) is checked as well, since a socket's
 mode does not protect against one that was opened before. Does not know a single verb: see ``handlers.py``.
@@ -17,13 +20,15 @@ import logging
 import os
 import socket
 import struct
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
-import h11
 import msgspec
 
 from weavenet.control.handlers import CONTROL_ROUTES, PUBLIC_ROUTES, Api, Request, Response, failed
+from weavenet.control.http import BODY_BYTES_MAX, HEADER_BYTES_MAX, Malformed, Parsed, RequestParser
 from weavenet.control.service import Daemon
 from weavenet.core.errors import Code, Failure, WeaveError
 
@@ -31,9 +36,6 @@ log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 256
 """Per server; a further one is answered 503 and closed. 256 clients may each wait for an address."""
-HEADER_BYTES_MAX = 16 * 1024
-BODY_BYTES_MAX = 256 * 1024
-"""1024 targets of 255 characters; a longer body is answered 413."""
 PIPELINED_BYTES_MAX = HEADER_BYTES_MAX + BODY_BYTES_MAX
 """What a client may send beyond the request in flight; above it the connection is closed."""
 REQUEST_TIMEOUT_S = 10.0
@@ -46,11 +48,6 @@ SWEEP_S = 1.0
 _UCRED = struct.Struct("3i")
 _NO_DEADLINE = float("inf")
 _REASONS = {status.value: status.phrase for status in http.HTTPStatus}
-
-
-def _http_connection() -> h11.Connection:
-    """A parser for one request."""
-    return h11.Connection(h11.SERVER, max_incomplete_event_size=HEADER_BYTES_MAX)
 
 
 class Listener:
@@ -97,13 +94,14 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
-        self._http = _http_connection()
+        self._parser = RequestParser()
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._request: h11.Request | None = None
-        self._body: list[bytes] = []
-        self._body_size = 0
+        self._waiting: deque[Parsed] = deque()
+        self._in_flight: Parsed | None = None
+        self._cancel: Callable[[], None] | None = None
         self._pipelined = 0
+        self._problem: Malformed | None = None
         self.task: asyncio.Task[None] | None = None
         self.deadline = self._loop.time() + REQUEST_TIMEOUT_S
 
@@ -121,18 +119,21 @@ class Connection(asyncio.Protocol):
             self._refuse(failure, status=403)
 
     def data_received(self, data: bytes) -> None:
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None or self._transport.is_closing() or self._problem is not None:
             return
-        if self.task is not None:
+        if self._in_flight is not None:
             self._pipelined += len(data)
             if self._pipelined > PIPELINED_BYTES_MAX:
                 self.drop()
                 return
-        elif self._request is None and self.deadline > self._loop.time() + REQUEST_TIMEOUT_S:
-            self.deadline = self._loop.time() + REQUEST_TIMEOUT_S
-        self._http.receive_data(data)
-        if self.task is None:
-            self._advance()
+        elif not self._parser.is_inside:
+            self.deadline = min(self.deadline, self._loop.time() + REQUEST_TIMEOUT_S)
+        try:
+            self._waiting += self._parser.feed(data)
+        except Malformed as problem:
+            self._problem = problem  # answered after what came before it
+        if self._in_flight is None:
+            self._next()
 
     def eof_received(self) -> bool:
         # No half-closed clients: whoever stops sending has gone, and must not leave a waiting command behind.
@@ -141,47 +142,34 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._listener.connections.discard(self)
         self._transport = None
-        if self.task is not None:
-            self.task.cancel()
+        self._abandon()
 
     # --- requests ---
 
-    def _advance(self) -> None:
-        """Take events from h11 until a request is complete or more bytes are needed."""
-        try:
-            while True:
-                event = self._http.next_event()
-                if type(event) is h11.Request:
-                    self._request = event
-                elif type(event) is h11.Data:
-                    self._body_size += len(event.data)
-                    if self._body_size > BODY_BYTES_MAX:
-                        self._refuse(Failure(Code.INVALID, f"a body has at most {BODY_BYTES_MAX} bytes"), status=413)
-                        return
-                    self._body.append(bytes(event.data))
-                elif type(event) is h11.EndOfMessage:
-                    self._begin()
-                    return
-                else:  # NEED_DATA, PAUSED, ConnectionClosed
-                    return
-        except h11.RemoteProtocolError as error:
-            self._refuse(
-                Failure(Code.INVALID, "expected an HTTP/1.1 request", str(error)), status=error.error_status_hint
-            )
+    def _next(self) -> None:
+        """Begin requests until one has to wait or there is none."""
+        while self._in_flight is None and self._transport is not None and not self._transport.is_closing():
+            if self._waiting:
+                self._begin(self._waiting.popleft())
+            elif self._problem is not None:
+                problem = self._problem
+                self._refuse(Failure(Code.INVALID, "expected an HTTP/1.1 request", str(problem)), status=problem.status)
+            else:
+                return
 
-    def _begin(self) -> None:
-        head = self._request
-        if head is None:
-            return
-        target = head.target.decode("ascii", "replace")
-        path, query = target, {}
-        if "?" in target or "%" in target:
-            parts = urlsplit(target)
+    def _begin(self, parsed: Parsed) -> None:
+        path, query = parsed.target, {}
+        if "?" in path or "%" in path:
+            parts = urlsplit(path)
             path, query = parts.path, dict(parse_qsl(parts.query))
-        body = b"".join(self._body)
+        request = Request(parsed.method, path, parsed.body, query)
+        self._in_flight = parsed
         self.deadline = _NO_DEADLINE  # the daemon may take as long as it needs: waiting for space has no limit
-        request = Request(head.method.decode("ascii", "replace"), path, body, query)
-        self.task = self._loop.create_task(self._answer(request))
+        cancel = self._listener.api.submit(request, self._answered)
+        if cancel is None:
+            self.task = self._loop.create_task(self._answer(request))
+        elif self._in_flight is parsed:
+            self._cancel = cancel
 
     async def _answer(self, request: Request) -> None:
         try:
@@ -193,42 +181,44 @@ class Connection(asyncio.Protocol):
             failure = Failure(Code.HOST, "an unexpected error in the daemon", "", "see its log, and report it")
             response = Response(500, msgspec.json.encode(failure))
         self.task = None
-        if self._transport is not None:
-            self._respond(response)
-            self._next_request()
+        self._answered(response)
+        self._next()
 
-    def _next_request(self) -> None:
-        transport = self._transport
-        if transport is None or transport.is_closing():
+    def _answered(self, response: Response) -> None:
+        """The request in flight has its answer."""
+        parsed = self._in_flight
+        if parsed is None:
             return
-        pipelined, _ = self._http.trailing_data
-        self._http = _http_connection()
-        self._request = None
-        self._body.clear()
-        self._body_size = 0
+        if self._transport is not None:
+            self._respond(response, close=not parsed.keep_alive)
+        self._in_flight = self._cancel = None
         self._pipelined = 0
-        self.deadline = self._loop.time() + IDLE_TIMEOUT_S
-        if pipelined:
-            self._http.receive_data(pipelined)
-            self._advance()
+        self.deadline = self._loop.time() + (REQUEST_TIMEOUT_S if self._parser.is_inside else IDLE_TIMEOUT_S)
+        if self._waiting or self._problem is not None:
+            self._loop.call_soon(self._next)  # not from within the node's reply
+
+    def _abandon(self) -> None:
+        """Nobody waits for the answer any more."""
+        cancel, self._cancel, self._in_flight = self._cancel, None, None
+        self._waiting.clear()
+        if cancel is not None:
+            cancel()
+        if self.task is not None:
+            self.task.cancel()
 
     # --- answers ---
 
     def _respond(self, response: Response, *, close: bool = False) -> None:
-        """Write one answer. By hand: h11 takes 35 us to say what two fixed headers say, half of all the time that a
-        request costs here; its parser, which reads what strangers send, stays."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        # MUST_CLOSE: HTTP/1.0 or "Connection: close"; anything else unfinished cannot be followed by a request.
-        close = close or self._http.their_state is not h11.DONE
         connection = "Connection: close\r\n" if close else ""
         head = (
             f"HTTP/1.1 {response.status} {_REASONS.get(response.status, '')}\r\n"
             f"Content-Type: {response.content_type}\r\n"
             f"Content-Length: {len(response.body)}\r\n{connection}\r\n"
         )
-        is_head = self._request is not None and self._request.method == b"HEAD"
+        is_head = self._in_flight is not None and self._in_flight.method == "HEAD"
         transport.write(head.encode() if is_head else head.encode() + response.body)
         if close:
             transport.close()
@@ -240,15 +230,14 @@ class Connection(asyncio.Protocol):
 
     def expire(self) -> None:
         """The deadline has passed: a request that never ended, or a connection that sleeps."""
-        if self._request is not None or self._http.trailing_data[0]:
+        if self._parser.is_inside:
             self._refuse(
                 Failure(Code.TIMEOUT, f"a request takes at most {REQUEST_TIMEOUT_S:.0f} s to send"), status=408
             )
         self.drop()
 
     def drop(self) -> None:
-        if self.task is not None:
-            self.task.cancel()
+        self._abandon()
         if self._transport is not None:
             self._transport.abort()
 

@@ -6,6 +6,7 @@ awaiting: when a client goes away its task is cancelled, and the daemon must the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -52,6 +53,10 @@ class Daemon(Protocol):
 
     async def request(self, command: Command) -> Result:
         """Run one command in the node; cancelling this coroutine cancels the command."""
+
+    def submit(self, command: Command, done: Callable[[Result], None]) -> Callable[[], None]:
+        """The same by callback: ``done`` is called once with the result, perhaps before this returns, unless the
+        returned function is called first, which cancels the command. ``done`` must not raise."""
 
     async def attach(self, spec: AttachSpec) -> Addresses | Failure:
         """Give a container its interface and addresses (CIDR text); waits for addresses without limit."""

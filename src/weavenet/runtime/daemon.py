@@ -111,6 +111,12 @@ class Daemon:
             return msgspec.structs.replace(result, warnings=(*result.warnings, *extra)) if extra else result
         return result
 
+    def submit(self, command: Command, done: Callable[[Result], None]) -> Callable[[], None]:
+        if self._life is None:
+            done(self._why_not)
+            return lambda: None
+        return self._life.submit(command, done)
+
     async def attach(self, spec: AttachSpec) -> Addresses | Failure:
         if self._life is None:
             return self._why_not

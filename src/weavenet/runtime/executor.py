@@ -115,7 +115,7 @@ class Executor:
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Event | None] = deque()  # None: start
         self._pending: deque[tuple[int, Effect]] = deque()
-        self._waiting: dict[int, asyncio.Future[Result]] = {}
+        self._waiting: dict[int, Callable[[Result], None]] = {}
         self._requests = 0
         self._ticket = 0
         self._durable = 0
@@ -153,8 +153,35 @@ class Executor:
         if not self._busy:
             self._drain()
 
+    def submit(self, command: Command, done: Callable[[Result], None]) -> Callable[[], None]:
+        """Run one command; ``done`` gets its result, perhaps before this returns, and must not raise. The returned
+        function cancels the command; after it ``done`` is not called."""
+        refusal = self._refusal()
+        if refusal is not None:
+            done(refusal)
+            return lambda: None
+        self._requests += 1
+        number = self._requests
+        self._waiting[number] = done
+        self.post(Requested(number, command))
+
+        def cancel() -> None:
+            if self._waiting.pop(number, None) is not None:
+                self.post(Cancelled(number))
+
+        return cancel
+
     async def request(self, command: Command) -> Result:
         """Run one command. Cancelling the task cancels the command."""
+        future: asyncio.Future[Result] = self._loop.create_future()
+        cancel = self.submit(command, lambda result: None if future.done() else future.set_result(result))
+        try:
+            return await future
+        finally:
+            cancel()
+
+    def _refusal(self) -> Failure | None:
+        """Why no command can be taken now."""
         if self._ended is not None:
             return self._ended
         if self._paused:
@@ -164,16 +191,7 @@ class Executor:
                 f"{len(self._pending)} effects wait for it",
                 "try again; `weave status` says when the store is slow",
             )
-        self._requests += 1
-        number = self._requests
-        future: asyncio.Future[Result] = self._loop.create_future()
-        self._waiting[number] = future
-        self.post(Requested(number, command))
-        try:
-            return await future
-        finally:
-            if self._waiting.pop(number, None) is not None:
-                self.post(Cancelled(number))
+        return None
 
     def end(self, failure: Failure) -> None:
         """Stop for good: nothing that waits is sent any more; whoever waits for a reply gets ``failure``."""
@@ -186,9 +204,8 @@ class Executor:
             self._timer.cancel()
             self._timer = None
         waiting, self._waiting = self._waiting, {}
-        for future in waiting.values():
-            if not future.done():
-                future.set_result(failure)
+        for done in waiting.values():
+            done(failure)
         self._on_end(failure)
 
     def _drain(self) -> None:
@@ -254,9 +271,9 @@ class Executor:
             case Send():
                 self._driver.send(effect.link, effect.message)
             case Reply():
-                future = self._waiting.pop(effect.request, None)
-                if future is not None and not future.done():
-                    future.set_result(effect.result)
+                done = self._waiting.pop(effect.request, None)
+                if done is not None:
+                    done(effect.result)
             case Resolve():
                 self._driver.resolve(effect.target)
             case Dial():

@@ -106,6 +106,9 @@ class Life:
     async def request(self, command: Command) -> Result:
         return await self._executor.request(command)
 
+    def submit(self, command: Command, done: Callable[[Result], None]) -> Callable[[], None]:
+        return self._executor.submit(command, done)
+
     async def close(self, reason: Failure) -> None:
         """Links are told; the data path is left as it is. The store is the foundation's to close."""
         await self.datapath.close()  # what it was about to do is given back while the node still answers

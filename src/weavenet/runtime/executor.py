@@ -125,6 +125,7 @@ class Executor:
         self._ended: Failure | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._is_arming = False
 
     @property
     def ended(self) -> Failure | None:
@@ -222,8 +223,9 @@ class Executor:
             self._fail(error, "expected every effect to be carried out")
         finally:
             self._busy = False
-        if is_deadline_stale:
-            self._arm()
+        if is_deadline_stale and not self._is_arming:
+            self._is_arming = True
+            self._loop.call_soon(self._arm)
 
     def _handle(self, event: Event | None) -> None:
         now = self._clock()
@@ -314,7 +316,9 @@ class Executor:
 
     def _arm(self) -> None:
         """Keep one timer, no later than the node's deadline. An earlier one is left alone: it finds nothing due and
-        arms anew, which is cheaper than a timer per event."""
+        arms anew, which is cheaper than a timer per event. Events do this once per turn of the loop, when the store's
+        thread has had its chance to begin the commit that somebody waits for."""
+        self._is_arming = False
         if self._ended is not None:
             return
         deadline = self._node.deadline()

@@ -50,12 +50,13 @@ class LogInvalid(Exception):
 class Chain:
     """An immutable chain of decided decrees; empty before genesis."""
 
-    __slots__ = ("electors", "entries", "hashes", "removed", "voters")
+    __slots__ = ("electors", "entries", "genesis", "hashes", "removed", "voters")
 
     entries: tuple[LogEntry, ...]
     hashes: tuple[bytes, ...]
     removed: Mapping[PeerId, tuple[PeerId, Position]]
     """Removed peer → (heir named by the decree, position of the decree)."""
+    genesis: Genesis | None
     electors: tuple[PeerId, ...]
     """In force after the last entry."""
     voters: tuple[PeerId, ...]
@@ -68,6 +69,8 @@ class Chain:
         self.removed, admitted = _derive(self.entries)
         self.electors = tuple(sorted(admitted))
         self.voters = _voters(admitted)
+        decree = self.entries[0].decree if self.entries else None
+        self.genesis = decree if isinstance(decree, Genesis) else None
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -90,11 +93,6 @@ class Chain:
     def position(self) -> Position | None:
         """Position of the last entry: no stamp in our ring may be beyond it."""
         return self.entries[-1].position if self.entries else None
-
-    @property
-    def genesis(self) -> Genesis | None:
-        decree = self.entries[0].decree if self.entries else None
-        return decree if isinstance(decree, Genesis) else None
 
     def heir(self, peer: PeerId) -> PeerId:
         """heir*: who stands for ``peer`` now; itself unless removed. Ends, since an heir was not removed earlier."""

@@ -161,6 +161,10 @@ def test_detach_and_ps(fake: RunningDaemon, capfd: CapFd) -> None:
     assert capfd.readouterr().out == "10.32.0.1\n"
     assert run(["ps"]) == 0
     assert capfd.readouterr().out.splitlines()[0] == "netns:web 0a:1b:2c:3d:4e:5f 10.32.0.1/12"
+    assert run(["ps", "netns:web", "netns:nowhere"]) == 4
+    out, err = capfd.readouterr()
+    assert out.startswith("netns:web ")
+    assert "netns:nowhere" in err
     assert run(["ps", "-o", "json", "netns:db"]) == 0
     (row,) = json.loads(capfd.readouterr().out)
     assert row["container"] == "netns:db"

@@ -7,6 +7,7 @@ from urllib.parse import quote
 import click
 
 from weavenet.cli.client import Call, ask
+from weavenet.cli.outcome import ABSENT, Ended
 from weavenet.cli.printing import as_json, output_option, timeout_option
 from weavenet.cli.values import addresses_and_container
 from weavenet.cli.waiting import Report, ipam_of, wait_for
@@ -71,7 +72,7 @@ def detach(output: str | None, arguments: tuple[str, ...]) -> None:
 @output_option
 @click.argument("containers", nargs=-1, metavar="[CONTAINER…]")
 def ps(output: str | None, containers: tuple[str, ...]) -> None:
-    """List attached containers: name, MAC, addresses.
+    """List attached containers: name, MAC, addresses. Exit status 4 when one that was named is not attached.
 
     \b
     Example:  weave ps
@@ -79,13 +80,15 @@ def ps(output: str | None, containers: tuple[str, ...]) -> None:
     """
     path = f"/v1/ps?containers={quote(','.join(containers))}" if containers else "/v1/ps"
     rows = ask("GET", path).json()["attachments"]
+    assert isinstance(rows, list)
     if output:
         as_json(rows)
-        return
-    assert isinstance(rows, list)
-    for row in rows:
-        absent = [] if row["live"] else ["(container is gone)"]
-        click.echo(" ".join([row["container"] or row["id"], row["mac"], *row["addresses"], *absent]))
+    for row in () if output else rows:
+        gone = [] if row["live"] else ["(container is gone)"]
+        click.echo(" ".join([row["container"] or row["id"], row["mac"], *row["addresses"], *gone]))
+    unknown = [name for name in containers if not any(name in (row["container"], row["id"]) for row in rows)]
+    if unknown:
+        raise Ended(ABSENT, f"not attached here: {', '.join(unknown)}; next: `weave ps` lists what is")
 
 
 def _print_addresses(answer: dict[str, object], output: str | None) -> None:

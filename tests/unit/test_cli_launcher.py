@@ -44,6 +44,14 @@ def test_modules_of_the_caller_are_not_run(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_simulations_in_several_processes(tmp_path: Path) -> None:
+    """Each process imports what the launcher ran; that must not run the command again."""
+    arguments = ("--seeds", "2", "--peers", "2", "--steps", "2", "--jobs", "2")
+    result = weave(str(ROOT / "weave"), "sim", *arguments, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "2 histories" in result.stdout
+
+
 def test_status_of_the_program(tmp_path: Path) -> None:
     assert weave(str(ROOT / "weave"), "status", cwd=tmp_path).returncode == 1
     assert weave(str(ROOT / "weave"), "stop", cwd=tmp_path).returncode == 0

@@ -12,6 +12,7 @@ sys.path[:0] = [
     f"{environment}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages",
 ]
 
-from weavenet.cli.quick import start  # noqa: E402
+if __name__ == "__main__":  # processes that `weave sim --jobs` spawns import this file for its path alone
+    from weavenet.cli.quick import start
 
-sys.exit(start(sys.argv[1:]))
+    sys.exit(start(sys.argv[1:]))

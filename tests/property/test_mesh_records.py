@@ -48,14 +48,13 @@ class World:
         self.spread(self.origin, before)
 
     def restart(self, keeps: bool) -> None:
-        """A new life: with the same records numbered anew, or with none."""
+        """A new life, with the same records numbered anew or with none."""
         incarnation = self.origin.incarnation + 5
-        if keeps:
-            self.origin.rebirth(incarnation)
-        else:
-            self.origin = Records(ORIGIN, incarnation, lambda _: False)
-            self.truth.clear()
-            self.put(b"fresh", b"start")
+        kept = dict(self.truth) if keeps else {b"fresh": b"start"}
+        self.origin = Records(ORIGIN, incarnation, lambda _: False)
+        self.truth.clear()
+        for key, body in kept.items():
+            self.put(key, body)
 
     def spread(self, holder: Records, before: Mark | None) -> None:
         if before is not None:

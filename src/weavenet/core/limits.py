@@ -57,7 +57,7 @@ RECORDS_PER_ORIGIN_MAX = 16_384
 RECORD_ABSENT_EXPIRY_S = 24 * 3600.0
 ROUTE_HOPS_MAX = 16
 INCARNATION_MAX = 1 << 62
-"""Told of ourselves by others: two thousand million starts. Ours is one above."""
+"""Told of ourselves by others: a thousand million starts. Beyond it nothing is believed."""
 
 # --- ring and IPAM ---
 SEGMENTS_MAX = 65_536

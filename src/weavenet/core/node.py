@@ -39,7 +39,6 @@ from weavenet.core.commands import (
 )
 from weavenet.core.config import GenesisMode, NodeConfig
 from weavenet.core.effects import (
-    Change,
     Effect,
     Endpoint,
     Fence,
@@ -54,6 +53,7 @@ from weavenet.core.effects import (
 from weavenet.core.election import Acceptor, Electorate, GenesisElection
 from weavenet.core.errors import InvariantBroken
 from weavenet.core.events import Cancelled, Event, PlaneTraffic, ProbeReceived, Requested, Tick
+from weavenet.core.incarnation import incarnation_row, next_incarnation
 from weavenet.core.limits import BALLOT_ROUND_MAX, ROUTE_HOPS_MAX
 from weavenet.core.membership import Membership
 from weavenet.core.mesh.mesh import Mesh
@@ -85,8 +85,6 @@ from weavenet.core.types import GENESIS_POSITION, ZERO16, Genesis, LogEntry, Pee
 Disk = Mapping[tuple[str, bytes], bytes]
 """(table, key) → value: everything ever persisted and not deleted."""
 
-_META = "meta"
-_INCARNATION = b"incarnation"
 _SETTLE_ROUNDS_MAX = 1000
 """Parts that keep making news for each other within one event are a programming error."""
 
@@ -107,9 +105,7 @@ class Node:
         self.config = config
         self._rng = rng
         self._outbox = Outbox()
-        counter = msgspec.msgpack.decode(disk.get((_META, _INCARNATION), b"\x00"), type=int) + 1
-        self._counter = counter
-        self.incarnation = (counter << 32) | rng.getrandbits(32)
+        self.incarnation = next_incarnation(disk, rng)
 
         electorate_rows = Electorate.disk_keys()
         self._electorate = Electorate(
@@ -170,7 +166,7 @@ class Node:
 
     def start(self, now: float) -> list[Effect]:
         """First effects: the new incarnation, and the data paths and filters of the previous start, unchanged."""
-        self._outbox.persist(Change(_META, _INCARNATION, msgspec.msgpack.encode(self._counter)))
+        self._outbox.persist(incarnation_row(self.incarnation))
         self.membership.start(now)
         if self.membership.fenced:
             return self._lower()
@@ -317,8 +313,8 @@ class Node:
 
     def _exchange_news(self, now: float) -> bool:
         self.membership.follow_log(now)
-        if self.mesh.removed_us:
-            self.membership.fence(self.mesh.removed_us)
+        if self.mesh.identity_ended:
+            self.membership.fence(self.mesh.identity_ended)
         changes = self.mesh.take_changes()
         for peer in changes.links_up:
             self.paths.kick(now, peer)

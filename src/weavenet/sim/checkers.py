@@ -206,8 +206,8 @@ class Checker:
     def _check_sole_owner(self, host: Host, intervals: Iterable[tuple[int, int]]) -> None:
         for low, high in () if self._is_forced else intervals:
             for other in self._hosts:
-                if other is host or not self._same_cluster(host, other):
-                    continue
+                if other.peer == host.peer or not self._same_cluster(host, other):
+                    continue  # also a copy of the disk: one owner, until the two hear of each other
                 for start, end in self._ledgers[other.index].own:
                     if start < high and low < end and not self._is_strangers(host, other, max(low, start)):
                         text = f"{host.label} and {other.label} both own {max(low, start)}..{min(high, end)}"

@@ -141,13 +141,20 @@ class Host:
             self.plane, self.open_peers, self.blocked = (), frozenset(), frozenset()
         self._watcher.stopped(self, kernel_lost=kernel_lost)
 
-    def lose_disk(self, *, keep_key: bool = False) -> None:
-        """The machine dies and comes back blank: no containers, and a new key unless that was kept elsewhere."""
+    def lose_disk(self) -> None:
+        """The machine dies and comes back blank: no containers, and a new key."""
         self.kill(kernel_lost=True)
         self.disk.wipe()
-        self.generation += not keep_key
+        self.generation += 1
         self.peer = sim_peer_id(self.index, self.generation)
         self._say("disk lost")
+
+    def set_back(self, rows: dict[tuple[str, bytes], bytes]) -> None:
+        """The machine dies, and comes back with the disk as it once was: ``rows``."""
+        self.kill(kernel_lost=True)
+        self.disk.wipe()
+        self.disk.durable = dict(rows)
+        self._say("disk set back")
 
     def fence(self) -> None:
         """The node met its own removal: a new key, its part in the cluster dropped, its containers blocked."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from weavenet.core.config import NodeConfig
 from weavenet.core.errors import RefusalCode
+from weavenet.core.incarnation import start_number
 from weavenet.core.limits import PROTOCOL_MAX, PROTOCOL_MIN, VXLAN_PORT
 from weavenet.core.mesh.links import Link, Links
+from weavenet.core.mesh.records import Records
 from weavenet.core.mesh.shared import Shared
 from weavenet.core.messages.gossip import Mark
 from weavenet.core.messages.link import Hello, PlaneOffer, Refusal
@@ -84,3 +86,14 @@ def judge(config: NodeConfig, links: Links, link: Link, hello: Hello) -> Refusal
             "of it is connected; nothing to do unless its disk was copied to a second host",
         )
     return None
+
+
+def outlived(records: Records) -> str:
+    """Why we may not go on under our key: others know a later life of it. Empty while nobody does."""
+    if not any(records.outlived):
+        return ""
+    return (
+        f"others know another start {start_number(records.outlived[0])} of {peer_text(records.own)}, which this disk "
+        "has not seen: it was set back to an earlier state, or a copy of it runs on another host; its space stays with "
+        f"that identity until `weave rmpeer {peer_text(records.own)}`"
+    )

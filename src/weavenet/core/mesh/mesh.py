@@ -20,6 +20,7 @@ from weavenet.core.config import NodeConfig
 from weavenet.core.effects import Outbox, Send
 from weavenet.core.errors import Failure, InvariantBroken, RefusalCode
 from weavenet.core.events import DialFailed, Event, InboundFailed, LinkClosed, LinkOpened, Received, Resolved
+from weavenet.core.incarnation import last_incarnation
 from weavenet.core.limits import (
     NEIGHBOUR_WAIT_S,
     TARGET_SETTLE_S,
@@ -27,6 +28,7 @@ from weavenet.core.limits import (
 from weavenet.core.mesh.changes import NO_CHANGES, MeshChanges
 from weavenet.core.mesh.dialing import Dialer
 from weavenet.core.mesh.failures import InboundFailure
+from weavenet.core.mesh.greeting import outlived
 from weavenet.core.mesh.links import Link, Links
 from weavenet.core.mesh.records import MalformedDelta, RecordRefused, Records
 from weavenet.core.mesh.replication import Replication
@@ -81,7 +83,7 @@ class Mesh:
         self._links = Links()
         self._targets = TargetSet(disk, outbox)
         self._dialer = Dialer(config, outbox, rng, self._links, self._is_suppressed)
-        self._records = Records(config.peer, incarnation, obligated, removed)
+        self._records = Records(config.peer, incarnation, obligated, removed, last_incarnation(disk))
         self._around = Surroundings(config, self._records, self._links, self._dialer)
         self._routes = self._around.routes
         self._replication = Replication(
@@ -384,9 +386,9 @@ class Mesh:
         )
 
     @property
-    def removed_us(self) -> str:
-        """What a peer said that refused us because we were removed; empty when none did."""
-        return self._sessions.removed_us
+    def identity_ended(self) -> str:
+        """Why we may not go on as this peer: one refused us as removed, or we are outlived. Else empty."""
+        return self._sessions.removed_us or outlived(self._records)
 
     def banish(self, now: float, peers: Iterable[PeerId]) -> None:
         """These were removed: refuse their links and drop their records."""

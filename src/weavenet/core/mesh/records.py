@@ -25,6 +25,7 @@ from weavenet.core.errors import InvariantBroken
 from weavenet.core.limits import (
     DELETION_STEPS_MAX,
     DIGEST_BUCKETS,
+    INCARNATION_MAX,
     PAGE_BYTES_MAX,
     PEERS_MAX,
     RECORD_ABSENT_EXPIRY_S,
@@ -128,8 +129,10 @@ class Records:
         incarnation: int,
         obligated: Callable[[PeerId], bool],
         removed: Callable[[PeerId], bool] = lambda peer: False,
+        last: int = 0,
     ) -> None:
-        """``removed(peer)``: its records are refused for ever. ``obligated(peer)``: they are kept while it is gone."""
+        """``removed(peer)``: its records are refused for ever. ``obligated(peer)``: they are kept while it is gone.
+        ``last``: our incarnation before this one."""
         self.own = own
         self._removed = removed
         self.origins: dict[PeerId, Origin] = {own: Origin(own, incarnation)}
@@ -137,6 +140,9 @@ class Records:
         self._keys: dict[tuple[int, bytes], int] = {}
         self._buckets = [0] * DIGEST_BUCKETS
         self._root: bytes | None = None
+        self._last = last
+        self.outlived = (0, 0)
+        """What others hold of us beyond what we published: our disk was set back, or a copy of it runs elsewhere."""
 
     # --- own records ---
 
@@ -175,17 +181,12 @@ class Records:
         self._advance(origin, origin.top + 1, (old,))
         return before
 
-    def rebirth(self, incarnation: int) -> None:
-        """Number the own records anew under a higher ``incarnation``, which replaces whatever others hold of us."""
-        old = self.origins[self.own]
-        bodies = {key: old.live[sequence] for key, sequence in sorted(self._keys.items())}
-        self._set_mark(old, old.incarnation, 0)
-        fresh = Origin(self.own, incarnation)
-        self.origins[self.own] = fresh
-        for sequence, (key, record) in enumerate(bodies.items(), start=1):
-            fresh.add(Record(sequence, record.kind, record.body))
-            self._keys[key] = sequence
-        self._advance(fresh, len(bodies), ())
+    def told_of_us(self, incarnation: int, top: int) -> None:
+        """Somebody holds (incarnation, top) of our own records; what we cannot have published ends this life."""
+        mine = self.mark(self.own)
+        is_ours = incarnation <= self._last or (incarnation == mine.incarnation and top <= mine.top)
+        if not is_ours and incarnation <= INCARNATION_MAX:
+            self.outlived = max(self.outlived, (incarnation, top))
 
     def _advance(self, origin: Origin, top: int, dropped: tuple[int, ...]) -> None:
         origin.add_step(origin.top, top, dropped)

@@ -27,7 +27,6 @@ from weavenet.core.limits import (
     DIGEST_BUCKETS,
     EAGER_LINKS_MIN,
     EAGER_LINKS_START,
-    INCARNATION_MAX,
     LAZY_DIGEST_DELAY_S,
     PAGE_BYTES_MAX,
     PULL_PENDING_S,
@@ -269,7 +268,7 @@ class Replication:
         is_held_back = False
         for delta in deltas:
             if delta.origin == self._own:
-                self._own_came_back(now, delta)
+                self._records.told_of_us(delta.incarnation, delta.top)
                 continue
             try:
                 applied = self._records.apply(now, delta)
@@ -287,23 +286,6 @@ class Replication:
         if wanted:
             self._send(now, link, RecordPull(tuple(wanted)))
         return list(moved.values()), bool(gaps) or is_held_back
-
-    def _own_came_back(self, now: float, delta: OriginDelta) -> None:
-        """Somebody tells us what we published. A later incarnation than ours can only be another life of this key;
-        ours goes above it, so that what others hold of us is what we say."""
-        mine = self._records.mark(self._own)
-        if delta.incarnation > INCARNATION_MAX:
-            return  # no start of ours can have had it
-        if delta.incarnation < mine.incarnation or (delta.incarnation == mine.incarnation and delta.top <= mine.top):
-            return
-        self._note_refusal(
-            now,
-            self._own,
-            f"records of this peer's incarnation {delta.incarnation} are around, ours is {mine.incarnation}: "
-            "is a copy of this host's disk running elsewhere?",
-        )
-        self._records.rebirth(delta.incarnation + 1)
-        self.push_records(now, mine)
 
     def _note_refusal(self, now: float, origin: PeerId, text: str) -> None:
         if text and now >= self._noted.get(origin, float("-inf")) + _REFUSAL_NOTE_PAUSE_S:
@@ -391,6 +373,8 @@ class Replication:
         ahead: list[Mark] = []
         for mark in theirs.marks:
             mine = ours.pop(mark.origin, None) or self._records.mark(mark.origin)
+            if mark.origin == self._own:
+                self._records.told_of_us(mark.incarnation, mark.top)
             if (mine.incarnation, mine.top) < (mark.incarnation, mark.top):
                 behind.append(mine)
             elif (mine.incarnation, mine.top) > (mark.incarnation, mark.top):

@@ -116,6 +116,8 @@ class Sessions:
             return
         refusal = judge(self._config, self._links, link, hello)
         link.hello = hello
+        if hello.peer == link.peer:
+            self._records.told_of_us(*hello.known)
         if refusal is None:
             refusal = self._shared.admit(now, link.peer, hello)
         if refusal is not None:

@@ -59,6 +59,7 @@ def test_every_flag_reaches_the_settings(composed: Compose, tmp_path: Path) -> N
     flags = {
         "name": "::7",
         "name-from": "random",
+        "assume-identity": True,
         "nickname": "h7",
         "host": "192.0.2.1",
         "port": "7000",
@@ -85,6 +86,7 @@ def test_every_flag_reaches_the_settings(composed: Compose, tmp_path: Path) -> N
     assert result.settings == Settings(
         name="00:00:00:00:00:07",
         name_from=NameFrom.RANDOM,
+        assume_identity=True,
         nickname="h7",
         host="192.0.2.1",
         port=7000,

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from weavenet.core.effects import Change
 from weavenet.core.errors import WeaveError
 from weavenet.runtime import identity, logs
+from weavenet.runtime.fingerprint import read_fingerprint
+from weavenet.runtime.foundation import Foundation
 from weavenet.runtime.lock import AlreadyRunning, Lock
 from weavenet.runtime.notify import Notifier
 from weavenet.runtime.resolver import local_hosts
@@ -218,3 +221,64 @@ def test_log_file_is_reopened_after_rotation(tmp_path: Path) -> None:
 def test_local_hosts() -> None:
     assert "127.0.0.1" in local_hosts()
     assert local_hosts("/nonexistent") == ()
+
+
+def hardware(root: Path, *macs: str) -> None:
+    for number, mac in enumerate(macs):
+        (root / f"sys/class/net/eth{number}/device").mkdir(parents=True, exist_ok=True)
+        (root / f"sys/class/net/eth{number}/address").write_text(mac + "\n")
+
+
+def laid(place: Path, root: Path, **fields: bool) -> tuple[bytes, tuple[str, ...]]:
+    """(public key, notices) of a start with the disk in ``place`` on the machine ``root``."""
+    settings = Settings(data_dir=str(place / "data"), run_dir=str(place / "run"), **fields)
+    foundation = Foundation.lay(settings, root)
+    try:
+        return foundation.settle().issued.public_key, foundation.notices
+    finally:
+        foundation.close()
+
+
+def test_a_disk_copied_to_another_machine_starts_with_a_new_key(tmp_path: Path) -> None:
+    one, other = host(tmp_path / "1", "0" * 32), host(tmp_path / "2", "1" * 32)
+    key, notices = laid(tmp_path, one)
+    assert not notices
+    assert laid(tmp_path, one) == (key, ())
+    kept, notices = laid(tmp_path, other, assume_identity=True)
+    assert (kept, notices) == (key, ()), "and from now on it is this machine's"
+    assert laid(tmp_path, other) == (key, ())
+    fresh, notices = laid(tmp_path, one)
+    assert fresh != key
+    assert "other machine-id" in notices[0] and "--assume-identity" in notices[0]
+    assert laid(tmp_path, one) == (fresh, ())
+
+
+def test_a_foreign_disk_keeps_its_name_and_forgets_its_part_in_the_cluster(tmp_path: Path) -> None:
+    one, other = host(tmp_path / "1", "0" * 32), host(tmp_path / "2", "1" * 32)
+    laid(tmp_path, one)
+    settings = Settings(data_dir=str(tmp_path / "data"), run_dir=str(tmp_path / "run"))
+    foundation = Foundation.lay(settings, one)
+    name = foundation.settle().name
+    rows = (Change("acceptor", b"1", b"promise"), Change("planes", b"x", b"y"), Change("targets", b"t", b"v"))
+    foundation.store.write_now(rows)
+    foundation.close()
+    foundation = Foundation.lay(settings, other)
+    assert foundation.settle().name == name
+    assert {table for table, _ in foundation.rows} & {"acceptor", "planes", "targets"} == {"targets"}
+    foundation.close()
+
+
+def test_one_exchanged_network_card_is_the_same_machine_and_two_are_not(tmp_path: Path) -> None:
+    root = host(tmp_path, "0" * 32, "12345678-0000-0000-0000-000000000000")
+    hardware(root, "02:00:00:00:00:01", "02:00:00:00:00:02")
+    (root / "sys/class/net/weave").mkdir()
+    (root / "sys/class/net/weave/address").write_text("02:00:00:00:00:99\n")
+    before = read_fingerprint(root)
+    assert len(before.macs) == 2, "a bridge is no hardware"
+    hardware(root, "02:00:00:00:00:03")
+    assert before.differences(read_fingerprint(root)) == ()
+    hardware(root, "02:00:00:00:00:03", "02:00:00:00:00:04")
+    assert before.differences(read_fingerprint(root)) == ("2 MAC addresses",)
+    (root / "sys/class/dmi/id/product_uuid").unlink()
+    assert before.differences(read_fingerprint(root)) == ("DMI uuid", "2 MAC addresses")
+    assert "0" * 32 not in str(before), "machine-id(5): never shown itself"

@@ -39,6 +39,7 @@ def compose(layers: Layers, peers: tuple[str, ...]) -> Composed:
         "targets": _targets(layers, peers),
         "conf_targets": _checked_targets(layers.conf_peers),
         "discovery": layers.get("no-discovery") is None,
+        "assume_identity": layers.get("assume-identity") is not None,
         "log_file": "" if foreground else LOG_FILE_DEFAULT,
     }
     return Composed(Settings(**fields), foreground, (*warnings, *password_warnings(passwords)))

@@ -44,6 +44,7 @@ class Option(NamedTuple):
 OPTIONS = (
     Option("name", Kind.TEXT, "MAC", "Peer name: a MAC address, or short ::N. Default: derived, then remembered."),
     Option("name-from", Kind.TEXT, "SOURCE", "Derive the name from machine-id (default), hostname or random."),
+    Option("assume-identity", Kind.SWITCH, "", "Keep the identity although the disk seems to be another machine's."),
     Option("nickname", Kind.TEXT, "TEXT", "Name for people. Default: the host name."),
     Option("host", Kind.TEXT, "ADDRESS", "Listen and connect from this address only."),
     Option("port", Kind.NUMBER, "N", "TCP port between peers. Default 6783."),

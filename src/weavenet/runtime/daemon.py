@@ -86,7 +86,7 @@ class Daemon:
         self._ended: asyncio.Future[Failure] | None = None
         self._stop = asyncio.Event()
         self._why_not: Failure = STARTING
-        self._warnings = password_warnings(foundation.settings.passwords)
+        self._warnings = (*foundation.notices, *password_warnings(foundation.settings.passwords))
 
     # --- what control handlers see ---
 

@@ -25,26 +25,30 @@ LOCK_FILE = "weave.lock"
 class Foundation:
     """Made by :meth:`lay`, completed by :meth:`settle`; :meth:`reopen` gives the next life a store again."""
 
-    def __init__(self, settings: Settings, locks: list[Lock], store: Store) -> None:
+    def __init__(self, settings: Settings, locks: list[Lock], store: Store, root: Path) -> None:
         self.settings = settings
         self.store = store
         self.rows: Rows = {}
         self.issued: Issued | None = None
+        self.notices: tuple[str, ...] = ()
+        """What people must know about how this daemon came by its identity."""
+        self._root = root
         self._locks = locks
         self._name = ""
         self._issuing: Issuing | None = None
 
     @classmethod
-    def lay(cls, settings: Settings) -> Foundation:
+    def lay(cls, settings: Settings, root: Path = Path("/")) -> Foundation:
         """Lock, open the store, start the certificate child. Raises WeaveError (AlreadyRunning among them)."""
         locks = [Lock.acquire(Path(settings.run_dir) / PID_FILE)]
         try:
             store = open_store(Path(settings.data_dir))
             try:
                 locks.append(Lock.acquire(Path(settings.data_dir) / LOCK_FILE))
-                self = cls(settings, locks, store)
+                self = cls(settings, locks, store, root)
                 self.rows = store.load()
-                self._name = identity.choose_name(settings, self.rows)
+                self._drop_foreign_key()
+                self._name = identity.choose_name(settings, self.rows, root)
                 self._issuing = Issuing(identity.order(settings, self.rows, self._name))
             except BaseException:
                 store.close()
@@ -55,6 +59,14 @@ class Foundation:
             raise
         return self
 
+    def _drop_foreign_key(self) -> None:
+        """A copied disk starts as somebody else: the same cut as for a removed peer, before anything is said."""
+        reason = "" if self.settings.assume_identity else identity.foreign(self.rows, self._root)
+        if reason:
+            self.store.write_now((*fenced_disk(self.rows), *identity.forgotten(self.rows)))
+            self.rows = self.store.load()
+            self.notices = (reason,)
+
     def settle(self) -> Me:
         """Wait for the child, make key and name durable. Raises WeaveError."""
         if self._issuing is not None:
@@ -62,7 +74,7 @@ class Foundation:
             self._issuing = None
         if self.issued is None:
             raise RuntimeError("a foundation is settled after it was laid")
-        identity.remember(self.store, self.rows, self.issued, self._name)
+        identity.remember(self.store, self.rows, self.issued, self._name, self._root)
         return Me(self._name, self.settings.nickname or os.uname().nodename, self.issued)
 
     def reopen(self) -> Me:

@@ -3,7 +3,8 @@
 Both live in table ``runtime`` of the store and are durable before anything is sent. The name is a label; the key makes
 the PeerId. Everything of the host is read below ``root``, so that tests bring their own.
 
-Does not notice a copied disk: that needs a fingerprint of the host beside the key.
+A key that was made on another machine is not used (:func:`foreign`): the disk was copied, and two hosts with one
+identity would hand out the same addresses.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ import msgspec
 from weavenet.core.effects import Change
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.runtime.certificates import Issued, Order
+from weavenet.runtime.fingerprint import (
+    UUIDS_OF_NOBODY,
+    decode_fingerprint,
+    encode_fingerprint,
+    read_fingerprint,
+    read_text,
+)
 from weavenet.runtime.settings import NameFrom, Settings, peer_name
 from weavenet.runtime.store import Rows, Store
 
 TABLE = "runtime"
-_SEED, _NAME = b"identity-seed", b"peer-name"
-_UUIDS_OF_NOBODY = frozenset({"", "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"})
-"""What firmware shows when its maker did not care."""
+_SEED, _NAME, _FINGERPRINT = b"identity-seed", b"peer-name", b"fingerprint"
 
 
 def choose_name(settings: Settings, rows: Rows, root: Path = Path("/")) -> str:
@@ -40,18 +46,11 @@ def choose_name(settings: Settings, rows: Rows, root: Path = Path("/")) -> str:
         case NameFrom.RANDOM:
             return _name_of("random", os.urandom(16).hex())
         case NameFrom.MACHINE_ID:
-            machine = _read(root / "etc/machine-id")
+            machine = read_text(root / "etc/machine-id")
             if not machine:
                 return _name_of("random", os.urandom(16).hex())
-            uuid = _read(root / "sys/class/dmi/id/product_uuid")
-            return _name_of("machine-id", machine, "" if uuid in _UUIDS_OF_NOBODY else uuid)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip().lower()
-    except OSError:
-        return ""
+            uuid = read_text(root / "sys/class/dmi/id/product_uuid")
+            return _name_of("machine-id", machine, "" if uuid in UUIDS_OF_NOBODY else uuid)
 
 
 def _name_of(*inputs: str) -> str:
@@ -60,13 +59,28 @@ def _name_of(*inputs: str) -> str:
     return ":".join(f"{octet:02x}" for octet in bytes([(digest[0] & 0xFC) | 0x02]) + digest[1:6])
 
 
+def foreign(rows: Rows, root: Path = Path("/")) -> str:
+    """Why the key in ``rows`` is not this machine's, in words; empty when it is, or when there is none."""
+    row = rows.get((TABLE, _FINGERPRINT))
+    made_on = decode_fingerprint(row) if row is not None and (TABLE, _SEED) in rows else None
+    differences = made_on.differences(read_fingerprint(root)) if made_on is not None else ()
+    if not differences:
+        return ""
+    return (
+        f"the disk comes from another machine (other {', '.join(differences)}), so this host starts with a new "
+        "identity: peer name, targets and attachments stay, addresses are claimed anew; if it is the same machine, "
+        "launch with --assume-identity next time, and free the former identity's space with `weave rmpeer`"
+    )
+
+
 def order(settings: Settings, rows: Rows, name: str) -> Order:
     """What the certificate child is asked for."""
     return Order(rows.get((TABLE, _SEED), b""), name, settings.passwords)
 
 
-def remember(store: Store, rows: Rows, issued: Issued, name: str) -> None:
-    """Make key and name durable if they are new; blocks. Raises WeaveError when the disk now holds another key."""
+def remember(store: Store, rows: Rows, issued: Issued, name: str, root: Path = Path("/")) -> None:
+    """Make key, name and fingerprint durable if they are new; blocks. Raises WeaveError when the disk now holds
+    another key."""
     found = rows.get((TABLE, _SEED))
     if found is not None and found != issued.identity_seed:
         raise WeaveError(
@@ -78,6 +92,7 @@ def remember(store: Store, rows: Rows, issued: Issued, name: str) -> None:
             )
         )
     wanted = {(TABLE, _SEED): issued.identity_seed, (TABLE, _NAME): name.encode()}
+    wanted[TABLE, _FINGERPRINT] = encode_fingerprint(read_fingerprint(root))
     changes = [Change(table, key, value) for (table, key), value in wanted.items() if rows.get((table, key)) != value]
     if changes:
         store.write_now(changes)

@@ -45,10 +45,11 @@ class LogFormat(StrEnum):
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``passwords``: lines of the password file as :func:`password_lines` gives them; the first seals, all are
     accepted. ``log_file`` empty: standard error. ``status_address`` / ``http_address`` empty: off. ``planes`` empty:
-    no data path (``--no-fastdp``)."""
+    no data path (``--no-fastdp``). ``assume_identity``: the key is used on whatever machine it is found."""
 
     name: str = ""
     name_from: NameFrom = NameFrom.MACHINE_ID
+    assume_identity: bool = False
     nickname: str = ""
     host: str = ""
     port: int = PORT_DEFAULT

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from weavenet.core.commands import Connect, Consense, Done, RemovePeers
+from weavenet.core.commands import Connect, Consense, Done, GetReport, RemovePeers
 from weavenet.core.errors import Code, Failure
+from weavenet.core.report import NodeReport
 from weavenet.core.types import PeerId
 from weavenet.sim.host import Host
 from weavenet.sim.setup import Bootstrap
@@ -90,6 +91,26 @@ def test_a_reachable_peer_is_not_removed() -> None:
     assert unknown.code is Code.NOT_FOUND
     itself = stage.answer(remove(stage, stage.hosts[0], stage.hosts[0]))
     assert isinstance(itself, Failure)
+
+
+def test_a_dead_peer_is_removed_by_name_after_everybody_else_was_started_anew() -> None:
+    stage = formed(4)
+    *rest, victim = stage.hosts
+    victim.kill(kernel_lost=True)
+    stage.advance(NOTICED_S)
+    for host in rest:
+        host.kill(kernel_lost=True)
+    for host in rest:
+        host.start()
+    stage.advance(NOTICED_S)
+    report = stage.answer(stage.ask(rest[0], GetReport()))
+    assert isinstance(report, NodeReport)
+    owner = next(each for each in report.ipam.owners if each.peer == victim.peer.hex())
+    assert owner.nickname == victim.label and owner.name == victim.name
+    assert owner.unreachable_s is not None
+    assert isinstance(stage.answer(remove(stage, rest[0], victim)), Done)
+    victim.start()
+    end(stage)
 
 
 # --- during a partition ---

@@ -107,6 +107,7 @@ class Membership:
         """The reason, once this peer met its own removal."""
         self.gate = Gate(planes=planes, outbox=outbox, rng=rng)
         self.known = Known(config.peer, rows("known"), outbox)
+        self._names |= self.known.names()
         self.decrees = DecreeElection(
             me=config.peer,
             log=log,
@@ -190,8 +191,8 @@ class Membership:
                 if self._mesh.expired(peer) and not self._ipam.owns_space(peer):
                     self.known.forget((peer,))
                 continue
-            self._names[peer] = Named(peer, record.name, record.nickname)
-            self.known.meet((peer,))
+            self._names[peer] = named = Named(peer, record.name, record.nickname)
+            self.known.meet((named,))
             if record.votes_as:
                 self._seed_voters[PeerId(record.votes_as)] = peer
 
@@ -340,6 +341,10 @@ class Membership:
             return None
         since = self._mesh.unreachable_since(peer)
         return None if since is None else max(0.0, now - since)
+
+    def named(self, peer: PeerId) -> Named:
+        """As it called itself when last heard of, perhaps by an earlier life of ours; without names when never."""
+        return self._names.get(peer) or Named(peer, "", "")
 
     def directory(self) -> list[Named]:
         owners = self._ipam.ring.shares

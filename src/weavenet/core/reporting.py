@@ -83,8 +83,8 @@ def _plane_of(node: Node, peer: PeerId) -> tuple[str, str]:
 
 def _ipam_report(node: Node, now: float) -> IpamReport:
     def label(peer: PeerId) -> tuple[str, str]:
-        record = node.mesh.peer_record(peer)
-        return (record.name, record.nickname) if record else ("", "")
+        named = node.membership.named(peer)
+        return named.name, named.nickname
 
     report = node.ipam.report(now, label=label, unreachable_since=node.mesh.unreachable_since)
     genesis = node.log.genesis
@@ -171,8 +171,8 @@ def _held(node: Node) -> Iterator[str]:
 
 
 def _titled(node: Node, peer: PeerId) -> str:
-    record = node.mesh.peer_record(peer)
-    return f"{record.name}({record.nickname})" if record else peer_text(peer)
+    named = node.membership.named(peer)
+    return f"{named.name}({named.nickname})" if named.name else peer_text(peer)
 
 
 def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport, ...]) -> list[str]:

@@ -1,8 +1,9 @@
 """Whom this peer has ever met: everybody whose confirmation an heir must wait for.
 
 Records of others are memory only, so without this an heir that restarts could forget a peer that is cut off and holds a
-grant of the removed one, and release the hold without it. Durable, one row per peer, written when a first record of it
-is taken in; dropped when the peer is removed, or was gone so long that its records expired everywhere.
+grant of the removed one, and release the hold without it. Names are kept along, so that people can speak of a peer that
+was already gone when everybody else was started anew. Durable, one row per peer, written when a record of it with other
+names is taken in; dropped when the peer is removed, or was gone so long that its records expired everywhere.
 
 Does not know whether somebody is reachable.
 """
@@ -11,9 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from weavenet.core.effects import Change, Outbox
 from weavenet.core.limits import PEERS_MAX
-from weavenet.core.types import PeerId
+from weavenet.core.removal.naming import Known as Named
+from weavenet.core.types import Label, PeerId
 
 TABLE = "known"
 
@@ -24,15 +28,41 @@ class Known:
     def __init__(self, me: PeerId, rows: Iterable[tuple[bytes, bytes]], outbox: Outbox) -> None:
         self._me = me
         self._outbox = outbox
-        self.peers = {PeerId(key) for key, _ in rows}
+        self._named = {PeerId(key): _decode(PeerId(key), value) for key, value in rows}
+        self.peers = set(self._named)
 
-    def meet(self, peers: Iterable[PeerId]) -> None:
-        fresh = [peer for peer in sorted(peers) if peer != self._me and peer not in self.peers]
-        fresh = fresh[: max(0, PEERS_MAX - len(self.peers))]
-        self.peers.update(fresh)
-        self._outbox.persist(*(Change(TABLE, peer, b"1") for peer in fresh))
+    def names(self) -> dict[PeerId, Named]:
+        """Of everybody whose names were ever heard."""
+        return {peer: named for peer, named in self._named.items() if named.name}
+
+    def meet(self, met: Iterable[Named]) -> None:
+        fresh = [named for named in met if named.peer != self._me and self._named.get(named.peer) != named]
+        room = PEERS_MAX - len(self.peers)
+        for named in fresh:
+            if named.peer not in self.peers:
+                if room <= 0:
+                    continue
+                room -= 1
+            self.peers.add(named.peer)
+            self._named[named.peer] = named
+            self._outbox.persist(Change(TABLE, named.peer, _encode(named)))
 
     def forget(self, peers: Iterable[PeerId]) -> None:
         gone = [peer for peer in sorted(peers) if peer in self.peers]
         self.peers.difference_update(gone)
+        for peer in gone:
+            del self._named[peer]
         self._outbox.persist(*(Change(TABLE, peer, None) for peer in gone))
+
+
+def _encode(named: Named) -> bytes:
+    return msgspec.msgpack.encode((named.name, named.nickname))
+
+
+def _decode(peer: PeerId, row: bytes) -> Named:
+    """Rows of the first releases hold no names."""
+    try:
+        name, nickname = msgspec.msgpack.decode(row, type=tuple[Label, Label])
+    except msgspec.DecodeError:
+        return Named(peer, "", "")
+    return Named(peer, name, nickname)

@@ -282,3 +282,34 @@ def test_one_exchanged_network_card_is_the_same_machine_and_two_are_not(tmp_path
     (root / "sys/class/dmi/id/product_uuid").unlink()
     assert before.differences(read_fingerprint(root)) == ("DMI uuid", "2 MAC addresses")
     assert "0" * 32 not in str(before), "machine-id(5): never shown itself"
+
+
+def test_lines_that_differ_in_numbers_only_are_few_a_minute_and_the_rest_is_counted() -> None:
+    now = [0.0]
+    alike = logs.FewAlike(lambda: now[0])
+
+    def passed(text: str) -> str | None:
+        record = logging.LogRecord("weave.links", logging.WARNING, "", 0, text, (), None)
+        return record.getMessage() if alike.filter(record) else None
+
+    lines = [passed(f"192.0.2.1:{40_000 + number} refused: another cluster") for number in range(50)]
+    assert [line is not None for line in lines] == [True] * logs.ALIKE_MAX + [False] * (50 - logs.ALIKE_MAX)
+    assert passed("something else") == "something else"
+    now[0] += logs.ALIKE_PAUSE_S
+    again = passed("192.0.2.1:50000 refused: another cluster")
+    assert again is not None and again.endswith("(30 lines like this were left out)")
+    assert passed("192.0.2.1:50001 refused: another cluster") == "192.0.2.1:50001 refused: another cluster"
+
+
+def test_the_log_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "FILE_BYTES_MAX", 1000)
+    path = tmp_path / "weave.log"
+    handler = logs.BoundedFile(path)
+    for number in range(200):
+        handler.emit(logging.LogRecord("weave", logging.INFO, "", 0, f"line {number}", (), None))
+    handler.close()
+    assert {each.name for each in tmp_path.iterdir()} == {"weave.log", "weave.log.1"}
+    assert all(each.stat().st_size < 1100 for each in tmp_path.iterdir())
+    kept = [line for each in (tmp_path / "weave.log.1", path) for line in each.read_text().splitlines()]
+    assert kept[-1] == "line 199"
+    assert kept == [f"line {number}" for number in range(200 - len(kept), 200)], "none is lost in between"

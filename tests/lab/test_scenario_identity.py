@@ -1,0 +1,70 @@
+"""Disks that are copied or set back, on real hosts: they come back as somebody else and say why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.clusters import attach_new, form, wait_for_links
+from lab.fresh import MakeLab
+from weavenet.lab.host import Host
+from weavenet.lab.lab import Lab
+from weavenet.lab.waiting import wait_until
+
+NEW_KEY_DEADLINE_S = 30.0
+
+
+@pytest.fixture
+def lab(make_lab: MakeLab) -> Iterator[Lab]:
+    lab = make_lab(3)
+    form(lab)
+    yield lab
+    lab.down()
+
+
+def identity(host: Host) -> str:
+    """Empty while the daemon is between two identities."""
+    report = host.weave("report")
+    return str(json.loads(report.stdout)["Router"]["UID"]) if report.returncode == 0 else ""
+
+
+def copy(source: Path, target: Path) -> None:
+    """What is in ``target`` is replaced; the folder itself stays, as it may be a mount point."""
+    for old in target.iterdir():
+        old.unlink()
+    for each in source.iterdir():
+        shutil.copy2(each, target / each.name)
+
+
+def test_a_disk_with_another_machine_id_joins_as_a_new_peer_and_says_so(lab: Lab) -> None:
+    host = lab.hosts[2]
+    before = identity(host)
+    assert before
+    host.weave("stop", check=True)
+    host.path("/etc/machine-id").write_text("f" * 32 + "\n")
+    host.weave("launch", check=True)
+    assert identity(host) not in {"", before}
+    assert "other machine-id" in host.weave("status").stdout
+    wait_for_links(lab.hosts)
+
+
+def test_a_disk_set_back_ends_its_identity_and_hands_nothing_out_twice(lab: Lab, tmp_path: Path) -> None:
+    host, other = lab.hosts[2], lab.hosts[0]
+    before = identity(host)
+    assert before
+    host.weave("stop", check=True)
+    copy(host.disk / "data", tmp_path)
+    host.weave("launch", check=True)
+    wait_for_links(lab.hosts)
+    _, address = attach_new(host, "late")
+    host.weave("stop", check=True)
+    copy(tmp_path, host.disk / "data")
+    host.weave("launch", check=True)
+    wait_until(lambda: identity(host) not in {"", before}, NEW_KEY_DEADLINE_S, "a new identity")
+    wait_for_links(lab.hosts)
+    addresses = {attach_new(each, f"{each.name}-new")[1] for each in (host, other)}
+    assert len(addresses) == 2 and address not in addresses

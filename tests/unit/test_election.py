@@ -129,6 +129,25 @@ def test_a_quorum_decides_among_those_heard_from_after_the_grace_period() -> Non
     assert genesis.electors == (electors[0].id, electors[1].id)
 
 
+def test_a_larger_count_heard_within_the_grace_period_ends_it() -> None:
+    """Else its deadline stays overdue, and the driver spins until the ballot is given up."""
+    electors = [Elector(number, given=4) for number in (1, 2, 3, 4)]
+    wire = Wire(electors)
+    wire.cut = {electors[3].id}
+    proposer = electors[0]
+    for _ in range(20):
+        wire.step()
+        if len(proposer.election.heard_from) == proposer.electorate.quorum:
+            break
+    proposer.electorate.heard(9)
+    reachable = tuple(elector.id for elector in electors[:3])
+    for _ in range(60):
+        wire.now += 0.05
+        proposer.election.advance(wire.now, wanted=True, electors=reachable)
+        deadline = proposer.election.deadline()
+        assert deadline is not None and deadline > wire.now
+
+
 def test_a_minority_never_decides() -> None:
     electors = [Elector(number, given=5) for number in (1, 2)]
     wire = Wire(electors)

@@ -178,6 +178,7 @@ class GenesisElection:
 
     def _may_propose(self, now: float) -> bool:
         if len(self._promises) < self._electorate.quorum:
+            self._grace_until = None  # a larger N was heard since the quorum stood: the grace begins when it does again
             return False
         if len(self._promises) >= self._electorate.n:
             return True

@@ -127,11 +127,13 @@ class Storm:
             return
         self._world.network.suspended.add(victim.index)
         victim.pause()
-        self._later(outage_s, self._wake, victim, outage_s if clock_stands else 0.0)
+        self._later(outage_s, self._wake, victim, outage_s if clock_stands else 0.0, victim.clock_offset_s)
 
-    def _wake(self, victim: Host, lag_s: float) -> None:
+    def _wake(self, victim: Host, lag_s: float, offset_s: float) -> None:
+        """``offset_s``: of the clock that stood; a reboot meanwhile has begun another one."""
         self._world.network.suspended.discard(victim.index)
-        victim.clock_offset_s -= lag_s
+        if victim.clock_offset_s == offset_s:
+            victim.clock_offset_s -= lag_s
         victim.resume()
         self._world.network.flush()
 

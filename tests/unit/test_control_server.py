@@ -17,7 +17,7 @@ import pytest
 
 from fake_daemon import RunningDaemon, running
 from weavenet.control import server
-from weavenet.core.commands import Allocate, Connect, RemovePeers
+from weavenet.core.commands import Allocate, Connect, Done, RemovePeers
 from weavenet.core.errors import Code, Failure
 
 
@@ -256,6 +256,32 @@ def test_unexpected_error_is_logged_and_answered(fake: RunningDaemon, caplog: py
     assert status == 500
     assert b"boom" not in body
     assert "boom" in caplog.text
+
+
+def test_a_command_answered_with_the_wrong_thing_is_an_error_of_ours(
+    fake: RunningDaemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.daemon.answers[Allocate] = Done("not addresses")
+    assert request(fake.socket_path, "POST", "/v1/allocate", b'{"ident":"c"}')[0] == 500
+    assert "Done" in caplog.text
+    assert request(fake.socket_path, "GET", "/v1/ping")[0] == 200
+
+
+def test_what_is_pipelined_behind_a_waiting_request_is_bounded(
+    fake: RunningDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "PIPELINED_BYTES_MAX", 1000)
+    fake.daemon.hold.add("c1")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(fake.socket_path)
+        sock.sendall(b'POST /v1/allocate HTTP/1.1\r\nHost: w\r\nContent-Length: 14\r\n\r\n{"ident":"c1"}')
+        eventually(lambda: fake.daemon.commands)
+        with contextlib.suppress(OSError):
+            sock.sendall(b"GET /v1/ping HTTP/1.1\r\nHost: w\r\n\r\n" * 100)
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(100) == b""
+    eventually(lambda: fake.daemon.cancelled == [Allocate("c1")])
 
 
 def test_stop(fake: RunningDaemon) -> None:

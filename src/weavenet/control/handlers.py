@@ -8,6 +8,7 @@ on the TCP port can change state.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, NamedTuple, TypeVar
 
@@ -34,6 +35,8 @@ from weavenet.core.commands import (
 from weavenet.core.errors import Code, Failure
 from weavenet.core.report import NodeReport
 from weavenet.core.types import mac_text
+
+log = logging.getLogger(__name__)
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -158,6 +161,14 @@ def _response(answer: Answer) -> Response:
     if isinstance(answer, Failure):
         return failed(answer)
     return Response(200, _encode(answer))
+
+
+def unexpected(request: Request) -> Response:
+    """For an exception that is being handled: it goes to the log, the client learns that there was one."""
+    log.exception("control request %s %s failed", request.method, request.path)
+    return Response(
+        500, _encode(Failure(Code.HOST, "an unexpected error in the daemon", "", "see its log, and report it"))
+    )
 
 
 def _nothing() -> None:
@@ -319,8 +330,14 @@ class Api:
             done(failed(command))
             return _nothing
 
-        def finish(result: Result, answer: Callable[[Result], Answer] = route.answer) -> None:
-            done(_response(answer(result)))
+        answer = route.answer
+
+        def finish(result: Result) -> None:
+            try:
+                response = _response(answer(result))
+            except Exception:  # it must not reach the executor, whose life it would end
+                response = unexpected(request)
+            done(response)
 
         return self.daemon.submit(command, finish)
 

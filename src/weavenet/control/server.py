@@ -27,7 +27,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
-from weavenet.control.handlers import CONTROL_ROUTES, PUBLIC_ROUTES, Api, Request, Response, failed
+from weavenet.control.handlers import CONTROL_ROUTES, PUBLIC_ROUTES, Api, Request, Response, failed, unexpected
 from weavenet.control.http import BODY_BYTES_MAX, HEADER_BYTES_MAX, Malformed, Parsed, RequestParser
 from weavenet.control.service import Daemon
 from weavenet.core.errors import Code, Failure, WeaveError
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 CONNECTIONS_MAX = 256
 """Per server; a further one is answered 503 and closed. 256 clients may each wait for an address."""
 PIPELINED_BYTES_MAX = HEADER_BYTES_MAX + BODY_BYTES_MAX
-"""What a client may send beyond the request in flight; above it the connection is closed."""
+"""What a client may send beyond the request in flight until all is answered; above it the connection is closed."""
 REQUEST_TIMEOUT_S = 10.0
 """From a request's first byte (or the connection's start) to its last; a slow-loris is closed after it."""
 IDLE_TIMEOUT_S = 120.0
@@ -177,9 +177,7 @@ class Connection(asyncio.Protocol):
         except WeaveError as error:
             response = failed(error.failure)
         except Exception:
-            log.exception("control request %s %s failed", request.method, request.path)
-            failure = Failure(Code.HOST, "an unexpected error in the daemon", "", "see its log, and report it")
-            response = Response(500, msgspec.json.encode(failure))
+            response = unexpected(request)
         self.task = None
         self._answered(response)
         self._next()
@@ -192,7 +190,8 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._respond(response, close=not parsed.keep_alive)
         self._in_flight = self._cancel = None
-        self._pipelined = 0
+        if not self._waiting:  # else a client could add that much with every answer
+            self._pipelined = 0
         self.deadline = self._loop.time() + (REQUEST_TIMEOUT_S if self._parser.is_inside else IDLE_TIMEOUT_S)
         if self._waiting or self._problem is not None:
             self._loop.call_soon(self._next)  # not from within the node's reply

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.clusters import form
 from lab.fresh import NAME, MakeLab, new_name
 from weavenet.lab import lab as labs
 from weavenet.lab import processes, state
@@ -67,6 +68,16 @@ def make_lab() -> Iterator[MakeLab]:
     finally:
         for name in names:
             labs.down(name)
+
+
+@pytest.fixture
+def lab(make_lab: MakeLab) -> Iterator[Lab]:
+    """A formed cluster of three, of its own for each test: what ends an identity cannot be undone. Modules that share
+    one lab between their tests have a fixture of this name themselves."""
+    lab = make_lab(3)
+    form(lab)
+    yield lab
+    lab.down()
 
 
 @pytest.fixture

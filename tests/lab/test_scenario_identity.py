@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from lab.clusters import attach_new, form, wait_for_links
-from lab.fresh import MakeLab
+from lab.clusters import attach_new, wait_for_links
 from weavenet.lab.host import Host
 from weavenet.lab.lab import Lab
 from weavenet.lab.waiting import wait_until
 
 NEW_KEY_DEADLINE_S = 30.0
-
-
-@pytest.fixture
-def lab(make_lab: MakeLab) -> Iterator[Lab]:
-    lab = make_lab(3)
-    form(lab)
-    yield lab
-    lab.down()
 
 
 def identity(host: Host) -> str:

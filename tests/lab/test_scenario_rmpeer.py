@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
 
 from lab.clusters import (
     HEAL_DEADLINE_S,
@@ -14,7 +11,6 @@ from lab.clusters import (
     Attached,
     attach_new,
     attached_on,
-    form,
     launch_together,
     wait_for_links,
 )
@@ -26,15 +22,6 @@ from weavenet.lab.waiting import wait_until
 
 RANGE_ADDRESSES = 1 << 20
 SETTLE_DEADLINE_S = 60.0
-
-
-@pytest.fixture
-def lab(make_lab: MakeLab) -> Iterator[Lab]:
-    """A formed cluster of three, of its own for each test: a removal cannot be undone."""
-    lab = make_lab(3)
-    form(lab)
-    yield lab
-    lab.down()
 
 
 def ipam(host: Host) -> dict[str, Any]:

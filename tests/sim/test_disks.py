@@ -1,0 +1,110 @@
+"""Histories of disks that are lost, set back or copied."""
+
+from __future__ import annotations
+
+import pytest
+
+from weavenet.core.commands import Consense
+from weavenet.sim.host import Host
+from weavenet.sim.setup import Bootstrap
+from weavenet.sim.stage import Stage
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_blank_seeds_do_not_vouch_for_each_other(seed: int) -> None:
+    """Two seeds lose their disks and meet, cut off from the third: what they had given away is not theirs again."""
+    stage = Stage(seed, 4, bootstrap=Bootstrap.SEED, electors=3)
+    one, two, three, member = stage.hosts
+    stage.form()
+    granted = stage.allocate(member, "guest")
+    stage.settle()
+    stage.partition((one, two), (three, member))
+    for host in (one, two):
+        host.lose_disk()
+        host.start()
+    stage.advance(30)
+    for host in (one, two):
+        assert host.node is not None
+        assert not host.node.ipam.bound
+    stage.reunite()
+    stage.settle()
+    assert stage.allocate(member, "guest") == granted
+    for host in (one, two):
+        assert stage.allocate(host, f"on-{host.label}") != granted
+
+
+def test_blank_seeds_that_are_all_there_take_their_shares() -> None:
+    """Nobody was launched with ``--first-start``: with all seeds blank and met there is nothing to lose."""
+    stage = Stage(5, 3, bootstrap=Bootstrap.SEED)
+    for host in stage.hosts:
+        host.generation = 1
+    stage.start()
+    for host in stage.hosts:
+        stage.allocate(host, f"on-{host.label}")
+    stage.settle()
+
+
+def restarted(stage: Stage, host: Host, others: list[Host]) -> None:
+    """``host`` was started once more, and everybody has heard of it."""
+    host.kill()
+    host.start()
+    assert host.node is not None
+    start = host.node.incarnation
+    stage.until(lambda: all(o.node and o.node.mesh.incarnation(host.peer) == start for o in others), 30, "news of it")
+    stage.settle()
+
+
+@pytest.mark.parametrize("starts", (1, 3))
+@pytest.mark.parametrize("seed", range(4))
+def test_a_disk_set_back_before_an_earlier_start_ends_its_identity(seed: int, starts: int) -> None:
+    """A snapshot is restored: nobody may go on as a peer of whom others know more than the disk does."""
+    stage = Stage(seed, 4)
+    stage.form()
+    victim = stage.hosts[seed]
+    others = [host for host in stage.hosts if host is not victim]
+    early = dict(victim.disk.durable)
+    for _ in range(starts):
+        restarted(stage, victim, others)
+    before = victim.peer
+    victim.set_back(early)
+    victim.start()
+    stage.until(lambda: victim.peer != before, 30, "a new key")
+    stage.until(lambda: all(victim.peer in host.open_peers for host in others), 60, "data paths to the new identity")
+    assert len(stage.clusters()) == 1
+    address = stage.allocate(victim, "fresh")
+    stage.until(lambda: stage.owner(others[0], address) == victim.peer, 10, "news of the grant")
+    assert not any(other.generation for other in others)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_restart_does_not_end_an_identity(seed: int) -> None:
+    stage = Stage(seed, 3)
+    stage.form()
+    peers = [host.peer for host in stage.hosts]
+    for host in stage.hosts * 2:
+        host.kill(kernel_lost=bool(seed % 2))
+        host.start()
+        stage.advance(0.1 + seed)
+    stage.settle()
+    assert [host.peer for host in stage.hosts] == peers
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_copied_disk_that_runs_beside_its_original_leaves_one_of_them_the_identity(seed: int) -> None:
+    """Whichever start is later keeps the key; the other one notices, and comes back as somebody else."""
+    stage = Stage(seed, 4, electors=3, bootstrap=Bootstrap.OBSERVERS)
+    *members, spare = stage.hosts
+    stage.start(*members)
+    stage.answer(stage.ask(members[0], Consense()))
+    stage.until(lambda: all(len(host.open_peers) == 2 for host in members), 60, "data paths among the members")
+    original = members[seed % 3]
+    copied = original.peer
+    spare.set_back(original.disk.durable)
+    spare.peer = copied
+    spare.start()
+    stage.until(lambda: spare.peer != original.peer, 60, "two identities")
+    assert copied in {spare.peer, original.peer}
+    stage.until(lambda: all(len(host.open_peers) == 3 for host in stage.hosts), 60, "data paths among all")
+    assert len(stage.clusters()) == 1
+    addresses = [stage.allocate(host, f"c{host.index}") for host in stage.hosts]
+    assert len(set(addresses)) == 4

@@ -21,9 +21,8 @@ _RANDOM_BITS = 32
 
 
 def last_incarnation(disk: Mapping[tuple[str, bytes], bytes]) -> int:
-    """Of the start before this one; 0 without any. Rows of the first releases hold the counter alone."""
-    row = msgspec.msgpack.decode(disk.get((_TABLE, _KEY), b"\x00"), type=int)
-    return row if row >> _RANDOM_BITS else ((row + 1) << _RANDOM_BITS) - 1 if row else 0
+    """Of the start before this one; 0 without any."""
+    return msgspec.msgpack.decode(disk.get((_TABLE, _KEY), b"\x00"), type=int)
 
 
 def next_incarnation(disk: Mapping[tuple[str, bytes], bytes], rng: random.Random) -> int:

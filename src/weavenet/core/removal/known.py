@@ -17,6 +17,7 @@ import msgspec
 from weavenet.core.effects import Change, Outbox
 from weavenet.core.limits import PEERS_MAX
 from weavenet.core.removal.naming import Known as Named
+from weavenet.core.ring.segments import unreadable_row
 from weavenet.core.types import Label, PeerId
 
 TABLE = "known"
@@ -60,9 +61,8 @@ def _encode(named: Named) -> bytes:
 
 
 def _decode(peer: PeerId, row: bytes) -> Named:
-    """Rows of the first releases hold no names."""
+    """Raises WeaveError for a row that was not written here."""
     try:
-        name, nickname = msgspec.msgpack.decode(row, type=tuple[Label, Label])
-    except msgspec.DecodeError:
-        return Named(peer, "", "")
-    return Named(peer, name, nickname)
+        return Named(peer, *msgspec.msgpack.decode(row, type=tuple[Label, Label]))
+    except msgspec.DecodeError as error:
+        raise unreadable_row(TABLE, peer, str(error)) from error

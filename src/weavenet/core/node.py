@@ -10,7 +10,7 @@ What this does not do: I/O, clocks, randomness of its own. Drivers: ``weavenet.r
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import assert_never
 
 import msgspec
@@ -38,9 +38,9 @@ from weavenet.core.commands import (
     Revived,
 )
 from weavenet.core.config import GenesisMode, NodeConfig
+from weavenet.core.datapaths import DataPaths
 from weavenet.core.effects import (
     Effect,
-    Endpoint,
     Fence,
     Outbox,
     Persist,
@@ -53,12 +53,13 @@ from weavenet.core.effects import (
 from weavenet.core.election import Acceptor, Electorate, GenesisElection
 from weavenet.core.errors import InvariantBroken
 from weavenet.core.events import Cancelled, Event, PlaneTraffic, ProbeReceived, Requested, Tick
+from weavenet.core.founding import Founding
 from weavenet.core.incarnation import incarnation_row, next_incarnation
 from weavenet.core.limits import BALLOT_ROUND_MAX, ROUTE_HOPS_MAX
 from weavenet.core.membership import Membership
 from weavenet.core.mesh.mesh import Mesh
 from weavenet.core.messages import Body, encode
-from weavenet.core.messages.gossip import KIND_ENDPOINT, KIND_PEER, EndpointRecord, PeerRecord
+from weavenet.core.messages.gossip import KIND_PEER, EndpointRecord, PeerRecord
 from weavenet.core.messages.unicast import (
     Accept,
     Accepted,
@@ -79,8 +80,7 @@ from weavenet.core.overlay import Endpoints, Handover, OpenPlanes, Paths
 from weavenet.core.removal import rejoin_of
 from weavenet.core.report import NodeReport
 from weavenet.core.ring import Ipam, Log, Ring, seed_genesis
-from weavenet.core.seeding import Seeding
-from weavenet.core.types import GENESIS_POSITION, ZERO16, Genesis, LogEntry, PeerId
+from weavenet.core.types import GENESIS_POSITION, ZERO16, LogEntry, PeerId
 
 Disk = Mapping[tuple[str, bytes], bytes]
 """(table, key) → value: everything ever persisted and not deleted."""
@@ -115,14 +115,6 @@ class Node:
             heard_row=disk.get(electorate_rows[1]),
             outbox=self._outbox,
         )
-        self._election = GenesisElection(
-            me=config.peer,
-            electorate=self._electorate,
-            acceptor=Acceptor(disk.get(Acceptor.disk_key()), self._outbox),
-            outbox=self._outbox,
-            rng=rng,
-            draft=self._draft_genesis,
-        )
         self.log = Log(_rows(disk, "log"), self._outbox)
         self.ipam = Ipam(config, self.log, disk, self._outbox, rng, self.incarnation)
         self.cluster = Cluster(
@@ -141,7 +133,6 @@ class Node:
         )
         self.endpoints = Endpoints(_rows(disk, "attachments"), self._outbox, self.mesh)
         self.handover = Handover(state=self.cluster, outbox=self._outbox, rng=rng)
-        self._seeding = Seeding(config, self.mesh.peer_record)
         self.planes = OpenPlanes(_rows(disk, "planes"), self._outbox)
         self.paths = Paths(outbox=self._outbox, rng=rng)
         self.membership = Membership(
@@ -157,10 +148,32 @@ class Node:
             outbox=self._outbox,
             rng=rng,
         )
+        self.founding = Founding(
+            config=config,
+            acceptor_row=disk.get(Acceptor.disk_key()),
+            electorate=self._electorate,
+            log=self.log,
+            ipam=self.ipam,
+            cluster=self.cluster,
+            mesh=self.mesh,
+            membership=self.membership,
+            outbox=self._outbox,
+            rng=rng,
+        )
+        self.datapaths = DataPaths(
+            config=config,
+            mesh=self.mesh,
+            ipam=self.ipam,
+            membership=self.membership,
+            endpoints=self.endpoints,
+            handover=self.handover,
+            planes=self.planes,
+            paths=self.paths,
+            outbox=self._outbox,
+            is_obligated=self._is_obligated,
+        )
         self._published: PeerRecord | None = None
         self._blocked: tuple[tuple[str, str], ...] = ()
-        self._topology_changed = True
-        self._paths_changed = True
 
     # --- the driver's interface ---
 
@@ -173,8 +186,7 @@ class Node:
         self._blocked = self.ipam.blocked()
         if self._blocked:
             self._outbox.append(SetBlocked(self._blocked))
-        self._outbox.append(SetPlane(self.planes.desired()))
-        self.planes.changed = False
+        self.datapaths.start()
         if self.config.mode is GenesisMode.SEED and self.log.genesis is None and self.cluster.may_found:
             genesis = seed_genesis(self.config.seeds, self.config.ranges, self.config.seed_salt)
             self.cluster.merge_log(now, 0, (LogEntry(GENESIS_POSITION, ZERO16, genesis),))
@@ -210,10 +222,8 @@ class Node:
         """When ``handle(now, Tick())`` is wanted at the latest; None: only events matter."""
         if self.membership.fenced:
             return None
-        parts = (self.mesh, self.ipam, self.handover, self.paths, self.endpoints, self.membership)
+        parts = (self.mesh, self.ipam, self.handover, self.paths, self.endpoints, self.membership, self.founding)
         times = [part.deadline() for part in parts]
-        if self.log.genesis is None:
-            times.append(self._election.deadline())
         return min((time for time in times if time is not None), default=None)
 
     def check(self) -> None:
@@ -236,7 +246,7 @@ class Node:
 
     @property
     def election(self) -> GenesisElection:
-        return self._election
+        return self.founding.election
 
     # --- commands ---
 
@@ -255,7 +265,7 @@ class Node:
                 self.ipam.command(now, request, command)
             case PutAttachment():
                 self.endpoints.put(now, command.attachment)
-                self._paths_changed = True
+                self.datapaths.use_changed()
                 self._outbox.append(Reply(request, Done()))
             case RemoveAttachment():
                 self.endpoints.remove(now, command.ident)
@@ -290,15 +300,13 @@ class Node:
             raise InvariantBroken("the parts of a node never came to rest within one event")
         self.membership.answer_consense()
         self._publish_peer_record(now)
-        self._watch_paths(now)
+        self.datapaths.settle(now)
         blocked = self.ipam.blocked()
         if blocked != self._blocked:
             self._blocked = blocked
             self._outbox.append(SetBlocked(blocked))
             self.endpoints.set_blocked(now, blocked)
-        if self.planes.changed:
-            self.planes.changed = False
-            self._outbox.append(SetPlane(self.planes.desired()))
+        self.datapaths.lower()
 
     def _run_due(self, now: float) -> None:
         for part in (self.ipam, self.handover, self.paths, self.endpoints):
@@ -308,7 +316,7 @@ class Node:
         mesh_due = self.mesh.deadline()
         if mesh_due is not None and now >= mesh_due:
             self.mesh.handle(now, Tick())
-        self._advance_election(now)
+        self.founding.advance(now)
         self.membership.advance(now)
 
     def _exchange_news(self, now: float) -> bool:
@@ -322,22 +330,13 @@ class Node:
             count, settled = self.mesh.target_count()
             self._electorate.count_targets(count, settled)
         if changes.topology or changes.links_up or changes.links_down:
-            self._topology_changed = True
             self.ipam.set_reachable(now, self.mesh.reachable())
         if changes.topology or changes.records:
-            self._meet_electors(changes.records)
+            self.founding.meet(changes.records)
             self.membership.met(changes.records)
         for source, body in changes.bodies:
             self._on_body(now, source, body)
-        if self.membership.reopen:
-            again, self.membership.reopen = self.membership.reopen, set()
-            self._want_handovers(now, again)
-        for peer in self._seeding.to_repeat(changes.records):
-            self.handover.forget(peer)
-        if changes.topology or changes.records:
-            self._want_handovers(now, self.mesh.known_peers() if changes.topology else changes.records)
-        if self._topology_changed or changes.records or self.handover.completed:
-            self._follow_peers(now, changes.records)
+        self.datapaths.follow(now, changes)
         self._refuse_foreign(now)
         self.membership.follow_log(now)
         delta = self.ipam.take_delta()
@@ -353,9 +352,7 @@ class Node:
             return  # counting cannot have reached it, and one above it would not fit on the wire
         match body:
             case Prepare() | Promise() | Accept() | Accepted() | Nack():
-                if self.log.genesis is None and self.cluster.is_elector_mode and self.cluster.may_found:
-                    self._election.handle(now, source, body)
-                    self._conclude_election(now)
+                self.founding.handle(now, source, body)
             case SpaceRequest() | SpaceGrant() | SpaceDenied():
                 self.ipam.body(now, source, body)
             case HandoverOffer() | HandoverPull() | HandoverPage() | HandoverDone():
@@ -366,80 +363,18 @@ class Node:
 
     # --- genesis ---
 
-    def _draft_genesis(self, electors: tuple[PeerId, ...]) -> Genesis:
-        return Genesis(self._rng.randbytes(16), self.cluster.ranges, electors, electors)
-
-    @property
-    def wants_genesis(self) -> bool:
-        return (
-            self.log.genesis is None
-            and self.cluster.may_found
-            and (self.membership.consensing or self.ipam.needs_genesis)
-        )
-
-    def mesh_wants_genesis(self) -> bool:
-        """Some reachable peer waits for the ring; an observer can start the election that way."""
-        records = (self.mesh.peer_record(peer) for peer in self.mesh.reachable())
-        return any(record is not None and record.wants_genesis for record in records)
-
-    def known_electors(self) -> tuple[PeerId, ...]:
-        """Reachable peers that would vote on a genesis, ourselves included if we would."""
-        electors = {self.config.peer} if self.cluster.is_elector_mode else set()
-        for peer in self.mesh.reachable():
-            record = self.mesh.peer_record(peer)
-            if record is not None and record.elector:
-                electors.add(peer)
-        return tuple(sorted(electors))
-
-    def _settled(self, electors: tuple[PeerId, ...]) -> frozenset[PeerId]:
-        """Those that announce how many electors they count."""
-        records = ((peer, self.mesh.peer_record(peer)) for peer in electors)
-        return frozenset(peer for peer, record in records if record is not None and record.settled_n)
-
-    def _meet_electors(self, origins: frozenset[PeerId]) -> None:
-        if self.log.genesis is not None or not self.cluster.is_elector_mode:
-            return
-        for peer in sorted(origins):
-            record = self.mesh.peer_record(peer)
-            if record is not None and record.elector:
-                self._electorate.met(peer)
-                self._electorate.heard(record.settled_n)
-
-    def _advance_election(self, now: float) -> None:
-        if self.log.genesis is not None or not (self.cluster.is_elector_mode and self.cluster.may_found):
-            return
-        wanted = self.wants_genesis or self.mesh_wants_genesis()
-        if wanted or self._election.deadline() is not None:
-            electors = self.known_electors()
-            self._election.advance(now, wanted=wanted, electors=electors, settled=self._settled(electors))
-            self._conclude_election(now)
-
-    def _conclude_election(self, now: float) -> None:
-        genesis = self._election.decided
-        if genesis is None or self.log.genesis is not None:
-            return
-        self._outbox.note("info", "election", f"cluster {genesis.cluster.hex()[:12]}: {len(genesis.electors)} electors")
-        self.cluster.merge_log(now, 0, (LogEntry(GENESIS_POSITION, ZERO16, genesis),))
-        if len(self.mesh.reachable()) > 1:
-            self.cluster.enrol()
-        self.mesh.push_log(now, 0)
-
     def _on_genesis(self, now: float) -> None:
         """The cluster record is durable from here on; counting electors is over. A path that was agreed on before
         anybody had a record says nothing about who ends up in which cluster, so each is handed over anew."""
         self._electorate.forget()
         self.membership.reopen |= self.mesh.reachable() - {self.config.peer}
-        self.handover.restart()
-        for peer in sorted(self.planes.peers):
-            self.planes.close(peer)
+        self.datapaths.restart()
 
     def _on_yield(self, now: float) -> None:
-        self._election.forget()
+        self.founding.election.forget()
         self._electorate.forget()
         self.membership.yielded()
-        self.handover.restart()
-        for peer in sorted(self.planes.peers):
-            self.planes.close(peer)
+        self.datapaths.restart()
 
     def _refuse_foreign(self, now: float) -> None:
         """A link that was admitted before either side had a cluster, and now leads into another one."""
@@ -449,63 +384,12 @@ class Node:
             self.mesh.refuse_cluster(now, cluster)
         self.cluster.foreign.clear()
 
-    # --- planes ---
-
-    def _want_handovers(self, now: float, peers: Iterable[PeerId]) -> None:
-        reachable = self.mesh.reachable()
-        for peer in sorted(peers):
-            record = self.mesh.peer_record(peer)
-            if peer == self.config.peer:
-                continue
-            if peer in reachable and record is not None and set(record.planes) & set(self.config.planes):
-                self.handover.want(now, peer, self.mesh.incarnation(peer))
-            else:
-                self.handover.unwant(peer)
-
-    def _follow_peers(self, now: float, origins: frozenset[PeerId]) -> None:
-        """Open what the handover allows; let open paths follow their peers' addresses and endpoints."""
-        completed = self.handover.completed
-        fresh = completed & self.planes.peers if self.membership.gate.is_shut else completed
-        self.handover.completed = completed - fresh
-        if self._seeding.handed_over(sorted(fresh)):
-            self.ipam.allow_binding(now)
-        self._paths_changed = True
-        stale = self.planes.peers if self._topology_changed else self.planes.peers & origins
-        self._topology_changed = False
-        for peer in sorted(fresh | stale):
-            host = self.mesh.link_host(peer)
-            if host is None and peer in self.planes:
-                host = self.planes.host(peer)
-            if host is None:
-                self.handover.completed.add(peer)
-                continue
-            if not self.mesh.knows(peer):
-                if peer in self.planes and self._is_forgotten(peer):
-                    self.planes.close(peer)
-                continue
-            self.planes.set(peer, host, self._endpoints_of(peer))
-
-    def _endpoints_of(self, peer: PeerId) -> tuple[Endpoint, ...]:
-        bodies = (_endpoint_decoder.decode(body) for body in self.mesh.records_of(peer, KIND_ENDPOINT))
-        return tuple(Endpoint(record.mac, record.addresses) for record in bodies)
-
-    def _is_forgotten(self, peer: PeerId) -> bool:
-        return self.mesh.expired(peer) and not self._is_obligated(peer)
-
     def _is_removed(self, peer: PeerId) -> bool:
         return peer in self.log.removed
 
     def _is_obligated(self, peer: PeerId) -> bool:
         """Peers that own addresses are remembered however long they are gone."""
         return self.ipam.owns_space(peer)
-
-    def _watch_paths(self, now: float) -> None:
-        if not self._paths_changed:
-            return
-        self._paths_changed = False
-        local = self.endpoints.any_live
-        in_use = {peer: local and self.planes.has_endpoints(peer) for peer in sorted(self.planes.peers)}
-        self.paths.set_peers(now, in_use)
 
     def _publish_peer_record(self, now: float) -> None:
         record = PeerRecord(
@@ -514,7 +398,7 @@ class Node:
             software=self.config.software,
             elector=self.cluster.is_elector_mode and self.cluster.may_found,
             settled_n=self._electorate.announced if self.log.genesis is None else 0,
-            wants_genesis=self.wants_genesis,
+            wants_genesis=self.founding.is_wanted,
             port=self.config.port,
             mtu=self.config.mtu,
             planes=self.config.planes,

@@ -88,14 +88,14 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
 
     report = node.ipam.report(now, label=label, unreachable_since=node.mesh.unreachable_since)
     genesis = node.log.genesis
-    electors = node.log.electors if genesis else node.known_electors()
+    electors = node.log.electors if genesis else node.founding.known_electors()
     electorate = node.electorate
     n = len(node.log.voters) if genesis else electorate.n
     membership = node.membership
     removals = membership.removals.reports() if genesis else ()
     state, detail = report.state, report.detail
     if node.config.ranges and genesis is None:
-        waiting = node.wants_genesis or node.mesh_wants_genesis()
+        waiting = node.founding.is_wanted or node.founding.is_wanted_elsewhere()
         state = "awaiting consensus" if waiting else "idle"
         detail = _consensus_detail(node, len(electors), waiting)
         # Perhaps that of a peer whose operator chose one: it will be divided, whatever we were launched with.

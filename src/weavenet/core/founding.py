@@ -1,0 +1,131 @@
+"""How a peer takes part in the genesis: whom it would vote with, when it proposes, what it does with the outcome.
+
+The decision itself is :mod:`weavenet.core.election`; here is what that needs to know of the mesh, and who wants a ring.
+"""
+
+from __future__ import annotations
+
+import random
+
+from weavenet.core.cluster import Cluster
+from weavenet.core.config import NodeConfig
+from weavenet.core.effects import Outbox
+from weavenet.core.election import Acceptor, Electorate, GenesisElection
+from weavenet.core.membership import Membership
+from weavenet.core.mesh.mesh import Mesh
+from weavenet.core.messages.unicast import Accept, Accepted, Nack, Prepare, Promise
+from weavenet.core.ring import Ipam, Log
+from weavenet.core.types import GENESIS_POSITION, ZERO16, Genesis, LogEntry, PeerId
+
+Ballots = Prepare | Promise | Accept | Accepted | Nack
+
+
+class Founding:
+    """``acceptor_row``: what an earlier start persisted under :meth:`Acceptor.disk_key`."""
+
+    def __init__(
+        self,
+        *,
+        config: NodeConfig,
+        acceptor_row: bytes | None,
+        electorate: Electorate,
+        log: Log,
+        ipam: Ipam,
+        cluster: Cluster,
+        mesh: Mesh,
+        membership: Membership,
+        outbox: Outbox,
+        rng: random.Random,
+    ) -> None:
+        self._config = config
+        self._electorate = electorate
+        self._log = log
+        self._ipam = ipam
+        self._cluster = cluster
+        self._mesh = mesh
+        self._membership = membership
+        self._outbox = outbox
+        self._rng = rng
+        self.election = GenesisElection(
+            me=config.peer,
+            electorate=electorate,
+            acceptor=Acceptor(acceptor_row, outbox),
+            outbox=outbox,
+            rng=rng,
+            draft=self._draft,
+        )
+
+    def _draft(self, electors: tuple[PeerId, ...]) -> Genesis:
+        return Genesis(self._rng.randbytes(16), self._cluster.ranges, electors, electors)
+
+    def deadline(self) -> float | None:
+        """When :meth:`advance` is wanted at the latest."""
+        return self.election.deadline() if self._log.genesis is None else None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Somebody here waits for the ring."""
+        return (
+            self._log.genesis is None
+            and self._cluster.may_found
+            and (self._membership.consensing or self._ipam.needs_genesis)
+        )
+
+    def is_wanted_elsewhere(self) -> bool:
+        """Some reachable peer waits for the ring; an observer can start the election that way."""
+        records = (self._mesh.peer_record(peer) for peer in self._mesh.reachable())
+        return any(record is not None and record.wants_genesis for record in records)
+
+    def known_electors(self) -> tuple[PeerId, ...]:
+        """Reachable peers that would vote on a genesis, ourselves included if we would."""
+        electors = {self._config.peer} if self._cluster.is_elector_mode else set()
+        for peer in self._mesh.reachable():
+            record = self._mesh.peer_record(peer)
+            if record is not None and record.elector:
+                electors.add(peer)
+        return tuple(sorted(electors))
+
+    def _settled(self, electors: tuple[PeerId, ...]) -> frozenset[PeerId]:
+        """Those that announce how many electors they count."""
+        records = ((peer, self._mesh.peer_record(peer)) for peer in electors)
+        return frozenset(peer for peer, record in records if record is not None and record.settled_n)
+
+    def meet(self, origins: frozenset[PeerId]) -> None:
+        """The records of ``origins`` are new or have changed."""
+        if self._log.genesis is not None or not self._cluster.is_elector_mode:
+            return
+        for peer in sorted(origins):
+            record = self._mesh.peer_record(peer)
+            if record is not None and record.elector:
+                self._electorate.met(peer)
+                self._electorate.heard(record.settled_n)
+
+    @property
+    def _may_vote(self) -> bool:
+        return self._log.genesis is None and self._cluster.is_elector_mode and self._cluster.may_found
+
+    def handle(self, now: float, source: PeerId, body: Ballots) -> None:
+        """One message of the election."""
+        if self._may_vote:
+            self.election.handle(now, source, body)
+            self._conclude(now)
+
+    def advance(self, now: float) -> None:
+        """Propose, or go on proposing, where that is wanted."""
+        if not self._may_vote:
+            return
+        wanted = self.is_wanted or self.is_wanted_elsewhere()
+        if wanted or self.election.deadline() is not None:
+            electors = self.known_electors()
+            self.election.advance(now, wanted=wanted, electors=electors, settled=self._settled(electors))
+            self._conclude(now)
+
+    def _conclude(self, now: float) -> None:
+        genesis = self.election.decided
+        if genesis is None or self._log.genesis is not None:
+            return
+        self._outbox.note("info", "election", f"cluster {genesis.cluster.hex()[:12]}: {len(genesis.electors)} electors")
+        self._cluster.merge_log(now, 0, (LogEntry(GENESIS_POSITION, ZERO16, genesis),))
+        if len(self._mesh.reachable()) > 1:
+            self._cluster.enrol()
+        self._mesh.push_log(now, 0)

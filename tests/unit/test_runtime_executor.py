@@ -14,6 +14,7 @@ from weavenet.core.effects import (
     CloseLink,
     Dial,
     Effect,
+    NameRecord,
     Note,
     Persist,
     PlanePeer,
@@ -92,6 +93,9 @@ class FakeDriver:
     def set_blocked(self, blocked: tuple[tuple[str, str], ...], done: Callable[[], None]) -> None:
         self.done.append("blocked")
         self.finish_blocking = done
+
+    def set_names(self, whole: bool, names: tuple[NameRecord, ...]) -> None:
+        self.done.append("names")
 
     def probe(self, mac: bytes, nonce: int, is_answer: bool) -> None:
         self.done.append("probe")

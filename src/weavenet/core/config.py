@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import msgspec
 
-from weavenet.core.limits import CONN_LIMIT_DEFAULT, MTU_DEFAULT, PORT_DEFAULT
+from weavenet.core.limits import CONN_LIMIT_DEFAULT, DNS_DOMAIN_DEFAULT, MTU_DEFAULT, PORT_DEFAULT
 from weavenet.core.types import PeerId
 
 
@@ -23,7 +23,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """``ranges``: CIDRs; empty switches IPAM off. ``count``: N of ``consensus=N``, 0 when not given. ``seeds``:
     sorted peer names of ``seed=``. ``seed_salt``: public fingerprint of the password's CA; shares of seeds depend on
     it. ``conf_targets`` come from the configuration file, ``launch_targets`` from the command line (None: none were
-    given, resume the persisted ones). ``local_hosts``: addresses of this host, to recognise ourselves among targets."""
+    given, resume the persisted ones). ``local_hosts``: addresses of this host, to recognise ourselves among targets.
+    ``dns_domain``: absolute, lower case, with trailing dot; only names below it are entered and answered."""
 
     peer: PeerId
     name: str
@@ -47,3 +48,4 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     mtu_explicit: bool = False
     local_hosts: tuple[str, ...] = ()
     authenticated: bool = False
+    dns_domain: str = DNS_DOMAIN_DEFAULT

@@ -1,9 +1,9 @@
 """What a core wants done, in order.
 
-**The one rule**: a ``Send``, ``Reply``, ``SetPlane``, ``SetBlocked`` or ``Fence`` leaves only when every ``Persist``
-emitted before it, by this or any earlier event of the node, is durable. Persists may share one commit. Only a ``Send``
-or ``Probe`` marked ``stateless`` passes ahead. A persist that fails ends the node: the driver stops executing effects
-and restarts it from what is on disk.
+**The one rule**: a ``Send``, ``Reply``, ``SetPlane``, ``SetBlocked``, ``SetNames`` or ``Fence`` leaves only when every
+``Persist`` emitted before it, by this or any earlier event of the node, is durable. Persists may share one commit. Only
+a ``Send`` or ``Probe`` marked ``stateless`` passes ahead. A persist that fails ends the node: the driver stops
+executing effects and restarts it from what is on disk.
 """
 
 from __future__ import annotations
@@ -89,6 +89,22 @@ class SetBlocked(msgspec.Struct, frozen=True):
     blocked: tuple[tuple[str, str], ...]
 
 
+class NameRecord(msgspec.Struct, frozen=True):
+    """What a name stands for. ``name``: absolute, with trailing dot, as it was entered; two names that differ only in
+    case never both occur. ``addresses``: packed, 4 or 16 bytes each, ascending; of live and reachable entries only.
+    Empty: the name is gone."""
+
+    name: str
+    addresses: tuple[bytes, ...]
+
+
+class SetNames(msgspec.Struct, frozen=True):
+    """Names to answer. ``whole``: these replace everything that was set before; else only what changed."""
+
+    whole: bool
+    names: tuple[NameRecord, ...]
+
+
 class Probe(msgspec.Struct, frozen=True):
     """A heartbeat frame on the data path to ``mac``; always stateless."""
 
@@ -120,7 +136,7 @@ class Unicast(msgspec.Struct, frozen=True):
     body: Body
 
 
-Effect = Persist | Send | Reply | Resolve | Dial | CloseLink | SetPlane | SetBlocked | Probe | Note | Fence
+Effect = Persist | Send | Reply | Resolve | Dial | CloseLink | SetPlane | SetBlocked | SetNames | Probe | Note | Fence
 """What a driver executes."""
 
 Internal = Effect | Unicast

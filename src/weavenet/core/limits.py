@@ -100,6 +100,19 @@ MTU_MIN = 576
 MTU_MAX = 65_535
 ENDPOINT_ADDRESSES_MAX = 256
 
+# --- names ---
+DNS_DOMAIN_DEFAULT = "weave.local."
+NAME_CHARACTERS_MAX = 253
+"""Without the trailing dot (RFC 1035, section 2.3.4: 255 octets on the wire)."""
+NAME_LABEL_CHARACTERS_MAX = 63
+"""RFC 1035, section 2.3.4."""
+NAME_ADDRESSES_MAX = 1024
+"""Addresses answered for one name; of more, the lowest count. As AAAA they still fit into one message over TCP."""
+NAME_ENTRIES_MAX = 8192
+"""Entries that one peer publishes; those beyond are not, and the log says so. Half of RECORDS_PER_ORIGIN_MAX."""
+NAME_REGISTRATIONS_MAX = 8192
+"""Names registered at one peer, by attach and by hand; a further one is refused."""
+
 # --- mesh ---
 TARGET_TEXT_MAX = 261
 """Characters of ``host:port``: 253 of a DNS name, brackets, port; a longer target is refused."""

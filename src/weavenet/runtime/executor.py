@@ -36,6 +36,7 @@ from weavenet.core.effects import (
     Dial,
     Effect,
     Fence,
+    NameRecord,
     Note,
     Persist,
     PlanePeer,
@@ -44,6 +45,7 @@ from weavenet.core.effects import (
     Resolve,
     Send,
     SetBlocked,
+    SetNames,
     SetPlane,
 )
 from weavenet.core.errors import Code, Failure, RefusalCode
@@ -93,6 +95,8 @@ class Driver(Protocol):
 
     def set_blocked(self, blocked: tuple[tuple[str, str], ...], done: Callable[[], None]) -> None:
         """Call ``done`` once, now or later, when frames of these addresses are dropped."""
+
+    def set_names(self, whole: bool, names: tuple[NameRecord, ...]) -> None: ...
 
     def probe(self, mac: bytes, nonce: int, is_answer: bool) -> None: ...
 
@@ -287,6 +291,8 @@ class Executor:
             case SetBlocked():
                 self._held = True
                 self._driver.set_blocked(effect.blocked, self._unhold)
+            case SetNames():
+                self._driver.set_names(effect.whole, effect.names)
             case Fence():
                 self.end(
                     Failure(

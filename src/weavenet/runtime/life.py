@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from weavenet.core.commands import Command, Result
 from weavenet.core.config import NodeConfig
-from weavenet.core.effects import PlanePeer
+from weavenet.core.effects import NameRecord, PlanePeer
 from weavenet.core.errors import Failure, RefusalCode
 from weavenet.core.events import Event
 from weavenet.core.messages import Message
@@ -75,6 +75,8 @@ class Life:
         self._store = foundation.store
         credentials = Credentials(me.issued, authenticated=bool(settings.passwords))
         self._links = Links(credentials, host=settings.host, port=settings.port, post=self._post)
+        self.on_names: Callable[[bool, tuple[NameRecord, ...]], None] = lambda whole, names: None
+        """Gets what names stand for, as in :class:`weavenet.core.effects.SetNames`; to be set before :meth:`start`."""
         self._links.listen()
         try:
             config = node_config(settings, me, port=self._links.port, software=software)
@@ -137,6 +139,9 @@ class Life:
 
     def set_blocked(self, blocked: Blocked, done: Callable[[], None]) -> None:
         self.datapath.set_blocked(blocked, done)
+
+    def set_names(self, whole: bool, names: tuple[NameRecord, ...]) -> None:
+        self.on_names(whole, names)
 
     def probe(self, mac: bytes, nonce: int, is_answer: bool) -> None:
         self.datapath.probe(mac, nonce, is_answer)

@@ -17,6 +17,7 @@ from weavenet.core.effects import (
     Dial,
     Effect,
     Fence,
+    NameRecord,
     Note,
     Persist,
     PlanePeer,
@@ -25,6 +26,7 @@ from weavenet.core.effects import (
     Resolve,
     Send,
     SetBlocked,
+    SetNames,
     SetPlane,
 )
 from weavenet.core.errors import InvariantBroken
@@ -59,6 +61,7 @@ class Outside(Protocol):
     def close_link(self, link: int, sentence: str) -> None: ...
     def set_plane(self, peers: tuple[PlanePeer, ...]) -> None: ...
     def set_blocked(self, blocked: tuple[tuple[str, str], ...]) -> None: ...
+    def set_names(self, whole: bool, names: tuple[NameRecord, ...]) -> None: ...
     def probe(self, peer: PeerId, nonce: int, is_answer: bool) -> None: ...
     def reply(self, request: int, result: Result) -> None: ...
     def local_now(self) -> float: ...
@@ -145,6 +148,8 @@ class Driver:
                 outside.set_plane(effect.peers)
             case SetBlocked():
                 outside.set_blocked(effect.blocked)
+            case SetNames():
+                outside.set_names(effect.whole, effect.names)
             case Resolve():
                 outside.resolve(effect.target)
             case Dial():

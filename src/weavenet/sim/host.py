@@ -13,7 +13,7 @@ from typing import Protocol
 
 from weavenet.core.commands import Result
 from weavenet.core.config import NodeConfig
-from weavenet.core.effects import PlanePeer
+from weavenet.core.effects import NameRecord, PlanePeer
 from weavenet.core.events import Event, Tick
 from weavenet.core.messages import Message
 from weavenet.core.node import Node
@@ -85,6 +85,8 @@ class Host:
         self.kernel_peer = self.peer
         """As whom the data path was last set."""
         self.blocked: frozenset[tuple[str, str]] = frozenset()
+        self.names: dict[str, tuple[bytes, ...]] = {}
+        """What this host's DNS server answers."""
         self.disk = disk
         disk.on_durable = self._on_durable
         self.driver: Driver | None = None
@@ -273,6 +275,15 @@ class Host:
     def set_blocked(self, blocked: tuple[tuple[str, str], ...]) -> None:
         self.blocked = frozenset(blocked)
         self._watcher.kernel_changed(self)
+
+    def set_names(self, whole: bool, names: tuple[NameRecord, ...]) -> None:
+        if whole:
+            self.names = {}
+        for record in names:
+            if record.addresses:
+                self.names[record.name] = record.addresses
+            else:
+                self.names.pop(record.name, None)
 
     def probe(self, peer: PeerId, nonce: int, is_answer: bool) -> None:
         self._network.probe(self, peer, nonce, is_answer)

@@ -27,19 +27,21 @@ OUTSIDE = {
     "cli": {"click", "msgspec"},
     "lab": {"msgspec", "click"},
     "sim": {"msgspec", "click"},
+    "sleeve": {"msgspec", "cryptography"},
 }
 """Libraries beyond the standard one, by folder."""
 
 INSIDE = {
     "core": {"core"},
     "wire": {"core"},
-    "runtime": {"core", "wire", "plane", "host", "control"},
+    "runtime": {"core", "wire", "plane", "host", "control", "sleeve"},
     "plane": {"core", "host"},
     "host": {"core", "plane"},
     "control": {"core"},
     "cli": {"core", "runtime.settings", "host", "lab", "sim"},
     "lab": {"core", "control", "runtime.settings", "host", "cli"},
     "sim": {"core"},
+    "sleeve": {"core"},
 }
 """Folders or modules of ours, by folder; a folder may always import itself."""
 

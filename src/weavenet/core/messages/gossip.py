@@ -22,6 +22,8 @@ from weavenet.core.types import Bytes6, Bytes8, Label, LogEntry, Segment, Uint, 
 KIND_PEER = 1
 KIND_NEIGHBOUR = 2
 KIND_ENDPOINT = 3
+KIND_SLEEVE = 5
+"""Body: :class:`weavenet.core.overlay.sleeve.SleeveRecord`."""
 
 
 class PeerRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -68,7 +68,10 @@ class Attachment(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PutAttachment(msgspec.Struct, frozen=True):
+    """``name``: what its addresses are registered under besides what was registered before, or empty."""
+
     attachment: Attachment
+    name: str = ""
 
 
 class RemoveAttachment(msgspec.Struct, frozen=True):
@@ -79,6 +82,29 @@ class RemoveAttachment(msgspec.Struct, frozen=True):
 
 class ListAttachments(msgspec.Struct, frozen=True):
     """Result: ``Attachments``."""
+
+
+class AddName(msgspec.Struct, frozen=True):
+    """``name`` (a single label is one below the domain) stands for ``addresses`` (no prefix), or for all that the
+    attachment ``ident`` has, from time to time, when empty. ``ident`` may be ``weave:external``."""
+
+    name: str
+    ident: str
+    addresses: tuple[str, ...] = ()
+
+
+class RemoveName(msgspec.Struct, frozen=True):
+    """``name`` empty: every name of ``ident``. ``addresses`` empty: all of them."""
+
+    name: str
+    ident: str
+    addresses: tuple[str, ...] = ()
+
+
+class LookupName(msgspec.Struct, frozen=True):
+    """Result: ``Addresses`` without prefix; of any host that can be reached."""
+
+    name: str
 
 
 class Connect(msgspec.Struct, frozen=True):
@@ -135,6 +161,9 @@ Command = (
     | Consense
     | GetReport
     | RemovePeers
+    | AddName
+    | RemoveName
+    | LookupName
 )
 
 

@@ -18,6 +18,7 @@ import msgspec
 from weavenet.core import reporting
 from weavenet.core.cluster import Cluster
 from weavenet.core.commands import (
+    AddName,
     Allocate,
     Attachments,
     Claim,
@@ -31,9 +32,11 @@ from weavenet.core.commands import (
     GetReport,
     ListAttachments,
     Lookup,
+    LookupName,
     PutAttachment,
     Release,
     RemoveAttachment,
+    RemoveName,
     RemovePeers,
     Revived,
 )
@@ -76,6 +79,7 @@ from weavenet.core.messages.unicast import (
     SpaceRequest,
     highest_round,
 )
+from weavenet.core.names import Names
 from weavenet.core.overlay import Endpoints, Handover, OpenPlanes, Paths
 from weavenet.core.removal import rejoin_of
 from weavenet.core.report import NodeReport
@@ -132,6 +136,9 @@ class Node:
             config, disk, self._outbox, rng, self.cluster, self.incarnation, self._is_obligated, self._is_removed
         )
         self.endpoints = Endpoints(_rows(disk, "attachments"), self._outbox, self.mesh)
+        self.names = Names(
+            config.peer, config.dns_domain, _rows(disk, "names"), self._outbox, self.endpoints, self.mesh
+        )
         self.handover = Handover(state=self.cluster, outbox=self._outbox, rng=rng)
         self.planes = OpenPlanes(_rows(disk, "planes"), self._outbox)
         self.paths = Paths(outbox=self._outbox, rng=rng)
@@ -264,14 +271,20 @@ class Node:
                 self.endpoints.remove(now, command.ident)
                 self.ipam.command(now, request, command)
             case PutAttachment():
-                self.endpoints.put(now, command.attachment)
-                self.datapaths.use_changed()
-                self._outbox.append(Reply(request, Done()))
+                failure = self.names.register(command.attachment.ident, command.name) if command.name else None
+                if failure is None:
+                    self.endpoints.put(now, command.attachment)
+                    self.datapaths.use_changed()
+                self._outbox.append(Reply(request, failure or Done()))
             case RemoveAttachment():
                 self.endpoints.remove(now, command.ident)
                 self._outbox.append(Reply(request, Done()))
             case ListAttachments():
                 self._outbox.append(Reply(request, Attachments(self.endpoints.all())))
+            case AddName() | RemoveName():
+                self._outbox.append(Reply(request, self.names.command(command)))
+            case LookupName():
+                self._outbox.append(Reply(request, self.names.lookup(command.name)))
             case Connect():
                 failure = self.mesh.connect(now, command.targets, command.replace)
                 self._outbox.append(Reply(request, failure or Done()))
@@ -306,6 +319,7 @@ class Node:
             self._blocked = blocked
             self._outbox.append(SetBlocked(blocked))
             self.endpoints.set_blocked(now, blocked)
+        self.names.advance(now)
         self.datapaths.lower()
 
     def _run_due(self, now: float) -> None:
@@ -334,6 +348,7 @@ class Node:
         if changes.topology or changes.records:
             self.founding.meet(changes.records)
             self.membership.met(changes.records)
+            self.names.met(changes.records)
         for source, body in changes.bodies:
             self._on_body(now, source, body)
         self.datapaths.follow(now, changes)

@@ -111,6 +111,25 @@ class IpamReport(msgspec.Struct, frozen=True):
     """The latest removal first."""
 
 
+class NameReport(msgspec.Struct, frozen=True):
+    """One name of one address. ``owner``: the ident of a container, ``weave:external`` or ``weave:expose``.
+    ``origin``: hex PeerId of the host that registered it."""
+
+    name: str
+    address: str
+    owner: str
+    origin: str
+    origin_name: str
+    origin_nickname: str
+
+
+class DnsReport(msgspec.Struct, frozen=True):
+    """``entries``: of hosts that can be reached, by name."""
+
+    domain: str
+    entries: tuple[NameReport, ...] = ()
+
+
 class NodeReport(msgspec.Struct, frozen=True):
     peer: str
     name: str
@@ -131,3 +150,4 @@ class NodeReport(msgspec.Struct, frozen=True):
     log_length: int
     ring_hash: str
     terminations: int
+    dns: DnsReport = DnsReport("")

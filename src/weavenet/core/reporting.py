@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,15 @@ import msgspec
 from weavenet.core.config import GenesisMode
 from weavenet.core.limits import MTU_DEFAULT
 from weavenet.core.overlay import PathState
-from weavenet.core.report import ConnectionReport, IpamReport, NodeReport, PeerReport, RemovedReport
+from weavenet.core.report import (
+    ConnectionReport,
+    DnsReport,
+    IpamReport,
+    NameReport,
+    NodeReport,
+    PeerReport,
+    RemovedReport,
+)
 from weavenet.core.types import AddressRange, PeerId, peer_text
 
 if TYPE_CHECKING:
@@ -41,7 +50,20 @@ def node_report(node: Node, now: float) -> NodeReport:
         log_length=len(node.log),
         ring_hash=node.ipam.ring_hash.hex(),
         terminations=node.mesh.terminations,
+        dns=_dns_report(node),
     )
+
+
+def _dns_report(node: Node) -> DnsReport:
+    labels: dict[PeerId, tuple[str, str]] = {}
+    entries = []
+    for entry, origin in node.names.directory.entries():
+        if origin not in labels:
+            named = node.membership.named(origin)
+            labels[origin] = (named.name, named.nickname)
+        address = str(ipaddress.ip_address(entry.address))
+        entries.append(NameReport(entry.name, address, entry.owner, peer_text(origin), *labels[origin]))
+    return DnsReport(node.names.domain, tuple(entries))
 
 
 def _with_plane(node: Node, report: ConnectionReport) -> ConnectionReport:

@@ -22,6 +22,7 @@ from weavenet.core.types import Bytes6, Bytes8, Label, LogEntry, Segment, Uint, 
 KIND_PEER = 1
 KIND_NEIGHBOUR = 2
 KIND_ENDPOINT = 3
+KIND_NAME = 4
 KIND_SLEEVE = 5
 """Body: :class:`weavenet.core.overlay.sleeve.SleeveRecord`."""
 
@@ -58,6 +59,15 @@ class EndpointRecord(msgspec.Struct, frozen=True, array_like=True):
     ident: Label
     mac: Bytes6
     addresses: Annotated[tuple[Label, ...], msgspec.Meta(max_length=256)]
+
+
+class EntryRecord(msgspec.Struct, frozen=True, array_like=True):
+    """``name`` (absolute) stands for ``address`` (packed, 4 or 16 bytes). ``owner``: the ident of a container of the
+    origin, ``weave:external`` or ``weave:expose``."""
+
+    name: Label
+    address: Annotated[bytes, msgspec.Meta(max_length=16)]
+    owner: Label
 
 
 # --- transport ---

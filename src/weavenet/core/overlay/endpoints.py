@@ -39,6 +39,8 @@ class Endpoints:
         }
         self._dead_until: dict[str, float] = {}
         self._blocked: frozenset[tuple[str, str]] = frozenset()
+        self.changed: set[str] = set()
+        """Idents whose attachment, or what can be reached of it, differs since somebody emptied it."""
 
     def __len__(self) -> int:
         return len(self._attachments)
@@ -56,6 +58,26 @@ class Endpoints:
         before, self._blocked = self._blocked, frozenset(blocked)
         for ident in sorted({ident for ident, _ in before ^ self._blocked} & self._attachments.keys()):
             self._announce(now, self._attachments[ident])
+        self.changed.update(ident for ident, _ in before ^ self._blocked)
+
+    def get(self, ident: str) -> Attachment | None:
+        return self._attachments.get(ident)
+
+    def is_blocked(self, ident: str, address: str) -> bool:
+        """``address`` without prefix."""
+        return (ident, address) in self._blocked
+
+    def shown(self, ident: str) -> tuple[str, ...]:
+        """Addresses (CIDR text) under which ``ident`` can be met now: none while it is dead."""
+        attachment = self._attachments.get(ident)
+        if attachment is None or not attachment.live or ident in self._dead_until:
+            return ()
+        return self._unblocked(attachment)
+
+    def _unblocked(self, attachment: Attachment) -> tuple[str, ...]:
+        return tuple(
+            text for text in attachment.addresses if not self.is_blocked(attachment.ident, text.partition("/")[0])
+        )
 
     def deadline(self) -> float | None:
         return min(self._dead_until.values(), default=None)
@@ -70,9 +92,11 @@ class Endpoints:
         attachment = self._attachments.get(ident)
         if attachment is not None and not is_named(attachment.container):
             self._dead_until[ident] = now + DEAD_KEEP_S
+            self.changed.add(ident)
 
     def revived(self, ident: str) -> None:
         self._dead_until.pop(ident, None)
+        self.changed.add(ident)
 
     def all(self) -> tuple[Attachment, ...]:
         return tuple(self._attachments[ident] for ident in sorted(self._attachments))
@@ -81,6 +105,7 @@ class Endpoints:
         if self._attachments.get(attachment.ident) == attachment:
             return
         self._attachments[attachment.ident] = attachment
+        self.changed.add(attachment.ident)
         if attachment.live:
             self._dead_until.pop(attachment.ident, None)
         self._outbox.persist(Change(TABLE, attachment.ident.encode(), msgspec.msgpack.encode(attachment)))
@@ -88,6 +113,7 @@ class Endpoints:
 
     def remove(self, now: float, ident: str) -> None:
         self._dead_until.pop(ident, None)
+        self.changed.add(ident)
         if self._attachments.pop(ident, None) is not None:
             self._outbox.persist(Change(TABLE, ident.encode(), None))
             self._publisher.withdraw(now, KIND_ENDPOINT, ident.encode())
@@ -95,10 +121,7 @@ class Endpoints:
     def _announce(self, now: float, attachment: Attachment) -> None:
         key = attachment.ident.encode()
         if attachment.live and attachment.mac:
-            addresses = tuple(
-                text for text in attachment.addresses if (attachment.ident, text.partition("/")[0]) not in self._blocked
-            )
-            record = EndpointRecord(attachment.ident, attachment.mac, addresses)
+            record = EndpointRecord(attachment.ident, attachment.mac, self._unblocked(attachment))
             self._publisher.publish(now, KIND_ENDPOINT, key, msgspec.msgpack.encode(record))
         else:
             self._publisher.withdraw(now, KIND_ENDPOINT, key)

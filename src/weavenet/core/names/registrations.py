@@ -1,0 +1,179 @@
+"""Names registered at this peer: by attach and expose, and by hand; remembered, and never written by anybody else.
+
+A registration says that a name stands for all addresses of its owner, whatever these are from time to time, for given
+ones, or both. The owner is an attachment (a container, or ``weave:expose`` for the bridge) or ``weave:external``.
+
+Invariants:
+- What is not there is not named: entries of an attachment exist only while its interface is live, for addresses that
+  are not blocked. They come back with it.
+- A given address that its attachment gives up leaves the registration for good; it may be somebody else's tomorrow.
+- The registrations of an attachment go when it is forgotten. Those of ``weave:external`` go by hand only.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from typing import Annotated, NamedTuple, Protocol
+
+import msgspec
+
+from weavenet.core.commands import Attachment
+from weavenet.core.effects import Change, Outbox
+from weavenet.core.errors import Code, Failure
+from weavenet.core.limits import ADDRESSES_PER_IDENT_MAX, NAME_REGISTRATIONS_MAX
+from weavenet.core.names.spelling import folded
+from weavenet.core.types import Label
+
+TABLE = "names"
+EXTERNAL = "weave:external"
+"""Owner of names of addresses that are no container's."""
+EXPOSE = "weave:expose"
+"""The attachment of the host itself."""
+
+PackedAddress = Annotated[bytes, msgspec.Meta(min_length=4, max_length=16)]
+
+
+class Entry(NamedTuple):
+    """One name of one address. ``address`` is packed, 4 or 16 bytes."""
+
+    name: str
+    address: bytes
+    owner: str
+
+
+class Registration(msgspec.Struct, frozen=True, array_like=True):
+    """``is_all``: for whatever addresses the owner has; ``addresses``: for these."""
+
+    name: Label
+    owner: Label
+    is_all: bool
+    addresses: tuple[PackedAddress, ...]
+
+
+class Owners(Protocol):
+    """The attachments of this host."""
+
+    def get(self, ident: str) -> Attachment | None: ...
+
+    def shown(self, ident: str) -> tuple[str, ...]:
+        """Addresses (CIDR text) under which ``ident`` can be met now."""
+        ...
+
+
+def packed(text: str) -> bytes:
+    """``text`` with or without prefix. Raises ValueError."""
+    return ipaddress.ip_address(text.partition("/")[0]).packed
+
+
+class Registrations:
+    def __init__(self, rows: Iterable[tuple[bytes, bytes]], outbox: Outbox, owners: Owners) -> None:
+        self._outbox = outbox
+        self._owners = owners
+        self._by_owner: dict[str, dict[str, Registration]] = {}
+        self._count = 0
+        self._had: dict[str, frozenset[bytes]] = {}
+        """Addresses of attachments when they were last looked at."""
+        for _, value in rows:
+            registration = msgspec.msgpack.decode(value, type=Registration)
+            self._by_owner.setdefault(registration.owner, {})[folded(registration.name)] = registration
+            self._count += 1
+        for owner in tuple(self._by_owner):
+            self.attachment_changed(owner)
+
+    def owners(self) -> tuple[str, ...]:
+        return tuple(self._by_owner)
+
+    def add(self, name: str, owner: str, addresses: tuple[bytes, ...]) -> Failure | None:
+        """``name`` is sound and absolute. ``addresses`` empty: all that the owner has. Adds to what was."""
+        old = self._by_owner.get(owner, {}).get(folded(name))
+        if old is None and self._count >= NAME_REGISTRATIONS_MAX:
+            return Failure(
+                Code.NO_SPACE,
+                f"expected at most {NAME_REGISTRATIONS_MAX} names on one host",
+                f"{self._count} are registered",
+                "remove some with `weave dns-remove`",
+            )
+        given = frozenset(addresses).union(() if old is None else old.addresses)
+        if len(given) > ADDRESSES_PER_IDENT_MAX:
+            return Failure(
+                Code.NO_SPACE,
+                f"expected at most {ADDRESSES_PER_IDENT_MAX} addresses of one owner under one name",
+                str(len(given)),
+                "use another name, or register the rest on another host",
+            )
+        is_all = not addresses or (old is not None and old.is_all)
+        self._had.setdefault(owner, self._all_of(owner))
+        self._put(Registration(name, owner, is_all, tuple(sorted(given))))
+        return None
+
+    def remove(self, owner: str, name: str, addresses: tuple[bytes, ...]) -> bool:
+        """Take ``addresses`` (empty: all) out of the registrations of ``owner`` for ``name`` (empty: every name).
+        Whether there was any."""
+        found = False
+        gone = frozenset(addresses)
+        for registration in tuple(self._by_owner.get(owner, {}).values()):
+            if name and folded(registration.name) != folded(name):
+                continue
+            own = self._all_of(owner) if registration.is_all else frozenset[bytes]()
+            held = own.union(registration.addresses)
+            if addresses and held.isdisjoint(gone):
+                continue
+            found = True
+            is_all = bool(addresses) and registration.is_all and own.isdisjoint(gone)
+            left = frozenset(registration.addresses) if is_all else held
+            left = left - gone if addresses else frozenset()
+            self._put(Registration(registration.name, owner, is_all, tuple(sorted(left))))
+        return found
+
+    def attachment_changed(self, owner: str) -> None:
+        """Follow what became of the attachment ``owner``."""
+        if owner == EXTERNAL:
+            return
+        if self._owners.get(owner) is None:
+            self._had.pop(owner, None)
+            for registration in tuple(self._by_owner.get(owner, {}).values()):
+                self._put(Registration(registration.name, owner, False, ()))
+            return
+        before, now = self._had.get(owner, frozenset()), self._all_of(owner)
+        self._had[owner] = now
+        lost = before - now
+        for registration in tuple(self._by_owner.get(owner, {}).values()) if lost else ():
+            if lost.intersection(registration.addresses):
+                left = tuple(address for address in registration.addresses if address not in lost)
+                self._put(Registration(registration.name, owner, registration.is_all, left))
+
+    def entries(self, owner: str) -> frozenset[Entry]:
+        """What the others are told of ``owner`` now."""
+        registrations = self._by_owner.get(owner, {}).values()
+        if owner == EXTERNAL:
+            return frozenset(Entry(r.name, address, owner) for r in registrations for address in r.addresses)
+        shown = frozenset(map(packed, self._owners.shown(owner)))
+        if not shown:
+            return frozenset()
+        hidden = self._all_of(owner) - shown
+        return frozenset(
+            Entry(registration.name, address, owner)
+            for registration in registrations
+            for address in (shown if registration.is_all else frozenset()).union(registration.addresses) - hidden
+        )
+
+    def _all_of(self, owner: str) -> frozenset[bytes]:
+        attachment = self._owners.get(owner)
+        return frozenset(map(packed, attachment.addresses)) if attachment is not None else frozenset()
+
+    def _put(self, registration: Registration) -> None:
+        """Remember it, or forget it when it names nothing."""
+        owned = self._by_owner.setdefault(registration.owner, {})
+        key = folded(registration.name)
+        row = f"{registration.owner}\0{key}".encode()
+        if not registration.is_all and not registration.addresses:
+            if owned.pop(key, None) is not None:
+                self._count -= 1
+                self._outbox.persist(Change(TABLE, row, None))
+        elif owned.get(key) != registration:
+            self._count += key not in owned
+            owned[key] = registration
+            self._outbox.persist(Change(TABLE, row, msgspec.msgpack.encode(registration)))
+        if not owned:
+            del self._by_owner[registration.owner]

@@ -1,0 +1,57 @@
+"""What a name may look like. Pure functions of text.
+
+A name is absolute (trailing dot), ASCII, of labels of letters, digits, hyphens and underscores (RFC 1123, section 2.1,
+and the underscore of RFC 2782), below our domain. Its spelling is kept; case makes no difference (RFC 4343).
+"""
+
+from __future__ import annotations
+
+import re
+
+from weavenet.core.errors import Code, Failure
+from weavenet.core.limits import NAME_CHARACTERS_MAX, NAME_LABEL_CHARACTERS_MAX
+
+_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?")
+
+
+def folded(name: str) -> str:
+    """By which names are compared; ``name`` is ASCII."""
+    return name.lower()
+
+
+def name_problem(name: str) -> str:
+    """Why ``name`` (absolute, with trailing dot) can be none, or an empty string."""
+    text = name.removesuffix(".")
+    if not text or len(text) > NAME_CHARACTERS_MAX:
+        return f"a name has 1 to {NAME_CHARACTERS_MAX} characters"
+    for label in text.split("."):
+        if not label.isascii():
+            return f"{label!r} is not ASCII; write it as the DNS does (xn--…)"
+        if len(label) > NAME_LABEL_CHARACTERS_MAX:
+            return f"{label[:12]!r}… has more than {NAME_LABEL_CHARACTERS_MAX} characters between dots"
+        if not _LABEL.fullmatch(label):
+            return f"{label!r} is not made of letters, digits, hyphens and underscores"
+    return ""
+
+
+def is_below(name: str, domain: str) -> bool:
+    """Whether ``name`` is in ``domain``; both absolute."""
+    lower = folded(name)
+    return lower.endswith("." + domain) or lower == domain
+
+
+def absolute_name(text: str, domain: str) -> str | Failure:
+    """The name meant by ``text``: a single label is one below ``domain``; the trailing dot may be missing."""
+    relative = text.removesuffix(".")
+    name = f"{relative}.{domain}" if relative and "." not in relative else f"{relative}."
+    problem = name_problem(name)
+    if problem:
+        return Failure(Code.INVALID, f"expected a name such as web.{domain}", f"{text[:80]!r}: {problem}")
+    if not is_below(name, domain) or folded(name) == domain:
+        return Failure(
+            Code.INVALID,
+            f"expected a name below the domain {domain}",
+            text[:80],
+            f"name it {relative.partition('.')[0]}.{domain}, or launch with --dns-domain",
+        )
+    return name

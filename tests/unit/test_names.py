@@ -1,0 +1,278 @@
+"""Names: what is registered, published, answered and remembered, with the mesh and the attachments as plain fakes."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from weavenet.core.commands import AddName, Addresses, Attachment, Done, RemoveName
+from weavenet.core.effects import NameRecord, Outbox, Persist, SetNames
+from weavenet.core.errors import Failure
+from weavenet.core.limits import NAME_ADDRESSES_MAX
+from weavenet.core.messages.gossip import KIND_NAME, EntryRecord
+from weavenet.core.names import EXTERNAL, Names, absolute_name
+from weavenet.core.overlay import Endpoints
+from weavenet.core.types import PeerId
+
+ME, OTHER = PeerId(bytes([1] * 16)), PeerId(bytes([2] * 16))
+DOMAIN = "weave.local."
+
+
+class FakeMesh:
+    """Holds records by origin; everybody in ``up`` is reachable."""
+
+    def __init__(self) -> None:
+        self.held: dict[PeerId, dict[tuple[int, bytes], bytes]] = {ME: {}, OTHER: {}}
+        self.up = frozenset({ME, OTHER})
+
+    def publish(self, now: float, kind: int, key: bytes, body: bytes) -> None:
+        self.held[ME][kind, key] = body
+
+    def withdraw(self, now: float, kind: int, key: bytes) -> None:
+        self.held[ME].pop((kind, key), None)
+
+    def records_of(self, origin: PeerId, kind: int) -> list[bytes]:
+        return [body for (each, _), body in self.held.get(origin, {}).items() if each == kind]
+
+    def reachable(self) -> frozenset[PeerId]:
+        return self.up
+
+
+class Host:
+    """One peer's attachments and names; :meth:`settle` is the end of an event."""
+
+    def __init__(self, disk: dict[tuple[str, bytes], bytes] | None = None) -> None:
+        self.disk = {} if disk is None else disk
+        self.outbox = Outbox()
+        self.mesh = FakeMesh()
+        self.endpoints = Endpoints(self._rows("attachments"), self.outbox, self.mesh)
+        self.names = Names(ME, DOMAIN, self._rows("names"), self.outbox, self.endpoints, self.mesh)
+        self.answers: dict[str, tuple[str, ...]] = {}
+        self.told: list[SetNames] = []
+        self.settle()
+
+    def _rows(self, table: str) -> list[tuple[bytes, bytes]]:
+        return [(key, value) for (name, key), value in sorted(self.disk.items()) if name == table]
+
+    def settle(self) -> None:
+        self.names.advance(0.0)
+        for effect in self.outbox.drain():
+            match effect:
+                case Persist():
+                    for change in effect.changes:
+                        if change.value is None:
+                            self.disk.pop((change.table, change.key), None)
+                        else:
+                            self.disk[change.table, change.key] = change.value
+                case SetNames():
+                    self.told.append(effect)
+                    if effect.whole:
+                        self.answers.clear()
+                    for record in effect.names:
+                        self.answers[record.name] = tuple(str(ipaddress.ip_address(each)) for each in record.addresses)
+                        if not record.addresses:
+                            del self.answers[record.name]
+
+    def attach(self, ident: str, *addresses: str, name: str = "", live: bool = True) -> None:
+        if name:
+            assert self.names.register(ident, name) is None
+        self.endpoints.put(0.0, Attachment(ident, ident, b"\2mac00", (), addresses, True, live))
+        self.settle()
+
+    def add(self, name: str, ident: str, *addresses: str) -> object:
+        result = self.names.command(AddName(name, ident, addresses))
+        self.settle()
+        return result
+
+    def remove(self, name: str, ident: str, *addresses: str) -> object:
+        result = self.names.command(RemoveName(name, ident, addresses))
+        self.settle()
+        return result
+
+    def hear(self, *entries: tuple[str, str]) -> None:
+        """What OTHER publishes from now on."""
+        bodies = (EntryRecord(name, ipaddress.ip_address(text).packed, "c") for name, text in entries)
+        self.mesh.held[OTHER] = {
+            (KIND_NAME, bytes([number])): msgspec.msgpack.encode(body) for number, body in enumerate(bodies)
+        }
+        self.names.met({OTHER})
+        self.settle()
+
+
+def test_a_container_is_named_for_as_long_as_it_is_there() -> None:
+    host = Host()
+    host.attach("netns:web", "10.32.0.1/12", name="web")
+    assert host.answers == {"web.weave.local.": ("10.32.0.1",)}
+    host.attach("netns:web", "10.32.0.1/12", "10.40.0.1/24")
+    assert host.answers == {"web.weave.local.": ("10.32.0.1", "10.40.0.1")}
+    host.attach("netns:web", "10.40.0.1/24")
+    assert host.answers == {"web.weave.local.": ("10.40.0.1",)}
+    host.attach("netns:web", live=False)
+    assert host.answers == {}
+    assert host.mesh.records_of(ME, KIND_NAME) == []
+    host.attach("netns:web", "10.32.0.9/12")
+    assert host.answers == {"web.weave.local.": ("10.32.0.9",)}
+    host.endpoints.remove(0.0, "netns:web")
+    host.settle()
+    assert host.answers == {}
+    assert not [key for key in host.disk if key[0] == "names"]
+
+
+def test_a_dead_process_is_not_named_until_it_revives() -> None:
+    host = Host()
+    host.attach("pid:7", "10.32.0.1/12", name="job")
+    host.endpoints.died(0.0, "pid:7")
+    host.settle()
+    assert host.answers == {}
+    host.endpoints.revived("pid:7")
+    host.settle()
+    assert host.answers == {"job.weave.local.": ("10.32.0.1",)}
+
+
+def test_a_blocked_address_is_not_named() -> None:
+    host = Host()
+    host.attach("a", "10.32.0.1/12", "10.32.0.2/12", name="a")
+    host.add("b", "a", "10.32.0.1")
+    host.endpoints.set_blocked(0.0, [("a", "10.32.0.1")])
+    host.settle()
+    assert host.answers == {"a.weave.local.": ("10.32.0.2",)}
+    host.endpoints.set_blocked(0.0, [])
+    host.settle()
+    assert host.answers["b.weave.local."] == ("10.32.0.1",)
+
+
+def test_names_by_hand_follow_the_addresses_they_were_given_for() -> None:
+    host = Host()
+    host.attach("a", "10.32.0.1/12", "10.32.0.2/12")
+    assert host.add("one", "a", "10.32.0.1", "192.168.7.7") == Done()
+    assert host.add("all", "a") == Done()
+    assert host.answers == {
+        "one.weave.local.": ("10.32.0.1", "192.168.7.7"),
+        "all.weave.local.": ("10.32.0.1", "10.32.0.2"),
+    }
+    host.attach("a", "10.32.0.2/12")
+    assert host.answers == {"one.weave.local.": ("192.168.7.7",), "all.weave.local.": ("10.32.0.2",)}
+    host.attach("a", "10.32.0.2/12", "10.32.0.1/12")
+    assert host.answers["one.weave.local."] == ("192.168.7.7",)  # it could be somebody else's by now
+
+
+def test_removing_by_hand() -> None:
+    host = Host()
+    host.attach("a", "10.32.0.1/12", "10.32.0.2/12", name="a")
+    host.add("b", "a")
+    assert host.remove("", "a", "10.32.0.1") == Done()
+    assert host.answers == {"a.weave.local.": ("10.32.0.2",), "b.weave.local.": ("10.32.0.2",)}
+    assert host.remove("A", "a") == Done()
+    assert host.answers == {"b.weave.local.": ("10.32.0.2",)}
+    assert isinstance(host.remove("a", "a"), Failure)
+    assert host.remove("", "a") == Done()
+    assert host.answers == {}
+    assert host.names.lookup("b") == Addresses(())
+
+
+def test_everything_is_remembered() -> None:
+    host = Host()
+    host.attach("a", "10.32.0.1/12", name="a")
+    host.add("db.weave.local", EXTERNAL, "10.9.9.9", "fd00::1")
+    host.add("alias", "a", "10.32.0.1")
+    again = Host(host.disk)
+    assert (
+        again.answers
+        == host.answers
+        == {
+            "a.weave.local.": ("10.32.0.1",),
+            "alias.weave.local.": ("10.32.0.1",),
+            "db.weave.local.": ("10.9.9.9", "fd00::1"),
+        }
+    )
+    assert again.told[0].whole
+
+
+def test_an_owner_that_is_gone_after_a_crash_leaves_no_name() -> None:
+    host = Host()
+    host.attach("a", "10.32.0.1/12", name="a")
+    del host.disk["attachments", b"a"]
+    again = Host(host.disk)
+    assert again.answers == {}
+    assert not again.disk
+
+
+def test_what_others_publish_counts_while_they_are_reachable() -> None:
+    host = Host()
+    host.add("web", EXTERNAL, "10.0.0.1")
+    host.hear(("Web.weave.local.", "10.0.0.2"), ("other.weave.local.", "10.0.0.3"))
+    assert host.answers["Web.weave.local."] == ("10.0.0.1", "10.0.0.2")
+    assert host.names.lookup("WEB") == Addresses(("10.0.0.1", "10.0.0.2"))
+    host.mesh.up = frozenset({ME})
+    host.settle()
+    assert host.names.lookup("WEB") == Addresses(("10.0.0.1",))
+    assert host.told[-1].names == (
+        NameRecord("other.weave.local.", ()),
+        NameRecord("web.weave.local.", (ipaddress.ip_address("10.0.0.1").packed,)),
+    )
+    host.mesh.up = frozenset({ME, OTHER})
+    host.settle()
+    assert host.names.lookup("other") == Addresses(("10.0.0.3",))
+    host.mesh.held.pop(OTHER)
+    host.names.met({OTHER})
+    host.settle()
+    assert host.names.lookup("other") == Addresses(())
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("web.weave.local", b"1234"),
+        ("web.weave.local.", b"12345"),
+        ("web.example.com.", b"1234"),
+        ("we b.weave.local.", b"1234"),
+        ("w\u00e9b.weave.local.", b"1234"),
+        (".weave.local.", b"1234"),
+        ("x" * 64 + ".weave.local.", b"1234"),
+    ],
+)
+def test_entries_that_make_no_sense_are_not_used(name: str, address: bytes) -> None:
+    host = Host()
+    host.mesh.held[OTHER] = {
+        (KIND_NAME, b"bad"): msgspec.msgpack.encode(EntryRecord(name, address, "c")),
+        (KIND_NAME, b"worse"): b"\xc1",
+    }
+    host.names.met({OTHER})
+    host.settle()
+    assert host.answers == {}
+
+
+def test_a_name_of_too_many_addresses_is_cut() -> None:
+    host = Host()
+    entries = (EntryRecord("big.weave.local.", n.to_bytes(4, "big"), "c") for n in range(NAME_ADDRESSES_MAX + 5))
+    host.mesh.held[OTHER] = {(KIND_NAME, each.address): msgspec.msgpack.encode(each) for each in entries}
+    host.names.met({OTHER})
+    host.settle()
+    assert len(host.answers["big.weave.local."]) == NAME_ADDRESSES_MAX
+
+
+@pytest.mark.parametrize(
+    ("act", "word"),
+    [
+        (lambda host: host.add("web", "nobody", "10.0.0.1"), "attached"),
+        (lambda host: host.add("web", EXTERNAL), "addresses"),
+        (lambda host: host.add("web", EXTERNAL, "10.0.0.300"), "10.0.0.300"),
+        (lambda host: host.add("web.example.com", EXTERNAL, "10.0.0.1"), "--dns-domain"),
+        (lambda host: host.add("", EXTERNAL, "10.0.0.1"), "expected a name"),
+        (lambda host: host.add("weave.local", EXTERNAL, "10.0.0.1"), "below the domain"),
+        (lambda host: host.remove("web", EXTERNAL), "registered"),
+    ],
+)
+def test_refusals_say_what_was_expected(act: Callable[[Host], object], word: str) -> None:
+    result = act(Host())
+    assert isinstance(result, Failure)
+    assert word in result.sentence()
+
+
+def test_names_are_completed() -> None:
+    assert absolute_name("web", DOMAIN) == "web.weave.local."
+    assert absolute_name("Web.Weave.Local", DOMAIN) == "Web.Weave.Local."
+    assert absolute_name("a.b.weave.local.", DOMAIN) == "a.b.weave.local."

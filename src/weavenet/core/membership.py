@@ -19,6 +19,7 @@ from typing import assert_never
 from weavenet.core.cluster import Cluster
 from weavenet.core.commands import Done, RemovePeers
 from weavenet.core.config import NodeConfig
+from weavenet.core.deadlines import earliest
 from weavenet.core.effects import Fence, Outbox, Reply
 from weavenet.core.election import DecreeAcceptor, DecreeElection
 from weavenet.core.errors import Code, Failure, InvariantBroken
@@ -147,8 +148,9 @@ class Membership:
         self.follow_log(now)
 
     def deadline(self) -> float | None:
-        parts = (self.decrees, self.collect, self.removals, self.gate)
-        return min((time for time in (part.deadline() for part in parts) if time is not None), default=None)
+        return earliest(
+            (self.decrees.deadline(), self.collect.deadline(), self.removals.deadline(), self.gate.deadline())
+        )
 
     def advance(self, now: float) -> None:
         """To be called once per settling round, after news was exchanged."""

@@ -42,6 +42,7 @@ from weavenet.core.commands import (
 )
 from weavenet.core.config import GenesisMode, NodeConfig
 from weavenet.core.datapaths import DataPaths
+from weavenet.core.deadlines import earliest
 from weavenet.core.effects import (
     Effect,
     Fence,
@@ -180,6 +181,7 @@ class Node:
             is_obligated=self._is_obligated,
         )
         self._published: PeerRecord | None = None
+        self._deadline: float | None = None
         self._blocked: tuple[tuple[str, str], ...] = ()
 
     # --- the driver's interface ---
@@ -227,11 +229,7 @@ class Node:
 
     def deadline(self) -> float | None:
         """When ``handle(now, Tick())`` is wanted at the latest; None: only events matter."""
-        if self.membership.fenced:
-            return None
-        parts = (self.mesh, self.ipam, self.handover, self.paths, self.endpoints, self.membership, self.founding)
-        times = [part.deadline() for part in parts]
-        return min((time for time in times if time is not None), default=None)
+        return None if self.membership.fenced else self._deadline
 
     def check(self) -> None:
         """Raise InvariantBroken when the state of any part is not sound."""
@@ -305,9 +303,20 @@ class Node:
     # --- settling: each part sees what the others did ---
 
     def _settle(self, now: float) -> None:
+        self._come_to_rest(now, is_due=self._deadline is not None and now >= self._deadline)
+        self._deadline = self._earliest()
+        if self._deadline is not None and now >= self._deadline:  # the event made something due at once
+            self._come_to_rest(now, is_due=True)
+            self._deadline = self._earliest()
+
+    def _come_to_rest(self, now: float, *, is_due: bool) -> None:
         for _ in range(_SETTLE_ROUNDS_MAX):
-            self._run_due(now)
-            if not self._exchange_news(now):
+            if is_due:
+                self._run_due(now)
+            self.founding.advance(now)
+            self.membership.advance(now)
+            is_due = self._exchange_news(now)
+            if not is_due:
                 break
         else:
             raise InvariantBroken("the parts of a node never came to rest within one event")
@@ -330,8 +339,10 @@ class Node:
         mesh_due = self.mesh.deadline()
         if mesh_due is not None and now >= mesh_due:
             self.mesh.handle(now, Tick())
-        self.founding.advance(now)
-        self.membership.advance(now)
+
+    def _earliest(self) -> float | None:
+        parts = (self.mesh, self.ipam, self.handover, self.paths, self.endpoints, self.membership, self.founding)
+        return earliest([part.deadline() for part in parts])
 
     def _exchange_news(self, now: float) -> bool:
         self.membership.follow_log(now)

@@ -70,7 +70,7 @@ def draw_options(seed: int, *, peers_min: int = 5, peers_max: int = 7, steps: in
         step_interval_s=rng.choice((0.3, 0.6, 1.0) if removals else (0.1, 0.3, 0.6)),
         fault_share=rng.choice((0.1, 0.25, 0.5)),
         codec_every=rng.choice((0, 0, 0, 7)),
-        check_every=rng.choice((1, 10, 10, 10)),
+        check_every=rng.choice((5, 50, 50, 50)),
         removals=removals,
         forced_removals=rng.choice((0.0, 0.0, 0.0, 0.3)),
     )

@@ -17,6 +17,7 @@ import msgspec
 
 from weavenet.core.commands import Done
 from weavenet.core.config import NodeConfig
+from weavenet.core.deadlines import earliest
 from weavenet.core.effects import Outbox, Send
 from weavenet.core.errors import Failure, InvariantBroken, RefusalCode
 from weavenet.core.events import DialFailed, Event, InboundFailed, LinkClosed, LinkOpened, Received, Resolved
@@ -156,14 +157,14 @@ class Mesh:
         return is_ours
 
     def deadline(self) -> float | None:
-        times = [
+        times = (
             self._dialer.deadline(),
             self._replication.deadline(),
             self._sessions.deadline(),
             self._around.deadline(),
             None if self._is_settled else self._started_at + TARGET_SETTLE_S,
-        ]
-        return min((time for time in times if time is not None), default=None)
+        )
+        return earliest(times)
 
     def _tick(self, now: float) -> None:
         self._dialer.tick(now)

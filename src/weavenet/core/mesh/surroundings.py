@@ -42,6 +42,7 @@ class Surroundings:
         self.changed: set[PeerId] = set()
         """Origins whose records changed since somebody emptied it."""
         self._expired: set[PeerId] = set()
+        self._peer_records: dict[PeerId, tuple[bytes, PeerRecord | None]] = {}
         self._started_at = 0.0
         self._expire_at = 0.0
         self._discover_at: float | None = None
@@ -98,6 +99,7 @@ class Surroundings:
             self._forget(origin)
 
     def _forget(self, origin: Origin) -> None:
+        self._peer_records.pop(origin.peer, None)
         self._withdraw(origin.peer, origin.live.values())
         self.changed.add(origin.peer)
         if len(self._expired) < PEERS_MAX:
@@ -110,12 +112,13 @@ class Surroundings:
 
     def peer_record(self, peer: PeerId) -> PeerRecord | None:
         held = self._records.origins.get(peer)
-        for body in () if held is None else held.bodies(KIND_PEER):
-            try:
-                return _peer_decoder.decode(body)
-            except msgspec.DecodeError:
-                return None
-        return None
+        body = None if held is None else next(iter(held.bodies(KIND_PEER)), None)
+        if body is None:
+            return None
+        decoded = self._peer_records.get(peer)
+        if decoded is None or decoded[0] is not body:  # asked for several times per event, changed rarely
+            decoded = self._peer_records[peer] = body, _decode_peer(body)
+        return decoded[1]
 
     def expired(self, now: float, peer: PeerId) -> bool:
         """``peer`` was gone so long that nobody remembers its records any more."""
@@ -180,5 +183,12 @@ def _neighbour(record: Record) -> NeighbourRecord | None:
         return None
     try:
         return _neighbour_decoder.decode(record.body)
+    except msgspec.DecodeError:
+        return None
+
+
+def _decode_peer(body: bytes) -> PeerRecord | None:
+    try:
+        return _peer_decoder.decode(body)
     except msgspec.DecodeError:
         return None

@@ -48,6 +48,8 @@ class Estate:
         self.space = OwnSpace(self.me, self.holdings)
         self.blocked = Blocked(self.holdings, disk)
         self._checked: Ring | None = None
+        self._inherits = False
+        self._inherits_at: tuple[Ring | None, bytes] = (None, b"")
         self.space.hold(_load_held(disk) if self.log.genesis is not None else ())
         ring, self._repairs = self._load(disk)
         self._occupy(ring)
@@ -142,8 +144,11 @@ class Estate:
     @property
     def inherits(self) -> bool:
         """Some range is still stamped with a removed peer that we stand for."""
-        log = self.log
-        return any(owner in log.removed and log.heir(owner) == self.me for owner in self.ring.shares)
+        log, ring = self.log, self.ring
+        if self._inherits_at[0] is not ring or self._inherits_at[1] != log.hash:
+            self._inherits_at = ring, log.hash
+            self._inherits = any(owner in log.removed and log.heir(owner) == self.me for owner in ring.shares)
+        return self._inherits
 
     def inherit(self) -> tuple[Segment, ...]:
         """Stamp what belonged to those we stand for as our own, on hold; one step to disk. The pieces that changed."""

@@ -19,6 +19,7 @@ import msgspec
 
 from weavenet.core.commands import Command
 from weavenet.core.config import GenesisMode, NodeConfig
+from weavenet.core.deadlines import earliest
 from weavenet.core.effects import Change, Outbox
 from weavenet.core.limits import SEGMENTS_MAX, STAMP_VERSION_MAX
 from weavenet.core.messages.gossip import RingDelta
@@ -271,7 +272,7 @@ class Ipam:
 
     def deadline(self) -> float | None:
         times = (self.allocation.deadline(), self.seeker.deadline(), self._reclaim_at, self._compact_at)
-        return min((time for time in times if time is not None), default=None)
+        return earliest(times)
 
     def tick(self, now: float) -> None:
         self.allocation.tick(now)

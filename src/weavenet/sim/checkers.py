@@ -32,7 +32,7 @@ _ALLOC_TABLE = "alloc"
 class Ledger:
     """What the checker remembers of one host."""
 
-    __slots__ = ("alloc", "blocked", "cluster", "held", "log_hash", "own", "ring", "shown")
+    __slots__ = ("alloc", "blocked", "cluster", "held", "log_hash", "own", "ring", "shown", "told")
 
     def __init__(self) -> None:
         self.ring: Ring | None = None
@@ -43,6 +43,9 @@ class Ledger:
         self.blocked: tuple[tuple[str, str], ...] = ()
         self.alloc: dict[str, set[str]] = {}
         """Address → idents, as persisted (whether durable yet or not)."""
+        self.told: set[tuple[str, str]] = set()
+        """(ident, address) that a client was told, or that a machine which came up anew finds on its disk. Nobody
+        uses an address whose row is written and whose answer is still on its way."""
         self.shown: dict[str, PeerId] = {}
         """Addresses that live, unfiltered containers here may use, and the peer they are shown as."""
 
@@ -90,12 +93,20 @@ class Checker:
             else:
                 holders = ledger.alloc.get(address, set())
                 holders.discard(ident)
+                ledger.told.discard((ident, address))
                 if not holders:
                     ledger.alloc.pop(address, None)
                 if (ident, address) in self.acknowledged[host.index]:
                     raise Violation("acknowledged", f"{host.label} freed {address} of {ident}, who still uses it")
             self._show(host, address)
             self._check_held(host, address)
+
+    def told(self, host: Host, ident: str, address: str) -> None:
+        """A client on ``host`` was told that its container has ``address``."""
+        self.acknowledged[host.index][ident, address] = None
+        self._ledgers[host.index].told.add((ident, address))
+        self._show(host, address)
+        self._check_contested()
 
     def started(self, host: Host) -> None:
         """A new life begins with what is durable."""
@@ -270,6 +281,8 @@ class Checker:
     def _reload(self, host: Host, rows: dict[tuple[str, bytes], bytes]) -> None:
         ledger = self._ledgers[host.index]
         ledger.alloc = _allocations(rows)
+        held = {(ident, address) for address, idents in ledger.alloc.items() for ident in idents}
+        ledger.told = ledger.told & held if host.open_peers else held
         for address in set(ledger.shown) | set(ledger.alloc):
             self._show(host, address)
 
@@ -278,7 +291,7 @@ class Checker:
         if self._offset(address) is None:
             return
         ledger = self._ledgers[host.index]
-        visible = any((ident, address) not in host.blocked for ident in ledger.alloc.get(address, ()))
+        visible = self._is_visible(host, address)
         holders = self._shown.setdefault(address, {})
         if visible:
             ledger.shown[address] = host.kernel_peer
@@ -290,6 +303,11 @@ class Checker:
             holders.pop(host.index, None)
             if not holders:
                 del self._shown[address]
+
+    def _is_visible(self, host: Host, address: str) -> bool:
+        ledger = self._ledgers[host.index]
+        idents = ledger.alloc.get(address, ())
+        return any((ident, address) in ledger.told and (ident, address) not in host.blocked for ident in idents)
 
     def _offset(self, address: str) -> int | None:
         if address not in self._offsets:
@@ -319,9 +337,7 @@ class Checker:
                 for address in ledger.alloc:
                     self._check_held(host, address)
             for address in ledger.alloc:
-                if self._offset(address) is not None and any(
-                    (ident, address) not in host.blocked for ident in ledger.alloc[address]
-                ):
+                if self._offset(address) is not None and self._is_visible(host, address):
                     shown.setdefault(address, []).append(host.index)
         if {address: sorted(holders) for address, holders in self._shown.items() if holders} != shown:
             raise Violation("checker", "the index of visible addresses is wrong")

@@ -27,6 +27,7 @@ class Storm:
         self._weights = [options.weights[kind] for kind in self._kinds]
         self._stopped = False
         self._disks_lost = 0
+        self._electors_lost = 0
 
     @property
     def _rng(self) -> random.Random:
@@ -142,6 +143,10 @@ class Storm:
         hosts = world.hosts
         if self._disks_lost >= len(hosts) // 3 or not all(_has_record(host.disk) for host in hosts):
             return
+        electors = world.options.setup.electors
+        if victim.index < electors and 2 * (self._electors_lost + 1) > electors:
+            return  # electors that are blank again, and a quorum among themselves, may decide another genesis
+        self._electors_lost += victim.index < electors
         self._disks_lost += 1
         world.workload.lost(victim)
         world.checker.forget_host(victim)

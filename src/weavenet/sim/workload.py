@@ -285,7 +285,7 @@ class Workload:
         if container.dead:
             return
         container.held[key] = text
-        self._checker.acknowledged[host.index][container.ident, address] = None
+        self._checker.told(host, container.ident, address)
         if self._rng.random() < 0.5:
             mac = b"\x02" + hashlib.sha256(f"{host.index}/{container.ident}".encode()).digest()[:5]
             addresses = tuple(container.held.values())

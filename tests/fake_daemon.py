@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weavenet.control.server import ControlServer
-from weavenet.control.service import AttachSpec, DetachSpec, Identity
+from weavenet.control.service import AttachSpec, DetachSpec, Identity, NameSpec
 from weavenet.core.commands import (
     Addresses,
     Allocate,
@@ -125,6 +125,7 @@ class FakeDaemon:
         self.report = node_report()
         self.commands: list[Command] = []
         self.attached: list[AttachSpec] = []
+        self.named: list[tuple[str, NameSpec]] = []
         self.cancelled: list[Command] = []
         self.answers: dict[type, Result] = {}
         self.hold: set[str] = set()
@@ -182,6 +183,14 @@ class FakeDaemon:
 
     async def detach(self, spec: DetachSpec) -> Addresses | Failure:
         return Addresses(("10.32.0.1/12",))
+
+    async def add_name(self, spec: NameSpec) -> Done | Failure:
+        self.named.append(("add", spec))
+        return Done()
+
+    async def remove_name(self, spec: NameSpec) -> Done | Failure:
+        self.named.append(("remove", spec))
+        return Done()
 
     async def ps(self, containers: tuple[str, ...]) -> Attachments | Failure:
         rows = (

@@ -117,7 +117,7 @@ def test_pipelined_requests_are_answered_in_order(fake: RunningDaemon) -> None:
         ("/v1/rmpeer", b'{"names": "h3"}', ["$.names"]),
         ("/v1/rmpeer", b'{"names": ["h3"], "force": 1}', ["$.force"]),
         ("/v1/rmpeer", b'{"all_unreachable": true, "older_than_s": -1}', ["$.older_than_s"]),
-        ("/v1/attach", b'{"container": "netns:x", "dns": true}', ["dns"]),
+        ("/v1/attach", b'{"container": "netns:x", "nds": true}', ["nds"]),
     ],
 )
 def test_wrong_bodies_are_refused_with_the_key(fake: RunningDaemon, path: str, body: bytes, words: list[str]) -> None:

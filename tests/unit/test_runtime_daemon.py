@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from weavenet.control.service import AttachSpec
 from weavenet.core.commands import (
     Addresses,
     Allocate,
@@ -31,7 +32,7 @@ from weavenet.core.events import Event
 from weavenet.core.report import NodeReport
 from weavenet.runtime import daemon as daemon_module
 from weavenet.runtime.daemon import Daemon
-from weavenet.runtime.datapath import Applier, Blocked
+from weavenet.runtime.datapath import Applier, Blocked, NameOwner
 from weavenet.runtime.foundation import Foundation
 from weavenet.runtime.lock import AlreadyRunning
 from weavenet.runtime.notify import Notifier
@@ -60,8 +61,11 @@ class MemoryDatapath:
     def probe(self, mac: bytes, nonce: int, is_answer: bool) -> None:
         return
 
-    async def attach(self, container: str, addresses: tuple[str, ...], multicast_route: bool) -> Addresses | Failure:
-        return Addresses(addresses)
+    async def attach(self, spec: AttachSpec) -> Addresses | Failure:
+        return Addresses(spec.addresses)
+
+    def owner(self, container: str) -> NameOwner | Failure:
+        return NameOwner(container)
 
     async def detach(self, container: str, addresses: tuple[str, ...]) -> Addresses | Failure:
         return Addresses(addresses)

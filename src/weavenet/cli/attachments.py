@@ -16,23 +16,39 @@ SILENT_S = 2.0
 
 
 @click.command()
+@click.option("--without-dns", is_flag=True, help="Register no name.")
+@click.option("-h", "--hostname", metavar="NAME", default="", help="Register this name instead of its own.")
 @click.option("--no-multicast-route", is_flag=True, help="Make no route for 224.0.0.0/4.")
 @timeout_option
 @output_option
 @click.argument("arguments", nargs=-1, required=True, metavar="[ADDR…] CONTAINER")
-def attach(no_multicast_route: bool, timeout: float | None, output: str | None, arguments: tuple[str, ...]) -> None:
+def attach(
+    *,
+    without_dns: bool,
+    hostname: str,
+    no_multicast_route: bool,
+    timeout: float | None,
+    output: str | None,
+    arguments: tuple[str, ...],
+) -> None:
     """Give a container the interface ethwe and addresses; prints them.
 
     An ADDR is [ip:]CIDR (exactly this one), net:CIDR (one from this subnet) or net:default; without any, one from the
-    default subnet. A CONTAINER is netns:NAME, netns:/path or pid:N. Waits while there is no address to give, and says
-    why.
+    default subnet. A CONTAINER is netns:NAME, netns:/path or pid:N. Its name (NAME, or the hostname of a process that
+    has its own) is registered in the DNS domain. Waits while there is no address to give, and says why.
 
     \b
     Example:  weave attach netns:web
               weave attach 10.32.5.5/12 net:10.40.0.0/16 netns:db
     """
     addresses, container = addresses_and_container(arguments)
-    body = {"container": container, "addresses": list(addresses), "multicast_route": not no_multicast_route}
+    body = {
+        "container": container,
+        "addresses": list(addresses),
+        "multicast_route": not no_multicast_route,
+        "dns": not without_dns,
+        "name": hostname,
+    }
     reply = wait_for(
         Call("POST", "/v1/attach", body),
         describe=_waiting_for,

@@ -9,7 +9,7 @@ import sys
 
 from weavenet.cli.outcome import OK, Ended, spoken
 
-PARTS = ("targets", "connections", "peers", "ipam")
+PARTS = ("targets", "connections", "peers", "dns", "ipam")
 
 
 def start(arguments: list[str]) -> int:

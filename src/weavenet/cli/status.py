@@ -14,6 +14,7 @@ _PLACES = {
     "targets": ("Router", "TargetDetails"),
     "connections": ("Router", "Connections"),
     "peers": ("Router", "Peers"),
+    "dns": ("DNS",),
     "ipam": ("IPAM",),
 }
 
@@ -37,6 +38,7 @@ def status(
     targets       peers to connect to, and how each is doing
     connections   links and data paths, or why there is none
     peers         who is there, and who is linked to whom
+    dns           names, their addresses, containers and hosts
     ipam          who owns how many addresses, quorum, who is missing
 
     \b

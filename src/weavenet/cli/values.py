@@ -129,6 +129,11 @@ def open_to_others(path: str, mode: int) -> tuple[str, ...]:
 def addresses_and_container(arguments: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
     """``[ADDR…] CONTAINER``: the container comes last. What an ADDR may be is the daemon's to say."""
     *addresses, container = arguments
+    return tuple(addresses), container_reference(container)
+
+
+def container_reference(container: str) -> str:
+    """``container`` when it can be one."""
     kind, colon, name = container.partition(":")
     if not colon or kind not in ("netns", "pid") or not name:
         refuse(
@@ -138,4 +143,4 @@ def addresses_and_container(arguments: tuple[str, ...]) -> tuple[tuple[str, ...]
         )
     if kind == "pid" and not (name.isascii() and name.isdigit()):
         refuse("expected pid:N with the number of a process", repr(container), "`ps` shows the numbers")
-    return tuple(addresses), container
+    return container

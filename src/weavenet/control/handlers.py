@@ -16,7 +16,7 @@ import msgspec
 
 from weavenet.control import report as report_json
 from weavenet.control import status as status_text
-from weavenet.control.service import AttachSpec, Daemon, DetachSpec
+from weavenet.control.service import AttachSpec, Daemon, DetachSpec, NameSpec
 from weavenet.core.commands import (
     Addresses,
     Allocate,
@@ -28,6 +28,7 @@ from weavenet.core.commands import (
     Done,
     Forget,
     GetReport,
+    LookupName,
     Release,
     RemovePeers,
     Result,
@@ -108,6 +109,10 @@ class ConnectBody(Body, frozen=True):
 
 class ForgetBody(Body, frozen=True):
     targets: _Texts
+
+
+class LookupBody(Body, frozen=True):
+    name: _Text
 
 
 class RemovePeersBody(Body, frozen=True):
@@ -297,6 +302,9 @@ CONTROL_ROUTES: dict[tuple[str, str], _Route | CommandRoute] = {
     ("GET", "/v1/ps"): _ps,
     ("POST", "/v1/attach"): _post(AttachSpec, lambda daemon, body: daemon.attach(body), _addresses),
     ("POST", "/v1/detach"): _post(DetachSpec, lambda daemon, body: daemon.detach(body), _addresses),
+    ("POST", "/v1/dns/add"): _post(NameSpec, lambda daemon, body: daemon.add_name(body), _done),
+    ("POST", "/v1/dns/remove"): _post(NameSpec, lambda daemon, body: daemon.remove_name(body), _done),
+    ("POST", "/v1/dns/lookup"): _command(LookupBody, lambda body: LookupName(body.name), _addresses),
     ("POST", "/v1/allocate"): _command(AllocateBody, lambda body: Allocate(body.ident, body.subnet), _addresses),
     ("POST", "/v1/claim"): _command(ClaimBody, lambda body: Claim(body.ident, body.address), _addresses),
     ("POST", "/v1/release"): _command(ReleaseBody, lambda body: Release(body.ident, body.addresses), _addresses),

@@ -11,6 +11,7 @@ from weavenet.control.service import Identity
 from weavenet.core.limits import PROTOCOL_MAX, PROTOCOL_MIN
 from weavenet.core.report import (
     ConnectionReport,
+    DnsReport,
     IpamReport,
     NodeReport,
     OwnerReport,
@@ -34,7 +35,26 @@ def document(report: NodeReport, identity: Identity) -> Document:
     }
     if report.ipam.state != "off":
         content["IPAM"] = _ipam(report.ipam)
+    content["DNS"] = _dns(report.dns)
     return content
+
+
+def _dns(dns: DnsReport) -> Document:
+    return {
+        "Domain": dns.domain,
+        "Address": dns.address,
+        "Entries": [
+            {
+                "Hostname": entry.name,
+                "Address": entry.address,
+                "ContainerID": entry.owner,
+                "Origin": entry.origin_name,
+                "OriginNickName": entry.origin_nickname,
+                "OriginUID": entry.origin,
+            }
+            for entry in dns.entries
+        ],
+    }
 
 
 def reachable_others(report: NodeReport) -> int:

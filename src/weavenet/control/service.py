@@ -11,17 +11,20 @@ from typing import Protocol
 
 import msgspec
 
-from weavenet.core.commands import Addresses, Attachments, Command, Result
+from weavenet.core.commands import Addresses, Attachments, Command, Done, Result
 from weavenet.core.errors import Failure
 
 
 class AttachSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``container``: ``netns:NAME``, ``netns:/path`` or ``pid:N``. ``addresses``: the addr arguments as given
-    (``[ip:]CIDR``, ``net:CIDR``, ``net:default``; empty means ``net:default``)."""
+    (``[ip:]CIDR``, ``net:CIDR``, ``net:default``; empty means ``net:default``). ``dns``: register its name, ``name`` or
+    what it calls itself."""
 
     container: str
     addresses: tuple[str, ...] = ()
     multicast_route: bool = True
+    dns: bool = True
+    name: str = ""
 
 
 class DetachSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,6 +32,15 @@ class DetachSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     container: str
     addresses: tuple[str, ...] = ()
+
+
+class NameSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``container``: as for attach, or ``weave:external`` for addresses that are no container's. ``addresses`` (no
+    prefix) empty: all that the container has. ``name`` empty: what the container calls itself; to remove, all."""
+
+    container: str
+    addresses: tuple[str, ...] = ()
+    name: str = ""
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +75,12 @@ class Daemon(Protocol):
 
     async def detach(self, spec: DetachSpec) -> Addresses | Failure:
         """Take addresses away; answers with those that were removed."""
+
+    async def add_name(self, spec: NameSpec) -> Done | Failure:
+        """Register a name of a container or of external addresses."""
+
+    async def remove_name(self, spec: NameSpec) -> Done | Failure:
+        """The reverse; names that others registered are theirs."""
 
     async def ps(self, containers: tuple[str, ...]) -> Attachments | Failure:
         """Attachments of the given containers (as named to ``attach``), or all when empty."""

@@ -15,7 +15,7 @@ import msgspec
 from weavenet.control.report import reachable_others, warnings_of
 from weavenet.control.service import Identity
 from weavenet.core.limits import PROTOCOL_MAX, PROTOCOL_MIN
-from weavenet.core.report import ConnectionReport, IpamReport, NodeReport, OwnerReport, TargetReport
+from weavenet.core.report import ConnectionReport, DnsReport, IpamReport, NodeReport, OwnerReport, TargetReport
 from weavenet.core.words import duration, titled
 
 LABEL_COLUMNS = 15
@@ -58,6 +58,7 @@ def _summary(report: NodeReport, identity: Identity, now: float) -> str:
         _labelled([("Version", identity.version), ("Uptime", duration(max(0.0, now - identity.started_at)))]),
         _labelled(_router(report, identity)),
         _labelled(_ipam_summary(report.ipam)),
+        _labelled(_dns_summary(report.dns)),
     ]
     return "\n" + "\n\n".join(blocks) + "\n\n"
 
@@ -239,6 +240,23 @@ def _ipam(report: NodeReport) -> str:
     return "".join([*lines, "\n" if lines else "", _labelled(head), "\n"])
 
 
+def _dns(report: NodeReport) -> str:
+    """The original's columns: name, address, container, origin."""
+    return "".join(
+        f"{entry.name.removesuffix('.' + report.dns.domain):<12} {entry.address:<15} {entry.owner:.12} "
+        f"{titled(entry.origin_name, entry.origin_nickname) or entry.origin[:12]}\n"
+        for entry in report.dns.entries
+    )
+
+
+def _dns_summary(dns: DnsReport) -> list[tuple[str, str]]:
+    return [
+        ("Service", "dns"),
+        ("Domain", dns.domain),
+        ("Entries", str(len(dns.entries))),
+    ]
+
+
 def _removal_rows(ipam: IpamReport) -> list[tuple[str, str]]:
     """Removals that are not finished, what is held for whom to confirm, and who was removed."""
     rows = [("Removal", removal) for removal in ipam.removals]
@@ -287,6 +305,7 @@ _RENDERERS: dict[str, Callable[[NodeReport], str]] = {
     "targets": _targets,
     "connections": _connections,
     "peers": _peers,
+    "dns": _dns,
     "ipam": _ipam,
 }
 SECTIONS = tuple(_RENDERERS)

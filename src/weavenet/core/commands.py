@@ -65,6 +65,12 @@ class Attachment(msgspec.Struct, frozen=True, array_like=True):
     addresses: tuple[str, ...]
     multicast_route: bool
     live: bool
+    rewrite_hosts: bool = False
+    """Its /etc/hosts is ours to keep: its name, and ``hosts``."""
+    hosts: tuple[str, ...] = ()
+    """``NAME:ADDRESS`` each."""
+    masquerade: bool = True
+    """Of ``weave:expose`` only."""
 
 
 class PutAttachment(msgspec.Struct, frozen=True):

@@ -124,10 +124,12 @@ class NameReport(msgspec.Struct, frozen=True):
 
 
 class DnsReport(msgspec.Struct, frozen=True):
-    """``entries``: of hosts that can be reached, by name."""
+    """``entries``: of hosts that can be reached, by name. ``address``: where the DNS server of this host answers its
+    containers; empty when there is none (filled in by the daemon)."""
 
     domain: str
     entries: tuple[NameReport, ...] = ()
+    address: str = ""
 
 
 class NodeReport(msgspec.Struct, frozen=True):

@@ -19,6 +19,8 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from weakref import WeakValueDictionary
 
+import msgspec
+
 from weavenet.core.commands import (
     Addresses,
     Attachment,
@@ -34,13 +36,15 @@ from weavenet.core.commands import (
 )
 from weavenet.core.commands import Attachments as AttachmentList
 from weavenet.core.errors import Code, Failure, WeaveError
+from weavenet.core.limits import DNS_DOMAIN_DEFAULT
+from weavenet.core.names import absolute_name
 from weavenet.core.overlay.endpoints import is_named
-from weavenet.host import netns, requests
+from weavenet.host import naming, netns, requests
 from weavenet.host.attach import Attacher
 from weavenet.host.bridge import is_port_name, port_name
 from weavenet.host.deaths import DeathWatch
 from weavenet.host.kernel import Kernel
-from weavenet.host.requests import Wanted
+from weavenet.host.requests import NO_WISHES, Wanted, Wishes
 
 REMEMBERED_MAX = 256
 """Names that are gone and may come back; the longest gone is forgotten first."""
@@ -59,7 +63,9 @@ class Attachments:
         attacher: Attacher,
         request: Callable[[Command], Awaitable[Result]],
         host: int | None = None,
+        domain: str = DNS_DOMAIN_DEFAULT,
     ) -> None:
+        self._domain = domain
         self._kernel = kernel
         self._attacher = attacher
         self._request = request
@@ -116,18 +122,45 @@ class Attachments:
     # --- verbs ---
 
     async def attach(
-        self, container: str, requested: Sequence[str] = (), *, multicast_route: bool = True
+        self, container: str, requested: Sequence[str] = (), wishes: Wishes = NO_WISHES
     ) -> Addresses | Failure:
         """The addresses that this call asked for, new or already held. Waits for IPAM without limit."""
         try:
             wanted = requests.parse_all(requested)
             with netns.resolve(container, self._host) as found:
+                name = self._name_of(found, wishes)
                 async with self._locked(found.ident):
-                    return await self._attach(found, wanted, multicast_route)
+                    return await self._attach(found, wanted, wishes.multicast_route, name)
         except WeaveError as error:
             return error.failure
 
-    async def _attach(self, container: netns.Container, wanted: Sequence[Wanted], multicast_route: bool) -> Addresses:
+    def _name_of(self, container: netns.Container, wishes: Wishes) -> str:
+        """What to register it as, or an empty string. Raises WeaveError for a name that was asked for and cannot be."""
+        if not wishes.is_named:
+            return ""
+        name = wishes.name or naming.container_name(container)
+        absolute = absolute_name(name, self._domain) if name else ""
+        if not isinstance(absolute, Failure):
+            return absolute
+        if wishes.name:
+            raise WeaveError(absolute)
+        log.info("%s gets no name: %s", container.reference, absolute.sentence())
+        return ""
+
+    def owner(self, container: str) -> tuple[str, str] | Failure:
+        """(ident, what it calls itself or an empty string) of a container that is or was attached."""
+        try:
+            with netns.resolve(container, self._host) as found:
+                return found.ident, naming.container_name(found)
+        except WeaveError as error:
+            for attachment in self._known.values():
+                if attachment.container == container:
+                    return attachment.ident, ""
+            return error.failure
+
+    async def _attach(
+        self, container: netns.Container, wanted: Sequence[Wanted], multicast_route: bool, name: str = ""
+    ) -> Addresses:
         ident = container.ident
         old = self._known.get(ident)
         before = await self._held(ident)
@@ -141,7 +174,7 @@ class Attachments:
             attachment = Attachment(
                 ident, container.reference, mac, tuple(merged), tuple(held), multicast_route, live=True
             )
-            await self._must(PutAttachment(attachment))
+            await self._must(PutAttachment(attachment, name))
         except BaseException:
             await asyncio.shield(self._give_back(container, old, before))
             raise
@@ -246,7 +279,7 @@ class Attachments:
     async def _put(
         self, old: Attachment, requested: tuple[str, ...], addresses: tuple[str, ...], *, live: bool
     ) -> None:
-        attachment = Attachment(old.ident, old.container, old.mac, requested, addresses, old.multicast_route, live=live)
+        attachment = msgspec.structs.replace(old, requested=requested, addresses=addresses, live=live)
         await self._must(PutAttachment(attachment))
         self._known[old.ident] = attachment
 

@@ -37,6 +37,11 @@ def _check(result: int, what: str) -> None:
         raise OSError(code, f"{what}: {os.strerror(code)}")
 
 
+def enter(namespace: int, kind: int) -> bool:
+    """Move the calling thread, which must end there, into ``namespace`` of the CLONE_NEW* flag ``kind``."""
+    return bool(_libc.setns(namespace, kind) == 0)
+
+
 def call(namespace: int | None, function: Callable[[], T]) -> T:
     """Run ``function`` inside ``namespace`` (a file descriptor; None: where we are) and hand back what it returns or
     raises. Blocks the caller: for work that takes microseconds, or from a worker thread."""

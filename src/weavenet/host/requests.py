@@ -30,6 +30,17 @@ class Wanted(msgspec.Struct, frozen=True):
         return Claim(ident, self.address) if self.address else Allocate(ident, self.subnet)
 
 
+class Wishes(msgspec.Struct, frozen=True):
+    """What an attach asks for besides addresses. ``is_named``: register a name, ``name`` or what it calls itself."""
+
+    multicast_route: bool = True
+    is_named: bool = True
+    name: str = ""
+
+
+NO_WISHES = Wishes()
+
+
 def _invalid(text: str, found: str) -> WeaveError:
     return WeaveError(
         Failure(

@@ -23,13 +23,14 @@ import msgspec
 
 import weavenet
 from weavenet.control.server import ControlServer
-from weavenet.control.service import AttachSpec, DetachSpec, Identity
-from weavenet.core.commands import Addresses, Attachments, Command, Result
+from weavenet.control.service import AttachSpec, DetachSpec, Identity, NameSpec
+from weavenet.core.commands import AddName, Addresses, Attachments, Command, Done, RemoveName, Result
 from weavenet.core.config import NodeConfig
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.limits import VXLAN_PORT
+from weavenet.core.names import EXPOSE, EXTERNAL
 from weavenet.core.report import NodeReport
-from weavenet.runtime.datapath import STARTING, Datapath, KernelDatapath
+from weavenet.runtime.datapath import STARTING, Datapath, KernelDatapath, NameOwner
 from weavenet.runtime.foundation import Foundation
 from weavenet.runtime.identity import Me
 from weavenet.runtime.life import DatapathFactory, Life
@@ -47,7 +48,13 @@ _log = logging.getLogger("weave.daemon")
 
 
 def kernel_datapath(config: NodeConfig) -> Datapath:
-    return KernelDatapath(config.peer, mtu=config.mtu, planes=config.planes)
+    return KernelDatapath(config.peer, mtu=config.mtu, planes=config.planes, domain=config.dns_domain)
+
+
+def _done(result: Result) -> Done | Failure:
+    if isinstance(result, Done | Failure):
+        return result
+    raise TypeError(f"the node answered with {type(result).__name__}")
 
 
 def _longer(pause_s: float) -> float:
@@ -120,12 +127,35 @@ class Daemon:
     async def attach(self, spec: AttachSpec) -> Addresses | Failure:
         if self._life is None:
             return self._why_not
-        return await self._life.datapath.attach(spec.container, spec.addresses, spec.multicast_route)
+        return await self._life.datapath.attach(spec)
 
     async def detach(self, spec: DetachSpec) -> Addresses | Failure:
         if self._life is None:
             return self._why_not
         return await self._life.datapath.detach(spec.container, spec.addresses)
+
+    async def add_name(self, spec: NameSpec) -> Done | Failure:
+        owner = self._owner(spec.container)
+        if isinstance(owner, Failure):
+            return owner
+        name = spec.name or owner.name
+        if not name:
+            expected = f"expected the name to give to {spec.container}, which has none of its own"
+            return Failure(Code.INVALID, expected, "none", "add -h NAME")
+        return _done(await self.request(AddName(name, owner.ident, spec.addresses)))
+
+    async def remove_name(self, spec: NameSpec) -> Done | Failure:
+        owner = self._owner(spec.container)
+        if isinstance(owner, Failure):
+            return owner
+        return _done(await self.request(RemoveName(spec.name, owner.ident, spec.addresses)))
+
+    def _owner(self, container: str) -> NameOwner | Failure:
+        if container in {EXTERNAL, "weave:extern"}:
+            return NameOwner(EXTERNAL)
+        if container == EXPOSE:
+            return NameOwner(EXPOSE)
+        return self._why_not if self._life is None else self._life.datapath.owner(container)
 
     async def ps(self, containers: tuple[str, ...]) -> Attachments | Failure:
         if self._life is None:

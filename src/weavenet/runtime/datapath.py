@@ -13,12 +13,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from weavenet.control.service import AttachSpec
 from weavenet.core.commands import Addresses, Attachments, Command, Result
 from weavenet.core.effects import PlanePeer
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.events import Event, PlaneTraffic, ProbeReceived
+from weavenet.core.limits import DNS_DOMAIN_DEFAULT
 from weavenet.core.types import PeerId, bridge_mac, plane_mac
 
 if TYPE_CHECKING:
@@ -32,6 +34,13 @@ RETRY_S = 1.0
 Blocked = tuple[tuple[str, str], ...]
 
 _log = logging.getLogger("weave.datapath")
+
+
+class NameOwner(NamedTuple):
+    """``name``: what it calls itself, or empty."""
+
+    ident: str
+    name: str = ""
 
 
 class Datapath(Protocol):
@@ -49,11 +58,12 @@ class Datapath(Protocol):
 
     def probe(self, mac: bytes, nonce: int, is_answer: bool) -> None: ...
 
-    async def attach(
-        self, container: str, addresses: tuple[str, ...], multicast_route: bool
-    ) -> Addresses | Failure: ...
+    async def attach(self, spec: AttachSpec) -> Addresses | Failure: ...
 
     async def detach(self, container: str, addresses: tuple[str, ...]) -> Addresses | Failure: ...
+
+    def owner(self, container: str) -> NameOwner | Failure:
+        """Whom names of ``container`` belong to."""
 
     async def ps(self) -> Attachments: ...
 
@@ -134,7 +144,8 @@ class Applier:
 class KernelDatapath:
     """Implements :class:`Datapath` with the real kernel. ``planes`` empty: bridge and attachments only."""
 
-    def __init__(self, peer: PeerId, *, mtu: int, planes: tuple[str, ...]) -> None:
+    def __init__(self, peer: PeerId, *, mtu: int, planes: tuple[str, ...], domain: str = DNS_DOMAIN_DEFAULT) -> None:
+        self._domain = domain
         self._peer, self._mtu, self._planes = peer, mtu, planes
         self._kernel: Kernel | None = None
         self._bridge: Bridge | None = None
@@ -197,7 +208,7 @@ class KernelDatapath:
         if self._kernel is None or self._bridge is None:
             raise RuntimeError("attachments need the bridge")
         attacher = Attacher(self._kernel, self._bridge, peer=self._peer, mtu=self._mtu)
-        keeper = AttachmentKeeper(self._kernel, attacher, request)
+        keeper = AttachmentKeeper(self._kernel, attacher, request, domain=self._domain)
         self._undo.push_async_callback(keeper.close)
         await keeper.open()
         self._attachments = keeper
@@ -220,10 +231,19 @@ class KernelDatapath:
         if self._plane is not None:
             self._plane.probe(mac, nonce, is_answer)
 
-    async def attach(self, container: str, addresses: tuple[str, ...], multicast_route: bool) -> Addresses | Failure:
+    async def attach(self, spec: AttachSpec) -> Addresses | Failure:
         if self._attachments is None:
             return STARTING
-        return await self._attachments.attach(container, addresses, multicast_route=multicast_route)
+        from weavenet.host.requests import Wishes
+
+        wishes = Wishes(multicast_route=spec.multicast_route, is_named=spec.dns, name=spec.name)
+        return await self._attachments.attach(spec.container, spec.addresses, wishes)
+
+    def owner(self, container: str) -> NameOwner | Failure:
+        if self._attachments is None:
+            return STARTING
+        found = self._attachments.owner(container)
+        return found if isinstance(found, Failure) else NameOwner(*found)
 
     async def detach(self, container: str, addresses: tuple[str, ...]) -> Addresses | Failure:
         if self._attachments is None:

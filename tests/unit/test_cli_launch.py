@@ -144,6 +144,11 @@ def test_peers_of_file_and_command_line(composed: Compose) -> None:
     assert composed(conf='peers = ["h1"]').settings.targets is None
 
 
+def test_lock(composed: Compose) -> None:
+    settings = composed({"ipalloc-init": "lock=etcd://a,b/weave?x=1"}).settings
+    assert (settings.mode, settings.lock) == (GenesisMode.LOCK, "etcd://a,b/weave?x=1")
+
+
 def test_no_allocation(composed: Compose) -> None:
     settings = composed({"ipalloc-range": ""}).settings
     assert (settings.ranges, settings.range_explicit) == ((), True)
@@ -177,7 +182,8 @@ def test_no_allocation(composed: Compose) -> None:
         ({"ipalloc-init": "consensus="}, ["from 1"]),
         ({"ipalloc-init": "seed="}, ["MAC address"]),
         ({"ipalloc-init": "seed=::1,::1"}, ["each seed once"]),
-        ({"ipalloc-init": "lock=file:/x"}, ["not available in this version", "seed="]),
+        ({"ipalloc-init": "lock=file:x"}, ["--ipalloc-init", "absolute path", "https://"]),
+        ({"ipalloc-init": "lock="}, ["file:, http:, https: or etcd:"]),
         ({"ipalloc-init": "votes"}, ["consensus=N"]),
         ({"ipalloc-init": "seed=::1", "observer": True}, ["only one", "--observer"]),
         ({"init-peer-count": "0"}, ["from 1"]),

@@ -16,6 +16,7 @@ from weavenet.core.effects import (
     Effect,
     NameRecord,
     Note,
+    OfferRecord,
     Persist,
     PlanePeer,
     Probe,
@@ -81,6 +82,9 @@ class FakeDriver:
     def resolve(self, target: str) -> None:
         self.done.append(f"resolve {target}")
 
+    def offer_record(self, url: str, record: bytes) -> None:
+        self.done.append(f"offer {url}")
+
     def dial(self, dial: int, host: str, port: int) -> None:
         self.done.append(f"dial {host}")
 
@@ -125,12 +129,13 @@ def scenario(test: Callable[[], Awaitable[None]]) -> None:
 ALL_GATED: list[Effect] = [
     Send(1, Prune()),
     Resolve("h"),
+    OfferRecord("file:/l", b""),
     Dial(1, "::1", 6783),
     CloseLink(3, RefusalCode.SELF, ""),
     SetPlane(()),
     SetBlocked(()),
 ]
-ALL_GATED_DONE = ["send Prune", "resolve h", "dial ::1", "close 3", "plane", "blocked"]
+ALL_GATED_DONE = ["send Prune", "resolve h", "offer file:/l", "dial ::1", "close 3", "plane", "blocked"]
 
 
 def test_everything_that_shows_state_waits() -> None:

@@ -10,6 +10,7 @@ from weavenet.cli import values
 from weavenet.cli.layers import Layers
 from weavenet.cli.values import Given, refuse, wrong
 from weavenet.core.config import GenesisMode
+from weavenet.core.election.lockurl import parse_lock_url
 from weavenet.core.errors import Failure, WeaveError
 from weavenet.core.limits import ELECTORS_MAX, MTU_MAX, MTU_MIN, TARGETS_MAX
 from weavenet.core.mesh.targets import parse_target
@@ -160,13 +161,12 @@ def _init_mode(given: Given) -> dict[str, Any]:
                 wrong(given, "each seed once", "remove the repeated name")
             return {"mode": GenesisMode.SEED, "seeds": tuple(sorted(names))}
         case "lock":
-            refuse(
-                f"{given.source}: lock= is not available in this version",
-                repr(given.text),
-                "use consensus=N with N electors, or seed=NAME,…",
-            )
+            url = parse_lock_url(argument)
+            if isinstance(url, Failure):
+                refuse(f"{given.source}: {url.expected}", url.found, url.next_step)
+            return {"mode": GenesisMode.LOCK, "lock": url.text}
         case _:
-            wrong(given, "consensus, consensus=N, seed=NAME,NAME,… or observer")
+            wrong(given, "consensus, consensus=N, seed=NAME,NAME,…, lock=URL or observer")
 
 
 def _count(given: Given) -> int:

@@ -56,7 +56,7 @@ OPTIONS = (
     Option("no-restart", Kind.SWITCH, "", "Accepted for compatibility; has no effect."),
     Option("ipalloc-range", Kind.TEXT, "CIDR", "Addresses to divide. Default 10.32.0.0/12; '': no allocation."),
     Option("ipalloc-default-subnet", Kind.TEXT, "CIDR", "Subnet of containers that ask for none. Default: the range."),
-    Option("ipalloc-init", Kind.TEXT, "MODE", "First division: consensus[=N], seed=NAME,…  or observer."),
+    Option("ipalloc-init", Kind.TEXT, "MODE", "First division: consensus[=N], seed=NAME,…, lock=URL or observer."),
     Option("first-start", Kind.SWITCH, "", "With seed=: this is the very first start of this seed, take the share."),
     Option("not-elector", Kind.SWITCH, "", "The same as --ipalloc-init observer: never vote."),
     Option("not-electorate", Kind.SWITCH, "", "The same as --not-elector."),

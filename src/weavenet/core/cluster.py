@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from weavenet.core.config import GenesisMode, NodeConfig
+from weavenet.core.config import VOTING_MODES, GenesisMode, NodeConfig
 from weavenet.core.effects import Change, Outbox
 from weavenet.core.errors import RefusalCode
 from weavenet.core.limits import PAGE_BYTES_MAX
@@ -91,7 +91,7 @@ class Cluster:
     @property
     def is_elector_mode(self) -> bool:
         """Would this peer vote? Not on a genesis unless :attr:`may_found`."""
-        return self._config.mode is GenesisMode.CONSENSUS and bool(self._config.ranges)
+        return self._config.mode in VOTING_MODES and bool(self._config.ranges)
 
     @property
     def is_singleton(self) -> bool:

@@ -16,14 +16,20 @@ class GenesisMode(StrEnum):
 
     CONSENSUS = "consensus"
     SEED = "seed"
+    LOCK = "lock"
     OBSERVER = "observer"
+
+
+VOTING_MODES = frozenset({GenesisMode.CONSENSUS, GenesisMode.LOCK})
+"""Of peers that may become electors; seeds vote as their virtual owners."""
 
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """``ranges``: CIDRs; empty switches IPAM off. ``count``: N of ``consensus=N``, 0 when not given. ``seeds``:
-    sorted peer names of ``seed=``. ``seed_salt``: public fingerprint of the password's CA; shares of seeds depend on
-    it. ``conf_targets`` come from the configuration file, ``launch_targets`` from the command line (None: none were
-    given, resume the persisted ones). ``local_hosts``: addresses of this host, to recognise ourselves among targets.
+    sorted peer names of ``seed=``. ``seed_salt``: public fingerprint of the password's CA; shares of seeds and the
+    record of a lock depend on it. ``lock``: the URL of ``lock=``. ``conf_targets`` come from the
+    configuration file, ``launch_targets`` from the command line (None: none were given, resume the persisted ones).
+    ``local_hosts``: addresses of this host, to recognise ourselves among targets.
     ``dns_domain``: absolute, lower case, with trailing dot; only names below it are entered and answered."""
 
     peer: PeerId
@@ -38,6 +44,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     count: int = 0
     seeds: tuple[str, ...] = ()
     seed_salt: bytes = b""
+    lock: str = ""
     first_start: bool = False
     conf_targets: tuple[str, ...] = ()
     launch_targets: tuple[str, ...] | None = None

@@ -53,6 +53,14 @@ class Dial(msgspec.Struct, frozen=True):
     port: int
 
 
+class OfferRecord(msgspec.Struct, frozen=True):
+    """Ask the lock at ``url`` (``file:``, ``http:``, ``https:``, ``etcd:``) to keep ``record`` if it has none yet;
+    empty: only look. The driver answers with ``RecordOffered``, always, and keeps at most one under way."""
+
+    url: str
+    record: bytes
+
+
 class CloseLink(msgspec.Struct, frozen=True):
     """Flush what was sent, then close. The driver answers with ``LinkClosed``."""
 
@@ -136,7 +144,21 @@ class Unicast(msgspec.Struct, frozen=True):
     body: Body
 
 
-Effect = Persist | Send | Reply | Resolve | Dial | CloseLink | SetPlane | SetBlocked | SetNames | Probe | Note | Fence
+Effect = (
+    Persist
+    | Send
+    | Reply
+    | Resolve
+    | OfferRecord
+    | Dial
+    | CloseLink
+    | SetPlane
+    | SetBlocked
+    | SetNames
+    | Probe
+    | Note
+    | Fence
+)
 """What a driver executes."""
 
 Internal = Effect | Unicast

@@ -24,6 +24,15 @@ class Resolved(msgspec.Struct, frozen=True):
     error: str = ""
 
 
+class RecordOffered(msgspec.Struct, frozen=True):
+    """Outcome of ``OfferRecord``: the record that the lock keeps (the first one ever offered), empty when it has none,
+    or a sentence with the next step in ``error`` when it could not be asked; the offer may have counted all the
+    same."""
+
+    record: bytes
+    error: str = ""
+
+
 class DialOutcome(StrEnum):
     """How a dial failed."""
 
@@ -101,6 +110,7 @@ class PlaneTraffic(msgspec.Struct, frozen=True):
 Event = (
     Tick
     | Resolved
+    | RecordOffered
     | DialFailed
     | LinkOpened
     | LinkClosed

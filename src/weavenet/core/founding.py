@@ -1,16 +1,19 @@
 """How a peer takes part in the genesis: whom it would vote with, when it proposes, what it does with the outcome.
 
-The decision itself is :mod:`weavenet.core.election`; here is what that needs to know of the mesh, and who wants a ring.
+The decision itself is :mod:`weavenet.core.election`, by votes or with ``lock=`` by the lock; here is what that needs to
+know of the mesh, and who wants a ring.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 from weavenet.core.cluster import Cluster
-from weavenet.core.config import NodeConfig
+from weavenet.core.config import GenesisMode, NodeConfig
 from weavenet.core.effects import Outbox
-from weavenet.core.election import Acceptor, Electorate, GenesisElection
+from weavenet.core.election import Acceptor, Electorate, GenesisElection, LockedGenesis
+from weavenet.core.events import RecordOffered
 from weavenet.core.membership import Membership
 from weavenet.core.mesh.mesh import Mesh
 from weavenet.core.messages.unicast import Accept, Accepted, Nack, Prepare, Promise
@@ -21,13 +24,13 @@ Ballots = Prepare | Promise | Accept | Accepted | Nack
 
 
 class Founding:
-    """``acceptor_row``: what an earlier start persisted under :meth:`Acceptor.disk_key`."""
+    """``disk``: what earlier starts persisted. ``locked`` is there with ``lock=`` only, and decides then."""
 
     def __init__(
         self,
         *,
         config: NodeConfig,
-        acceptor_row: bytes | None,
+        disk: Mapping[tuple[str, bytes], bytes],
         electorate: Electorate,
         log: Log,
         ipam: Ipam,
@@ -49,9 +52,20 @@ class Founding:
         self.election = GenesisElection(
             me=config.peer,
             electorate=electorate,
-            acceptor=Acceptor(acceptor_row, outbox),
+            acceptor=Acceptor(disk.get(Acceptor.disk_key()), outbox),
             outbox=outbox,
             rng=rng,
+            draft=self._draft,
+        )
+        self.locked = None if config.mode is not GenesisMode.LOCK else self._by_lock(disk)
+
+    def _by_lock(self, disk: Mapping[tuple[str, bytes], bytes]) -> LockedGenesis:
+        return LockedGenesis(
+            url=self._config.lock,
+            authority=self._config.seed_salt,
+            expected_ranges=self._config.ranges if self._config.range_explicit else (),
+            draft_row=disk.get(LockedGenesis.disk_key()),
+            outbox=self._outbox,
             draft=self._draft,
         )
 
@@ -60,7 +74,7 @@ class Founding:
 
     def deadline(self) -> float | None:
         """When :meth:`advance` is wanted at the latest."""
-        return self.election.deadline() if self._log.genesis is None else None
+        return (self.locked or self.election).deadline() if self._log.genesis is None else None
 
     @property
     def is_wanted(self) -> bool:
@@ -106,26 +120,45 @@ class Founding:
 
     def handle(self, now: float, source: PeerId, body: Ballots) -> None:
         """One message of the election."""
-        if self._may_vote:
+        if self._may_vote and self.locked is None:
             self.election.handle(now, source, body)
-            self._conclude(now)
+            self._conclude(now, self.election.decided)
+
+    def offered(self, now: float, event: RecordOffered) -> None:
+        """The lock's answer."""
+        if self.locked is not None:
+            self.locked.handle(now, event)
+
+    def forget(self) -> None:
+        """Our own cluster was given up for another."""
+        self.election.forget()
+        if self.locked is not None:
+            self.locked.forget()
 
     def advance(self, now: float) -> None:
         """Propose, or go on proposing, where that is wanted."""
         if not self._may_vote:
+            if self.locked is not None and self._log.genesis is not None:
+                self.locked.settle()
             return
         wanted = self.is_wanted or self.is_wanted_elsewhere()
+        if self.locked is not None:
+            electorate = self._electorate
+            self.locked.advance(
+                now, wanted=wanted, electors=self.known_electors(), n=electorate.n, settled=electorate.settled
+            )
+            self._conclude(now, self.locked.decided)
+            return
         if wanted or self.election.deadline() is not None:
             electors = self.known_electors()
             self.election.advance(now, wanted=wanted, electors=electors, settled=self._settled(electors))
-            self._conclude(now)
+            self._conclude(now, self.election.decided)
 
-    def _conclude(self, now: float) -> None:
-        genesis = self.election.decided
+    def _conclude(self, now: float, genesis: Genesis | None) -> None:
         if genesis is None or self._log.genesis is not None:
             return
         self._outbox.note("info", "election", f"cluster {genesis.cluster.hex()[:12]}: {len(genesis.electors)} electors")
         self._cluster.merge_log(now, 0, (LogEntry(GENESIS_POSITION, ZERO16, genesis),))
-        if len(self._mesh.reachable()) > 1:
+        if self.locked is not None or len(self._mesh.reachable()) > 1:
             self._cluster.enrol()
         self._mesh.push_log(now, 0)

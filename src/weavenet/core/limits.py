@@ -81,6 +81,16 @@ ELECTION_GRACE_S = 2.0
 ELECTION_RETRY_S = 1.0
 TARGET_SETTLE_S = 1.0
 """Our count of targets is not announced before each was tried once, or this much time passed (self-detection)."""
+LOCK_GRACE_S = 5.0
+"""With ``lock=``: how long the first one waits for the electors that its targets promise before it names those within
+reach. Uniqueness does not depend on it, only who gets an initial share."""
+LOCK_RETRY_FIRST_S = 1.0
+LOCK_RETRY_FACTOR = 2.0
+LOCK_RETRY_CAP_S = 15.0
+"""A lock that does not answer is asked again after pauses from the first to the last."""
+LOCK_RECORD_BYTES_MAX = 64 * 1024
+"""256 electors take 18 kB; more is not a cluster record."""
+LOCK_URL_CHARACTERS_MAX = 1024
 BALLOT_ROUND_MAX = 1 << 32
 """Of a ballot taken from others; ours are one above, and must fit in 64 bits."""
 ELECTORS_MAX = 256

@@ -54,9 +54,9 @@ from weavenet.core.effects import (
     SetPlane,
     Unicast,
 )
-from weavenet.core.election import Acceptor, Electorate, GenesisElection
+from weavenet.core.election import Electorate, GenesisElection
 from weavenet.core.errors import InvariantBroken
-from weavenet.core.events import Cancelled, Event, PlaneTraffic, ProbeReceived, Requested, Tick
+from weavenet.core.events import Cancelled, Event, PlaneTraffic, ProbeReceived, RecordOffered, Requested, Tick
 from weavenet.core.founding import Founding
 from weavenet.core.incarnation import incarnation_row, next_incarnation
 from weavenet.core.limits import BALLOT_ROUND_MAX, ROUTE_HOPS_MAX
@@ -158,7 +158,7 @@ class Node:
         )
         self.founding = Founding(
             config=config,
-            acceptor_row=disk.get(Acceptor.disk_key()),
+            disk=disk,
             electorate=self._electorate,
             log=self.log,
             ipam=self.ipam,
@@ -222,6 +222,8 @@ class Node:
                 self.paths.received(now, event.mac, event.nonce, event.is_answer)
             case PlaneTraffic():
                 self.paths.traffic(now)
+            case RecordOffered():
+                self.founding.offered(now, event)
             case _:
                 self.mesh.handle(now, event)
         self._settle(now)
@@ -397,7 +399,7 @@ class Node:
         self.datapaths.restart()
 
     def _on_yield(self, now: float) -> None:
-        self.founding.election.forget()
+        self.founding.forget()
         self._electorate.forget()
         self.membership.yielded()
         self.datapaths.restart()

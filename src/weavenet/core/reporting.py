@@ -170,6 +170,8 @@ def _removed(node: Node, removals: tuple[str, ...]) -> dict[str, Any]:
 def _consensus_detail(node: Node, known: int, waiting: bool) -> str:
     if not waiting:
         return "addresses are divided when the first one is needed, or by `weave consense`"
+    if node.founding.locked is not None:
+        return node.founding.locked.words()
     electorate = node.electorate
     if known == 0:
         return "only observers are reachable; launch at least one peer that may vote (without --observer)"

@@ -38,6 +38,7 @@ from weavenet.core.effects import (
     Fence,
     NameRecord,
     Note,
+    OfferRecord,
     Persist,
     PlanePeer,
     Probe,
@@ -86,6 +87,8 @@ class Driver(Protocol):
     def send(self, link: int, message: Message) -> None: ...
 
     def resolve(self, target: str) -> None: ...
+
+    def offer_record(self, url: str, record: bytes) -> None: ...
 
     def dial(self, dial: int, host: str, port: int) -> None: ...
 
@@ -282,6 +285,8 @@ class Executor:
                     done(effect.result)
             case Resolve():
                 self._driver.resolve(effect.target)
+            case OfferRecord():
+                self._driver.offer_record(effect.url, effect.record)
             case Dial():
                 self._driver.dial(effect.dial, effect.host, effect.port)
             case CloseLink():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from weavenet.core.commands import Command, Result
 from weavenet.core.config import NodeConfig
@@ -28,6 +29,9 @@ from weavenet.runtime.resolver import local_hosts
 from weavenet.runtime.settings import Settings
 from weavenet.runtime.tls import Credentials
 
+if TYPE_CHECKING:
+    from weavenet.runtime.recordlock import RecordLock
+
 DatapathFactory = Callable[[NodeConfig], Datapath]
 
 
@@ -45,6 +49,7 @@ def node_config(settings: Settings, me: Me, *, port: int, software: str) -> Node
         mode=settings.mode,
         count=settings.count,
         seeds=settings.seeds,
+        lock=settings.lock,
         seed_salt=me.issued.authorities[0].fingerprint,
         first_start=settings.first_start,
         conf_targets=settings.conf_targets,
@@ -77,6 +82,7 @@ class Life:
         self._links = Links(credentials, host=settings.host, port=settings.port, post=self._post)
         self.on_names: Callable[[bool, tuple[NameRecord, ...]], None] = lambda whole, names: None
         """Gets what names stand for, as in :class:`weavenet.core.effects.SetNames`; to be set before :meth:`start`."""
+        self._lock: RecordLock | None = None
         self._links.listen()
         try:
             config = node_config(settings, me, port=self._links.port, software=software)
@@ -124,6 +130,13 @@ class Life:
 
     def resolve(self, target: str) -> None:
         self._links.resolve(target)
+
+    def offer_record(self, url: str, record: bytes) -> None:
+        if self._lock is None:
+            from weavenet.runtime.recordlock import RecordLock  # its HTTP client takes 15 ms that few need
+
+            self._lock = RecordLock(self._post)
+        self._lock.offer(url, record)
 
     def dial(self, dial: int, host: str, port: int) -> None:
         self._links.dial(dial, host, port)

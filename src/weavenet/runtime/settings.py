@@ -64,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     mode: GenesisMode = GenesisMode.CONSENSUS
     count: int = 0
     seeds: tuple[str, ...] = ()
+    lock: str = ""
     first_start: bool = False
     planes: tuple[str, ...] = ("fastdp",)
     mtu: int = MTU_DEFAULT

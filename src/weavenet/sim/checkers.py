@@ -32,7 +32,7 @@ _ALLOC_TABLE = "alloc"
 class Ledger:
     """What the checker remembers of one host."""
 
-    __slots__ = ("alloc", "blocked", "cluster", "held", "log_hash", "own", "ring", "shown", "told")
+    __slots__ = ("alloc", "blocked", "cluster", "has_ports", "held", "log_hash", "own", "ring", "shown", "told")
 
     def __init__(self) -> None:
         self.ring: Ring | None = None
@@ -46,6 +46,8 @@ class Ledger:
         self.told: set[tuple[str, str]] = set()
         """(ident, address) that a client was told, or that a machine which came up anew finds on its disk. Nobody
         uses an address whose row is written and whose answer is still on its way."""
+        self.has_ports = True
+        """False from a reboot until the daemon has set filter and data path, after which it attaches containers."""
         self.shown: dict[str, PeerId] = {}
         """Addresses that live, unfiltered containers here may use, and the peer they are shown as."""
 
@@ -121,6 +123,7 @@ class Checker:
     def stopped(self, host: Host, *, kernel_lost: bool) -> None:
         ledger = self._ledgers[host.index]
         ledger.ring, ledger.own, ledger.blocked = None, [], ()
+        ledger.has_ports &= not kernel_lost
         self._reload(host, {} if kernel_lost else host.disk.durable)
 
     def forget_host(self, host: Host) -> None:
@@ -129,6 +132,7 @@ class Checker:
 
     def kernel_changed(self, host: Host) -> None:
         ledger = self._ledgers[host.index]
+        ledger.has_ports = True
         for address in set(ledger.shown) | set(ledger.alloc):
             self._show(host, address)
         self._check_contested()
@@ -306,7 +310,7 @@ class Checker:
 
     def _is_visible(self, host: Host, address: str) -> bool:
         ledger = self._ledgers[host.index]
-        idents = ledger.alloc.get(address, ())
+        idents = ledger.alloc.get(address, ()) if ledger.has_ports else ()
         return any((ident, address) in ledger.told and (ident, address) not in host.blocked for ident in idents)
 
     def _offset(self, address: str) -> int | None:

@@ -19,6 +19,7 @@ from weavenet.core.effects import (
     Fence,
     NameRecord,
     Note,
+    OfferRecord,
     Persist,
     PlanePeer,
     Probe,
@@ -57,6 +58,7 @@ class Outside(Protocol):
 
     def send(self, link: int, message: Message) -> None: ...
     def resolve(self, target: str) -> None: ...
+    def offer_record(self, record: bytes) -> None: ...
     def dial(self, dial: int, host: str, port: int) -> None: ...
     def close_link(self, link: int, sentence: str) -> None: ...
     def set_plane(self, peers: tuple[PlanePeer, ...]) -> None: ...
@@ -152,6 +154,8 @@ class Driver:
                 outside.set_names(effect.whole, effect.names)
             case Resolve():
                 outside.resolve(effect.target)
+            case OfferRecord():
+                outside.offer_record(effect.record)
             case Dial():
                 outside.dial(effect.dial, effect.host, effect.port)
             case CloseLink():

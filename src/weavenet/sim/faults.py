@@ -54,6 +54,9 @@ class FaultOptions(msgspec.Struct, kw_only=True, frozen=True):
     fsync_max_s: float = 0.002
     slow_fsync_probability: float = 0.0
     slow_fsync_max_s: float = 0.5
+    # --- per offer to the lock of ``lock=``: no answer, whether or not it counted; how long until it counts ---
+    lock_failure_probability: float = 0.0
+    lock_delay_max_s: float = 0.01
     # --- hosts ---
     clock_skew_max_s: float = 0.0
     outage_max_s: float = 8.0
@@ -95,6 +98,8 @@ def draw_faults(rng: random.Random, *, lost_disks: bool) -> FaultOptions:
         fsync_max_s=rng.uniform(0.02, 0.15) if slow_disk else 0.003,
         slow_fsync_probability=_maybe(rng, 0.5, 0.1),
         slow_fsync_max_s=rng.uniform(0.2, 2.0),
+        lock_failure_probability=_maybe(rng, 0.6, 0.5),
+        lock_delay_max_s=rng.choice((0.01, 1.0, 20.0)),
         clock_skew_max_s=rng.choice((0.0, 10.0, 100_000.0)),
         outage_max_s=rng.choice((2.0, 8.0, 20.0)),
         weights=weights,

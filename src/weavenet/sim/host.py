@@ -22,6 +22,7 @@ from weavenet.core.types import PeerId
 from weavenet.sim.disk import Disk
 from weavenet.sim.driver import Driver, Fenced, ProcessDied, node_seed
 from weavenet.sim.network import Network
+from weavenet.sim.recordlock import RecordLock
 from weavenet.sim.scheduler import Scheduler
 from weavenet.sim.trace import Trace
 
@@ -64,6 +65,7 @@ class Host:
         disk: Disk,
         scheduler: Scheduler,
         network: Network,
+        record_lock: RecordLock,
         watcher: Watcher,
         trace: Trace | None,
         codec_every: int,
@@ -94,6 +96,7 @@ class Host:
         self._configure = configure
         self._scheduler = scheduler
         self._network = network
+        self._record_lock = record_lock
         self._watcher = watcher
         self._trace = trace
         self._codec_every = codec_every
@@ -259,6 +262,9 @@ class Host:
 
     def resolve(self, target: str) -> None:
         self._network.resolve(self, target)
+
+    def offer_record(self, record: bytes) -> None:
+        self._record_lock.offer(self, record)
 
     def dial(self, dial: int, host: str, port: int) -> None:
         self._network.dial(self, dial, host, port)

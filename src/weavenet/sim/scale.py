@@ -25,6 +25,7 @@ from weavenet.sim.disk import Disk
 from weavenet.sim.faults import FaultOptions
 from weavenet.sim.host import Host
 from weavenet.sim.network import Network
+from weavenet.sim.recordlock import RecordLock
 from weavenet.sim.scheduler import Scheduler
 from weavenet.sim.violation import Violation
 
@@ -111,6 +112,7 @@ class ScaleWorld:
                 disk=Disk(self.scheduler, self.rng, faults),
                 scheduler=self.scheduler,
                 network=self.network,
+                record_lock=RecordLock(self.scheduler, self.rng, faults),
                 watcher=self,
                 trace=None,
                 codec_every=0,

@@ -24,6 +24,7 @@ class Bootstrap(Enum):
     COUNT = "count"
     OBSERVERS = "observers"
     SEED = "seed"
+    LOCK = "lock"
     NAME = "name"
     CHAIN = "chain"
     ALONE = "alone"
@@ -34,6 +35,7 @@ _WEIGHTS = {
     Bootstrap.COUNT: 3.0,
     Bootstrap.OBSERVERS: 2.0,
     Bootstrap.SEED: 2.0,
+    Bootstrap.LOCK: 2.0,
     Bootstrap.NAME: 1.0,
     Bootstrap.CHAIN: 1.0,
     Bootstrap.ALONE: 1.0,
@@ -55,7 +57,13 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_genesis_unique(self) -> bool:
-        return self.bootstrap in (Bootstrap.FULL_LIST, Bootstrap.COUNT, Bootstrap.OBSERVERS, Bootstrap.SEED)
+        return self.bootstrap in (
+            Bootstrap.FULL_LIST,
+            Bootstrap.COUNT,
+            Bootstrap.OBSERVERS,
+            Bootstrap.SEED,
+            Bootstrap.LOCK,
+        )
 
 
 def draw_setup(rng: random.Random, peers_min: int, peers_max: int) -> Setup:
@@ -93,6 +101,9 @@ def configure(setup: Setup, host: Host) -> NodeConfig:
             mode = GenesisMode.CONSENSUS if host.index < setup.electors else GenesisMode.OBSERVER
         case Bootstrap.SEED:
             mode = GenesisMode.SEED
+        case Bootstrap.LOCK:
+            mode = GenesisMode.LOCK
+            targets = [CLUSTER_NAME]
         case Bootstrap.NAME:
             targets = [CLUSTER_NAME]
         case Bootstrap.CHAIN:
@@ -108,7 +119,8 @@ def configure(setup: Setup, host: Host) -> NodeConfig:
         mode=mode,
         count=count if mode is GenesisMode.CONSENSUS else 0,
         seeds=seeds if mode is GenesisMode.SEED else (),
-        seed_salt=b"simulated" if mode is GenesisMode.SEED else b"",
+        seed_salt=b"simulated" if mode in {GenesisMode.SEED, GenesisMode.LOCK} else b"",
+        lock="file:/shared/lock" if mode is GenesisMode.LOCK else "",
         first_start=host.generation == 0,
         launch_targets=None if is_resumed else tuple(targets),
         discovery=setup.discovery,

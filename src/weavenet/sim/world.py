@@ -23,6 +23,7 @@ from weavenet.sim.disk import Disk
 from weavenet.sim.faults import CALM, FaultKind, FaultOptions, draw_faults
 from weavenet.sim.host import Host, sim_peer_id
 from weavenet.sim.network import Network
+from weavenet.sim.recordlock import RecordLock
 from weavenet.sim.scheduler import Scheduler
 from weavenet.sim.setup import CLUSTER_NAME, Bootstrap, Setup, configure, draw_setup
 from weavenet.sim.storm import Storm
@@ -87,6 +88,7 @@ class World:
         self.rng = random.Random(seed)
         self.scheduler = Scheduler()
         self.network = Network(self.scheduler, self.rng, options.faults)
+        self.record_lock = RecordLock(self.scheduler, self.rng, options.faults)
         self.steps = 0
         area = AddressRange.parse(options.setup.range_cidr)
         self.hosts: list[Host] = []
@@ -117,6 +119,7 @@ class World:
             disk=Disk(self.scheduler, self.rng, self.options.faults),
             scheduler=self.scheduler,
             network=self.network,
+            record_lock=self.record_lock,
             watcher=self,
             trace=self.trace,
             codec_every=self.options.codec_every,
@@ -176,7 +179,7 @@ class World:
     def heal(self) -> None:
         """Lift every fault, start everybody, and connect all to all."""
         self.storm.stop()
-        self.network.options = CALM
+        self.network.options = self.record_lock.options = CALM
         for host in self.hosts:
             host.disk.options = CALM
             if host.driver is not None:

@@ -1,9 +1,12 @@
-"""Deciding: the cluster record by single-decree Paxos among electors that find each other, then one decree after the
+"""Deciding: the cluster record by single-decree Paxos among electors that find each other or by
+a lock that all can reach, then one decree after the
 other among the voters that the log names."""
 
 from weavenet.core.election.acceptor import Acceptor
 from weavenet.core.election.decrees import DecreeAcceptor, DecreeElection, DecreeMessage
 from weavenet.core.election.electorate import Electorate, quorum
+from weavenet.core.election.locking import LockedGenesis
+from weavenet.core.election.lockurl import LockKind, LockUrl, parse_lock_url
 from weavenet.core.election.proposer import GenesisElection
 
 __all__ = [
@@ -13,5 +16,9 @@ __all__ = [
     "DecreeMessage",
     "Electorate",
     "GenesisElection",
+    "LockKind",
+    "LockUrl",
+    "LockedGenesis",
+    "parse_lock_url",
     "quorum",
 ]

@@ -1,0 +1,94 @@
+"""Genesis by a lock: one cluster whoever dies when, whatever the lock does to those who ask."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from weavenet.core.commands import Allocate, Consense
+from weavenet.sim.faults import CALM
+from weavenet.sim.setup import Bootstrap
+from weavenet.sim.stage import Stage
+
+BAD_LOCK = replace(CALM, lock_failure_probability=0.5, lock_delay_max_s=12.0)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_one_cluster_although_answers_are_lost_late_and_repeated(seed: int) -> None:
+    stage = Stage(seed, 4, bootstrap=Bootstrap.LOCK, faults=BAD_LOCK)
+    stage.start()
+    requests = [stage.ask(host, Consense()) for host in stage.hosts]
+    for request in requests:
+        stage.answer(request, within_s=120)
+    stage.settle()
+    assert len(stage.clusters()) == 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_one_killed_at_any_moment_of_the_bootstrap_is_not_missed(seed: int) -> None:
+    """Those left go on without a person, whether or not the one that died had made the record."""
+    stage = Stage(seed, 3, bootstrap=Bootstrap.LOCK, faults=replace(CALM, lock_delay_max_s=0.5))
+    stage.start()
+    for host in stage.hosts:
+        stage.ask(host, Consense())
+    stage.advance(seed * 0.06)
+    dead = stage.rng.choice(stage.hosts)
+    dead.kill()
+    left = [host for host in stage.hosts if host is not dead]
+    addresses = {stage.allocate(host, f"c{number}") for host in left for number in range(3)}
+    assert len(addresses) == 6
+    assert len(stage.clusters()) == 1
+    dead.start()
+    stage.settle()
+    assert len(stage.clusters()) == 1
+
+
+def test_hosts_that_cannot_reach_each_other_still_make_one_cluster() -> None:
+    stage = Stage(5, 2, bootstrap=Bootstrap.LOCK)
+    first, second = stage.hosts
+    stage.partition((first,), (second,))
+    stage.start()
+    asked = stage.ask(first, Consense())
+    waiting = stage.ask(second, Allocate("c"))
+    stage.answer(asked)
+    stage.advance(30)
+    assert len(stage.clusters()) == 1  # the second read the record, and waits for the owner of the addresses
+    assert waiting not in stage.answers
+    stage.reunite()
+    stage.answer(waiting)
+    stage.settle()
+
+
+def test_from_zero_one_after_the_other_with_one_configuration() -> None:
+    """Nobody is special: the first makes the record, whoever comes later reads it or is told."""
+    stage = Stage(6, 5, bootstrap=Bootstrap.LOCK)
+    for host in stage.hosts:
+        stage.start(host)
+        stage.allocate(host, f"c{host.index}")
+    stage.settle()
+    assert len(stage.clusters()) == 1
+    assert stage.record_lock.offers == 1
+
+
+def test_a_crash_between_the_draft_and_the_answer_offers_the_same_record_again() -> None:
+    stage = Stage(7, 1, bootstrap=Bootstrap.LOCK, faults=replace(CALM, lock_delay_max_s=0.001))
+    host = stage.hosts[0]
+    offered: list[bytes] = []
+    offer = stage.record_lock.offer
+
+    def dying(asker: object, record: bytes) -> None:
+        if record:
+            offered.append(record)
+            if len(offered) == 1:
+                host.kill()
+                return
+        offer(host, record)
+
+    stage.record_lock.offer = dying  # type: ignore[method-assign,assignment]
+    stage.start()
+    stage.ask(host, Consense())
+    stage.until(lambda: bool(offered), 20, "an offer")
+    host.start()
+    stage.answer(stage.ask(host, Consense()))
+    assert len(offered) == 2
+    assert offered[0] == offered[1]

@@ -1,0 +1,80 @@
+"""One question in, one answer out: our own answers first, then the cache, then the upstreams. No sockets."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from weavenet.dns import wire
+from weavenet.dns.forward import Forwarder, Reply
+from weavenet.dns.local import SHUFFLES, LocalAnswers
+from weavenet.dns.wire import Malformed, Query
+from weavenet.dns.zone import Zone
+
+
+class Counted(msgspec.Struct):
+    """Since the start of the worker; what the fast path answers counts as local too."""
+
+    local: int = 0
+    malformed: int = 0
+    dropped: int = 0
+
+
+class Local(NamedTuple):
+    """Answers of which one is as good as another. ``is_lasting``: they hold until the zone changes."""
+
+    answers: tuple[bytes, ...]
+    is_lasting: bool
+
+
+class Resolver:
+    """``before_forwarding`` is called before each question to an upstream (to look for new ones)."""
+
+    def __init__(
+        self,
+        zone: Zone,
+        ttl_s: int,
+        forwarder: Forwarder,
+        rng: random.Random,
+        before_forwarding: Callable[[float], None] = lambda now: None,
+    ) -> None:
+        self.zone = zone
+        self.forwarder = forwarder
+        self.counted = Counted()
+        self._local = LocalAnswers(zone, ttl_s, rng)
+        self._before_forwarding = before_forwarding
+
+    def set_zone(self, zone: Zone) -> None:
+        self.zone = self._local.zone = zone
+
+    def handle(self, packet: bytes, client: bytes, reply: Reply, *, stream: bool) -> Local | None:
+        """Answer now, or later through ``reply``, or (to what is no query) never. What is answered now for certain is
+        returned instead of being given to ``reply``. ``client``: the address that asks, without its port. ``stream``:
+        over TCP, where answers may be long."""
+        try:
+            query = wire.parse_query(packet)
+        except Malformed as error:
+            if not error.answer:
+                self.counted.dropped += 1
+                return None
+            self.counted.malformed += 1
+            return Local((error.answer,), is_lasting=False)
+        limit_bytes = wire.MESSAGE_BYTES_MAX if stream else query.limit_bytes
+        answers = self._local.answer(query, limit_bytes, 1 if stream else SHUFFLES)
+        if answers is not None:
+            self.counted.local += 1
+            return Local(answers, query.edns is None or not query.edns.has_options)
+        self._forward(query, limit_bytes, client, reply)
+        return None
+
+    def _forward(self, query: Query, limit_bytes: int, client: bytes, reply: Reply) -> None:
+        now = time.monotonic()
+        if self.forwarder.is_probe(query.folded) or not query.flags & wire.RD:
+            reply(wire.respond(query, wire.REFUSED, flags=wire.RA))
+            return
+        self._before_forwarding(now)
+        self.forwarder.ask(now, query, limit_bytes, client, reply)

@@ -1,0 +1,154 @@
+"""The worker process: what the feed says becomes zone, sockets and upstreams."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+
+import msgspec
+
+from weavenet.dns.feed import AskStatus, Configure, Frames, Name, Names, Status, ToDaemon, ToWorker, encode
+from weavenet.dns.forward import Forwarder
+from weavenet.dns.listeners import Listeners
+from weavenet.dns.loop import READ, Loop
+from weavenet.dns.resolvconf import ResolvConf
+from weavenet.dns.resolver import Resolver
+from weavenet.dns.udp import PreparedAnswers
+from weavenet.dns.upstream import Sockets
+from weavenet.dns.zone import Zone
+
+READ_BYTES = 65_536
+
+
+class Worker:
+    """``feed``: the stream from the daemon, connected; its end stops the loop."""
+
+    def __init__(self, feed: socket.socket) -> None:
+        self.loop = Loop()
+        self._feed = feed
+        self._frames = Frames()
+        self._has_frames = False
+        self._decoder = msgspec.msgpack.Decoder(ToWorker)
+        rng = random.Random(os.urandom(32))
+        sockets = Sockets(self.loop)
+        self._forwarder = sockets.forwarder = Forwarder(sockets, rng)
+        self.loop.watch(self._forwarder)
+        self._rng = rng
+        self._prepared = PreparedAnswers()
+        self._resolver: Resolver | None = None
+        self._listeners: Listeners | None = None
+        self._resolv_conf: ResolvConf | None = None
+        self._building: Zone | None = None
+        self._configured: Configure | None = None
+        feed.setblocking(False)
+        self.loop.add(feed.fileno(), READ, self._readable)
+        self.loop.watch(self)
+
+    def run(self) -> None:
+        """Until the feed ends."""
+        self.loop.run()
+        if self._listeners is not None:
+            self._listeners.close()
+
+    # --- the feed: one frame per turn, so that queries never wait for more than one ---
+
+    def _readable(self, events: int) -> None:
+        try:
+            data = self._feed.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.loop.stop()
+            return
+        self._frames.add(data)
+        self._has_frames = True
+
+    def deadline(self) -> float | None:
+        return 0.0 if self._has_frames else None
+
+    def tick(self, now: float) -> None:
+        body = self._frames.next()
+        if body is None:
+            self._has_frames = False
+            return
+        match self._decoder.decode(body):
+            case Configure() as configure:
+                self._configure(now, configure)
+            case Names() as names:
+                self._take_names(names)
+            case AskStatus():
+                self._send(self._status())
+
+    def _send(self, message: ToDaemon) -> None:
+        """The daemon asks for little and reads at once: a full stream means that it is stuck or gone."""
+        data = encode(message)
+        try:
+            sent = self._feed.send(data)
+        except OSError:
+            return
+        if sent < len(data):
+            self.loop.stop()  # half a message: nothing after it could be read
+
+    # --- what it says ---
+
+    def _configure(self, now: float, configure: Configure) -> None:
+        if self._resolver is None or self._listeners is None or self._resolv_conf is None:
+            self._resolv_conf = ResolvConf(configure.resolv_conf)
+            zone = Zone(configure.domain, configure.ranges)
+            self._resolver = Resolver(zone, configure.ttl_s, self._forwarder, self._rng, self._look)
+            self._listeners = Listeners(self.loop, self._resolver, self._prepared, self._send)
+        elif self._configured is not None:
+            kept = ("domain", "ttl_s", "ranges", "resolv_conf")
+            if any(getattr(configure, field) != getattr(self._configured, field) for field in kept):
+                raise ValueError("expected the same zone as before; another one needs another worker")
+        self._configured = configure
+        self._resolv_conf.set_own(frozenset((*(listen.host for listen in configure.listen), *configure.own)))
+        self._look(now)
+        self._listeners.set(configure.listen)
+
+    def _look(self, now: float) -> None:
+        if self._resolv_conf is not None and self._resolv_conf.changed(now):
+            self._forwarder.set_upstreams(now, self._resolv_conf.upstreams)
+
+    def _take_names(self, names: Names) -> None:
+        if self._resolver is None or self._configured is None:
+            raise ValueError("expected a configuration before names")
+        if names.begins:
+            self._building = Zone(self._configured.domain, self._configured.ranges)
+        target = self._building if self._building is not None else self._resolver.zone
+        for name in names.names:
+            _set(target, name)
+        if self._building is not None and names.ends:
+            self._building.serial = self._resolver.zone.serial + 1
+            self._resolver.set_zone(self._building)
+            self._building = None
+        if self._building is None:
+            self._prepared.clear()
+
+    def _status(self) -> Status:
+        counters, counted = self._forwarder.counters, self._resolver.counted if self._resolver else None
+        return Status(
+            names=len(self._resolver.zone) if self._resolver else 0,
+            local=self._prepared.answered + (counted.local if counted else 0),
+            forwarded=counters.asked,
+            from_cache=counters.from_cache,
+            stale=counters.stale,
+            failed=counters.failed,
+            refused=counters.refused,
+            malformed=counted.malformed if counted else 0,
+            dropped=counted.dropped if counted else 0,
+            false_answers=counters.false_answers,
+            upstreams=tuple(f"{one.host}:{one.port}" for one in self._forwarder.upstreams),
+            looping=tuple(f"{one.host}:{one.port}" for one in self._forwarder.looping),
+        )
+
+
+def _set(zone: Zone, name: Name) -> None:
+    """A name that cannot be on the wire has no answer; the core lets none in."""
+    try:
+        zone.set(name.name, name.addresses)
+    except ValueError:
+        return

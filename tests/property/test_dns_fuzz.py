@@ -1,0 +1,133 @@
+"""The DNS codec against dnspython and against rubbish."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+
+import dns.exception
+import dns.message
+import dns.name
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dns_oracle as oracle
+from weavenet.dns import wire
+from weavenet.dns.cache import Cache, Key, fit
+from weavenet.dns.fuzz import mangled, seeds
+from weavenet.dns.local import LocalAnswers
+from weavenet.dns.zone import reverse_address
+
+labels = st.binary(min_size=1, max_size=63)
+names = st.lists(labels, max_size=5).filter(lambda parts: sum(map(len, parts)) + len(parts) < 255)
+kinds = st.integers(1, 65_535)
+
+
+def to_wire(parts: list[bytes]) -> bytes:
+    return b"".join(bytes([len(part)]) + part for part in parts) + b"\0"
+
+
+@given(names, kinds, st.integers(0, 65_535), st.booleans(), st.none() | st.integers(0, 65_535), st.booleans())
+def test_queries_of_dnspython_are_understood(
+    parts: list[bytes], kind: int, number: int, recurse: bool, edns: int | None, dnssec: bool
+) -> None:
+    if kind in (wire.OPT, 250, 251, 252):
+        return
+    name = dns.name.Name((*parts, b""))
+    query = dns.message.make_query(name, kind, use_edns=False, flags=wire.RD if recurse else 0, id=number)
+    if edns is not None:
+        query.use_edns(0, 0x8000 if dnssec else 0, edns)
+    parsed = wire.parse_query(query.to_wire())
+    assert (parsed.number, parsed.flags, parsed.kind, parsed.klass) == (number, wire.RD * recurse, kind, wire.IN)
+    assert parsed.name == to_wire(parts)
+    assert parsed.folded == dns.name.Name(name.labels).canonicalize().to_wire()
+    assert (parsed.edns is not None) == (edns is not None)
+    if edns is not None and parsed.edns is not None:
+        assert parsed.edns == wire.Edns(edns, dnssec, False)
+        assert 512 <= parsed.limit_bytes <= 4096
+    built = wire.build_query(number, parsed.flags, parsed.question, parsed.edns)
+    assert wire.parse_query(built)[:6] == parsed[:6]
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=600))
+def test_rubbish_is_refused_or_ignored(data: bytes) -> None:
+    survives(data)
+
+
+def survives(data: bytes) -> None:
+    """Whatever comes in, what goes out is a message that dnspython can read, or nothing."""
+    try:
+        query = wire.parse_query(data)
+    except wire.Malformed as error:
+        if error.answer:
+            assert len(error.answer) <= max(len(data), 12) + 11, "no more than what was asked with, plus OPT"
+            oracle.read(error.answer)
+        return
+    found = LocalAnswers(oracle.sample_zone(), 1, random.Random(1)).answer(query, query.limit_bytes)
+    for message in found or ():
+        assert len(message) <= query.limit_bytes
+        with contextlib.suppress(dns.exception.FormError, NotImplementedError):  # classes dnspython has no opinion on
+            assert dns.message.from_wire(message, question_only=True).id == query.number
+
+
+def test_mangled_queries() -> None:
+    rng = random.Random(5)
+    for _ in range(20_000):
+        survives(mangled(rng, seeds()))
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=300), st.binary(max_size=40), st.integers(0, 65_535))
+def test_rubbish_from_an_upstream(data: bytes, tail: bytes, number: int) -> None:
+    question = wire.encode_name("example.com") + b"\0\1\0\1"
+    head = wire.build_query(number, wire.QR, question, None)
+    for message in (data, head + tail, head[:6] + b"\0\1\0\1\0\1" + head[12:] + tail):
+        with contextlib.suppress(wire.Malformed):
+            wire.parse_response(message, number, question)
+
+
+def test_mangled_answers_of_upstreams() -> None:
+    """What is believed can be kept and given to clients."""
+    rng = random.Random(6)
+    query = wire.parse_query(oracle.ask("example.com.", edns=1232).to_wire())
+    answer = (
+        wire.build_query(7, wire.QR, query.question, None)[:6]
+        + b"\0\2\0\1\0\1"
+        + query.question
+        + wire.Record(wire.QUESTION_NAME, wire.A, 300, bytes(4)).encode() * 2
+        + wire.Record(wire.QUESTION_NAME, wire.SOA, 300, b"\0\0" + bytes(20)).encode()
+        + b"\0"
+        + b"\0\x29\x04\xd0\0\0\0\0\0\0"
+    )
+    believed = 0
+    for _ in range(20_000):
+        message = mangled(rng, [answer])
+        with contextlib.suppress(wire.Malformed):
+            response = wire.parse_response(message, 7, query.question)
+            if response.rcode not in (wire.NOERROR, wire.NXDOMAIN) or response.flags & wire.TC:
+                continue
+            believed += 1
+            cache = Cache()
+            cache.put(0.0, Key.of(query), message, response)
+            kept = cache.get(1.0, Key.of(query), stale=True) or message
+            assert len(kept) == len(message)
+            assert len(fit(kept, query, 512)) <= 512
+    assert believed > 100
+
+
+@given(st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16))
+def test_reverse_names(address: bytes) -> None:
+    import ipaddress
+
+    import dns.reversename
+
+    name = dns.reversename.from_address(str(ipaddress.ip_address(address)))
+    assert reverse_address(name.to_wire()) == address
+
+
+@given(names)
+def test_other_names_are_no_reverse_names(parts: list[bytes]) -> None:
+    folded = to_wire([*parts, b"in-addr", b"arpa"]).lower()
+    found = reverse_address(folded)
+    assert found is None or len(found) == 4

@@ -27,9 +27,16 @@ def to_wire(parts: list[bytes]) -> bytes:
     return b"".join(bytes([len(part)]) + part for part in parts) + b"\0"
 
 
-@given(names, kinds, st.integers(0, 65_535), st.booleans(), st.none() | st.integers(0, 65_535), st.booleans())
+@given(
+    parts=names,
+    kind=kinds,
+    number=st.integers(0, 65_535),
+    recurse=st.booleans(),
+    edns=st.none() | st.integers(0, 65_535),
+    dnssec=st.booleans(),
+)
 def test_queries_of_dnspython_are_understood(
-    parts: list[bytes], kind: int, number: int, recurse: bool, edns: int | None, dnssec: bool
+    *, parts: list[bytes], kind: int, number: int, recurse: bool, edns: int | None, dnssec: bool
 ) -> None:
     if kind in (wire.OPT, 250, 251, 252):
         return

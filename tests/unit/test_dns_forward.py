@@ -1,4 +1,4 @@
-"""Upstreams that answer, lie, stay silent or lead back to us: the forwarder over a transport of ours, in made-up time."""
+"""Upstreams that answer, lie, stay silent or lead back to us: the forwarder over a fake transport, in made-up time."""
 
 from __future__ import annotations
 

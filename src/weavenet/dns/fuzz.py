@@ -20,14 +20,8 @@ EVERY = 1000
 def seeds() -> list[bytes]:
     """Good queries of every sort."""
     found = []
-    for name in (
-        "web.weave.local",
-        "nobody.weave.local",
-        "web",
-        "1.0.32.10.in-addr.arpa",
-        "x" * 63 + ".weave.local",
-        "",
-    ):
+    long = "x" * 63
+    for name in ("web.weave.local", "nobody.weave.local", "web", "1.0.32.10.in-addr.arpa", f"{long}.weave.local", ""):
         for kind in (wire.A, wire.AAAA, wire.MX, wire.PTR, wire.ANY, wire.SOA, 250):
             for edns in (None, wire.Edns(512, False, False), wire.Edns(4096, True, False)):
                 question = wire.encode_name(name) + kind.to_bytes(2, "big") + b"\0\1"

@@ -14,7 +14,7 @@ from test_histories import play_lost_disk_elector, play_split_birth, play_two_bi
 
 from weavenet.core.effects import Note, Persist
 from weavenet.core.election import electorate, proposer
-from weavenet.core.overlay import Handover
+from weavenet.core.overlay.handover import Handover
 from weavenet.core.ring import estate, segments
 from weavenet.core.ring.ipam import Ipam
 from weavenet.core.types import ZERO8, Ballot

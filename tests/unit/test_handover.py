@@ -7,7 +7,7 @@ import random
 
 from weavenet.core.effects import Outbox, Unicast
 from weavenet.core.messages.gossip import Push, RingDelta
-from weavenet.core.overlay import Handover
+from weavenet.core.overlay.handover import Handover
 from weavenet.core.types import GENESIS_POSITION, PeerId, Segment, Stamp
 
 A, B = PeerId(b"a" * 16), PeerId(b"b" * 16)

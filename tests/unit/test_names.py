@@ -14,7 +14,7 @@ from weavenet.core.errors import Failure
 from weavenet.core.limits import NAME_ADDRESSES_MAX
 from weavenet.core.messages.gossip import KIND_NAME, EntryRecord
 from weavenet.core.names import EXTERNAL, Names, absolute_name
-from weavenet.core.overlay import Endpoints
+from weavenet.core.overlay.endpoints import Endpoints
 from weavenet.core.types import PeerId
 
 ME, OTHER = PeerId(bytes([1] * 16)), PeerId(bytes([2] * 16))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from weavenet.core.effects import Outbox, Probe
-from weavenet.core.overlay import Paths, PathState
+from weavenet.core.overlay.paths import Paths, PathState
 from weavenet.core.types import PeerId, plane_mac
 
 PEER = PeerId(b"p" * 16)

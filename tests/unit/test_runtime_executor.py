@@ -29,6 +29,7 @@ from weavenet.core.effects import (
 from weavenet.core.errors import Code, Failure, RefusalCode
 from weavenet.core.events import Cancelled, Event, LinkClosed, Requested, Tick
 from weavenet.core.messages import Heartbeat, Message, Prune
+from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.types import PeerId
 from weavenet.runtime import executor as executor_module
 from weavenet.runtime.executor import Executor
@@ -90,6 +91,9 @@ class FakeDriver:
 
     def close_link(self, link: int, code: RefusalCode, sentence: str) -> None:
         self.done.append(f"close {link}")
+
+    def set_sleeve(self, desired: SleeveDesired) -> None:
+        self.done.append("sleeve")
 
     def set_plane(self, peers: tuple[PlanePeer, ...]) -> None:
         self.done.append("plane")

@@ -16,7 +16,10 @@ from weavenet.core.membership import Membership
 from weavenet.core.mesh.changes import MeshChanges
 from weavenet.core.mesh.mesh import Mesh
 from weavenet.core.messages.gossip import KIND_ENDPOINT, EndpointRecord
-from weavenet.core.overlay import Endpoints, Handover, OpenPlanes, Paths
+from weavenet.core.overlay.endpoints import Endpoints
+from weavenet.core.overlay.handover import Handover
+from weavenet.core.overlay.openplanes import OpenPlanes
+from weavenet.core.overlay.paths import Paths
 from weavenet.core.ring import Ipam
 from weavenet.core.seeding import Seeding
 from weavenet.core.types import PeerId

@@ -1,9 +1,9 @@
 """What a core wants done, in order.
 
-**The one rule**: a ``Send``, ``Reply``, ``SetPlane``, ``SetBlocked``, ``SetNames`` or ``Fence`` leaves only when every
-``Persist`` emitted before it, by this or any earlier event of the node, is durable. Persists may share one commit. Only
-a ``Send`` or ``Probe`` marked ``stateless`` passes ahead. A persist that fails ends the node: the driver stops
-executing effects and restarts it from what is on disk.
+**The one rule**: a ``Send``, ``Reply``, ``SetPlane``, ``SetSleeve``, ``SetBlocked``, ``SetNames`` or ``Fence`` leaves
+only when every ``Persist`` emitted before it, by this or any earlier event of the node, is durable. Persists may share
+one commit. Only a ``Send`` or ``Probe`` marked ``stateless`` passes ahead. A persist that fails ends the node: the
+driver stops executing effects and restarts it from what is on disk.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import msgspec
 from weavenet.core.commands import Result
 from weavenet.core.errors import RefusalCode
 from weavenet.core.messages import Body, Message
+from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.types import PeerId
 
 
@@ -91,6 +92,12 @@ class SetPlane(msgspec.Struct, frozen=True):
     peers: tuple[PlanePeer, ...]
 
 
+class SetSleeve(msgspec.Struct, frozen=True):
+    """The whole desired state of the sleeve worker. Only emitted when sleeve is among the planes of this peer."""
+
+    desired: SleeveDesired
+
+
 class SetBlocked(msgspec.Struct, frozen=True):
     """The whole set of (ident, address) whose frames this host's bridge drops at the container's port."""
 
@@ -153,6 +160,7 @@ Effect = (
     | Dial
     | CloseLink
     | SetPlane
+    | SetSleeve
     | SetBlocked
     | SetNames
     | Probe

@@ -9,6 +9,7 @@ import msgspec
 from weavenet.core.commands import Command
 from weavenet.core.errors import RefusalCode
 from weavenet.core.messages import Message
+from weavenet.core.overlay.sleeve import SleeveStatus
 from weavenet.core.types import PeerId
 
 
@@ -107,6 +108,12 @@ class PlaneTraffic(msgspec.Struct, frozen=True):
     """Frames flowed on the data path since the last such event (driver polls device counters every second)."""
 
 
+class SleeveReported(msgspec.Struct, frozen=True):
+    """What the sleeve worker last said of itself; None: no worker runs now."""
+
+    status: SleeveStatus | None
+
+
 Event = (
     Tick
     | Resolved
@@ -120,4 +127,5 @@ Event = (
     | Cancelled
     | ProbeReceived
     | PlaneTraffic
+    | SleeveReported
 )

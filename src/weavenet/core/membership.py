@@ -45,7 +45,9 @@ from weavenet.core.messages.unicast import (
     StampAnswer,
     StampPage,
 )
-from weavenet.core.overlay import Gate, Handover, OpenPlanes
+from weavenet.core.overlay.gate import Gate
+from weavenet.core.overlay.handover import Handover
+from weavenet.core.overlay.openplanes import OpenPlanes
 from weavenet.core.removal import Collect, Known, Removals
 from weavenet.core.removal.naming import Known as Named
 from weavenet.core.ring import Ipam, Log, seed_owner

@@ -52,6 +52,7 @@ from weavenet.core.effects import (
     Send,
     SetBlocked,
     SetPlane,
+    SetSleeve,
     Unicast,
 )
 from weavenet.core.election import Electorate, GenesisElection
@@ -81,7 +82,10 @@ from weavenet.core.messages.unicast import (
     highest_round,
 )
 from weavenet.core.names import Names
-from weavenet.core.overlay import Endpoints, Handover, OpenPlanes, Paths
+from weavenet.core.overlay.endpoints import Endpoints
+from weavenet.core.overlay.handover import Handover
+from weavenet.core.overlay.openplanes import OpenPlanes
+from weavenet.core.overlay.paths import Paths
 from weavenet.core.removal import rejoin_of
 from weavenet.core.report import NodeReport
 from weavenet.core.ring import Ipam, Log, Ring, seed_genesis
@@ -457,5 +461,5 @@ class Node:
         if self.membership.fenced:
             return effects
         effects += [effect for effect in shown if isinstance(effect, SetBlocked)]
-        effects += [effect for effect in shown if isinstance(effect, SetPlane)]
-        return effects + [effect for effect in shown if not isinstance(effect, SetBlocked | SetPlane)]
+        effects += [effect for effect in shown if isinstance(effect, SetPlane | SetSleeve)]
+        return effects + [effect for effect in shown if not isinstance(effect, SetBlocked | SetPlane | SetSleeve)]

@@ -10,7 +10,7 @@ import msgspec
 
 from weavenet.core.config import GenesisMode
 from weavenet.core.limits import MTU_DEFAULT
-from weavenet.core.overlay import PathState
+from weavenet.core.overlay.paths import PathState
 from weavenet.core.report import (
     ConnectionReport,
     DnsReport,

@@ -48,10 +48,12 @@ from weavenet.core.effects import (
     SetBlocked,
     SetNames,
     SetPlane,
+    SetSleeve,
 )
 from weavenet.core.errors import Code, Failure, RefusalCode
 from weavenet.core.events import Cancelled, Event, Requested, Tick
 from weavenet.core.messages import Message
+from weavenet.core.overlay.sleeve import SleeveDesired
 
 PENDING_EFFECTS_MAX = 16_384
 """A commit takes a fraction of a millisecond, so this many waiting effects mean a disk that stands still."""
@@ -95,6 +97,8 @@ class Driver(Protocol):
     def close_link(self, link: int, code: RefusalCode, sentence: str) -> None: ...
 
     def set_plane(self, peers: tuple[PlanePeer, ...]) -> None: ...
+
+    def set_sleeve(self, desired: SleeveDesired) -> None: ...
 
     def set_blocked(self, blocked: tuple[tuple[str, str], ...], done: Callable[[], None]) -> None:
         """Call ``done`` once, now or later, when frames of these addresses are dropped."""
@@ -293,6 +297,8 @@ class Executor:
                 self._driver.close_link(effect.link, effect.code, effect.sentence)
             case SetPlane():
                 self._driver.set_plane(effect.peers)
+            case SetSleeve():
+                self._driver.set_sleeve(effect.desired)
             case SetBlocked():
                 self._held = True
                 self._driver.set_blocked(effect.blocked, self._unhold)

@@ -18,6 +18,7 @@ from weavenet.core.errors import Failure, RefusalCode
 from weavenet.core.events import Event
 from weavenet.core.messages import Message
 from weavenet.core.node import Node
+from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.types import PeerId
 from weavenet.runtime.datapath import Blocked, Datapath
 from weavenet.runtime.executor import Executor
@@ -83,6 +84,8 @@ class Life:
         self.on_names: Callable[[bool, tuple[NameRecord, ...]], None] = lambda whole, names: None
         """Gets what names stand for, as in :class:`weavenet.core.effects.SetNames`; to be set before :meth:`start`."""
         self._lock: RecordLock | None = None
+        self.on_sleeve: Callable[[SleeveDesired], None] = lambda desired: None
+        """Gets what the sleeve worker is to do; to be set before :meth:`start`."""
         self._links.listen()
         try:
             config = node_config(settings, me, port=self._links.port, software=software)
@@ -149,6 +152,9 @@ class Life:
 
     def set_plane(self, peers: tuple[PlanePeer, ...]) -> None:
         self.datapath.set_plane(peers)
+
+    def set_sleeve(self, desired: SleeveDesired) -> None:
+        self.on_sleeve(desired)
 
     def set_blocked(self, blocked: Blocked, done: Callable[[], None]) -> None:
         self.datapath.set_blocked(blocked, done)

@@ -29,11 +29,13 @@ from weavenet.core.effects import (
     SetBlocked,
     SetNames,
     SetPlane,
+    SetSleeve,
 )
 from weavenet.core.errors import InvariantBroken
 from weavenet.core.events import Event, Tick
 from weavenet.core.messages import Message, decode_message, encode
 from weavenet.core.node import Node
+from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.types import PeerId
 from weavenet.sim.disk import Disk
 from weavenet.sim.trace import Trace, effect_text, event_text
@@ -62,6 +64,7 @@ class Outside(Protocol):
     def dial(self, dial: int, host: str, port: int) -> None: ...
     def close_link(self, link: int, sentence: str) -> None: ...
     def set_plane(self, peers: tuple[PlanePeer, ...]) -> None: ...
+    def set_sleeve(self, desired: SleeveDesired) -> None: ...
     def set_blocked(self, blocked: tuple[tuple[str, str], ...]) -> None: ...
     def set_names(self, whole: bool, names: tuple[NameRecord, ...]) -> None: ...
     def probe(self, peer: PeerId, nonce: int, is_answer: bool) -> None: ...
@@ -148,6 +151,8 @@ class Driver:
                 outside.probe(effect.peer, effect.nonce, effect.is_answer)
             case SetPlane():
                 outside.set_plane(effect.peers)
+            case SetSleeve():
+                outside.set_sleeve(effect.desired)
             case SetBlocked():
                 outside.set_blocked(effect.blocked)
             case SetNames():

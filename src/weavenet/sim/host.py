@@ -17,6 +17,7 @@ from weavenet.core.effects import NameRecord, PlanePeer
 from weavenet.core.events import Event, Tick
 from weavenet.core.messages import Message
 from weavenet.core.node import Node
+from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.removal.fence import fenced_disk
 from weavenet.core.types import PeerId
 from weavenet.sim.disk import Disk
@@ -277,6 +278,9 @@ class Host:
         self.kernel_peer = self.peer
         self.open_peers = frozenset(peer.peer for peer in peers)
         self._watcher.kernel_changed(self)
+
+    def set_sleeve(self, desired: SleeveDesired) -> None:
+        """No worker runs here yet."""
 
     def set_blocked(self, blocked: tuple[tuple[str, str], ...]) -> None:
         self.blocked = frozenset(blocked)

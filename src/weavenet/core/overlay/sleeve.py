@@ -18,11 +18,11 @@ What the core decides, per peer:
 - ``is_open``: the handover to the peer is complete. While False only heartbeats and relayed datagrams pass: nothing
 of
   the peer is delivered to containers here, and no frame of theirs is sent there.
-- ``carries``: sleeve is the plane to this peer now, so frames to ``macs`` leave over it, group frames (broadcast and
-  multicast) of local containers are sent to it, and *its* group frames are delivered here. Unicast frames *from* an
-  open peer are delivered whatever ``carries`` says, because the two sides change planes at different moments.
-- ``takes_groups``: whether group frames are among what is carried: the peer is to get them over sleeve because the
-  origin (we) lists it there and not in VXLAN's flood list.
+- ``carries``: sleeve is the plane to this peer now, so frames to ``macs`` leave over it. Frames *from* an open peer,
+  group frames too, are delivered whatever ``carries`` says, because the two sides change planes at different moments;
+  nothing arrives twice, since an origin sends each group frame (broadcast, multicast) once to each peer: over sleeve to
+  those that take groups, over VXLAN to the others.
+- ``takes_groups``: group frames of local containers are sent to this peer.
 - ``endpoints``: where its worker may be reached over UDP, most promising first. The worker sends heartbeats to all of
   them until one answers, then uses the address from which the newest authenticated datagram came.
 - ``relay``: the peer to whose worker datagrams for this one are handed when they cannot be sent directly; it forwards

@@ -1,0 +1,102 @@
+"""One configuration for all hosts, no special first one: a file in a shared folder decides who divides the range."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from lab.clusters import attach_new, wait_for_links
+from lab.fresh import MakeLab
+from weavenet.lab import observe
+from weavenet.lab.host import Host
+from weavenet.lab.lab import Lab
+from weavenet.lab.waiting import wait_until
+
+CLUSTER_NAME = "cluster.example"
+ADDRESS_DEADLINE_S = 60.0
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that all hosts of a lab see (those below /tmp are their own)."""
+    folder = Path(tempfile.mkdtemp(prefix="weave-shared-", dir="/var/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def configure(lab: Lab, shared: Path) -> None:
+    """Identical on every host: one DNS name as target, the lock, nothing else."""
+    known = "".join(f"{host.address} {CLUSTER_NAME}\n" for host in lab.hosts)
+    for host in lab.hosts:
+        with host.path("/etc/hosts").open("a") as hosts:
+            hosts.write(known)
+        host.path("/etc/weave.conf").write_text(
+            f'peers = ["{CLUSTER_NAME}"]\nipalloc-init = "lock=file:{shared}/weave.lock"\n'
+        )
+
+
+def clusters(hosts: list[Host]) -> set[str]:
+    return {observe.report(host).router.cluster for host in hosts}
+
+
+@pytest.mark.parametrize("moment", ["before the record", "with the record"])
+def test_three_started_at_once_and_one_killed_during_bootstrap_make_one_cluster(
+    make_lab: MakeLab, shared: Path, moment: str
+) -> None:
+    lab = make_lab(3)
+    configure(lab, shared)
+    record = shared / "weave.lock"
+    with ThreadPoolExecutor(6) as threads:
+        launches = [threads.submit(host.weave, "launch") for host in lab.hosts]
+        for launch in launches:
+            assert launch.result().returncode == 0, launch.result().stderr
+        if moment == "before the record":
+            lab.kill("h1")
+            left = lab.hosts[1:]
+            asked = [threads.submit(attach_new, host, f"{host.name}-c") for host in left]
+        else:
+            left = lab.hosts[1:]
+            asked = [threads.submit(attach_new, host, f"{host.name}-c") for host in left]
+            wait_until(record.exists, ADDRESS_DEADLINE_S, "the cluster's record")
+            lab.kill("h1")
+        containers = [one.result() for one in asked]
+    assert record.exists()
+    assert len({address for _, address in containers}) == 2
+    assert len(clusters(left)) == 1
+    wait_for_links(left)
+    assert lab.unreachable(containers) == []
+
+    lab.reboot("h1")
+    lab.host("h1").weave("launch", check=True)
+    containers.append(attach_new(lab.host("h1"), "h1-c"))
+    wait_for_links(lab.hosts)
+    assert len({address for _, address in containers}) == 3
+    assert len(clusters(lab.hosts)) == 1
+    assert lab.unreachable(containers) == []
+
+
+def test_a_lock_that_cannot_be_used_is_named_with_the_way_out_and_used_once_it_can(
+    make_lab: MakeLab, shared: Path
+) -> None:
+    lab = make_lab(1)
+    configure(lab, shared / "unmounted")
+    host = lab.hosts[0]
+    host.weave("launch", check=True)
+    asked = host.popen(["weave", "consense", "--timeout", "90s"])
+
+    def says(words: str) -> None:
+        wait_until(lambda: words in host.weave("status").stdout, ADDRESS_DEADLINE_S, words)
+
+    says("mount it on this host")
+    (shared / "unmounted").mkdir()
+    (shared / "unmounted" / "weave.lock").write_text("somebody else's\n")
+    says("expected a cluster record of weave")
+    (shared / "unmounted" / "weave.lock").unlink()
+    assert asked.process.wait(90) == 0
+    assert len(clusters([host])) == 1
+    lab.down()

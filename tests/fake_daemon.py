@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weavenet.control.server import ControlServer
-from weavenet.control.service import AttachSpec, DetachSpec, Identity, NameSpec
+from weavenet.control.service import AttachSpec, DetachSpec, ExposeSpec, HideSpec, Identity, NameSpec
 from weavenet.core.commands import (
     Addresses,
     Allocate,
@@ -125,6 +125,7 @@ class FakeDaemon:
         self.report = node_report()
         self.commands: list[Command] = []
         self.attached: list[AttachSpec] = []
+        self.exposed: list[ExposeSpec | HideSpec] = []
         self.named: list[tuple[str, NameSpec]] = []
         self.cancelled: list[Command] = []
         self.answers: dict[type, Result] = {}
@@ -183,6 +184,14 @@ class FakeDaemon:
 
     async def detach(self, spec: DetachSpec) -> Addresses | Failure:
         return Addresses(("10.32.0.1/12",))
+
+    async def expose(self, spec: ExposeSpec) -> Addresses | Failure:
+        self.exposed.append(spec)
+        return Addresses(("10.32.0.7/12",))
+
+    async def hide(self, spec: HideSpec) -> Addresses | Failure:
+        self.exposed.append(spec)
+        return Addresses(("10.32.0.7/12",))
 
     async def add_name(self, spec: NameSpec) -> Done | Failure:
         self.named.append(("add", spec))

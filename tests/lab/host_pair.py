@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from weavenet.core.commands import (
+    AddName,
     Addresses,
     Allocate,
     Attachment,
@@ -205,6 +206,8 @@ class FakeNode:
                 return Done()
             case PutAttachment(attachment):
                 self.attachments[attachment.ident] = attachment
+                return Done()
+            case AddName(_):
                 return Done()
             case RemoveAttachment(ident):
                 self.attachments.pop(ident, None)

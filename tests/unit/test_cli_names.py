@@ -11,7 +11,7 @@ import pytest
 
 from fake_daemon import NAMES, PEERS, RunningDaemon, running
 from weavenet.cli.main import run
-from weavenet.control.service import NameSpec
+from weavenet.control.service import ExposeSpec, HideSpec, NameSpec
 from weavenet.core.commands import Addresses, LookupName
 from weavenet.core.report import DnsReport, NameReport
 
@@ -91,3 +91,11 @@ def test_attach_asks_for_a_name_unless_told_not_to(fake: RunningDaemon) -> None:
     assert run(["attach", "--without-dns", "netns:web"]) == 0
     assert run(["attach", "-h", "www", "netns:web"]) == 0
     assert [(spec.dns, spec.name) for spec in fake.daemon.attached] == [(True, ""), (False, ""), (True, "www")]
+
+
+def test_expose_and_hide(fake: RunningDaemon, capfd: CapFd) -> None:
+    assert run(["expose", "10.32.5.1/12", "-h", "gw", "--without-masquerade"]) == 0
+    assert run(["hide"]) == 0
+    assert capfd.readouterr().out == "10.32.0.7\n10.32.0.7\n"
+    expected = ExposeSpec(addresses=("10.32.5.1/12",), name="gw", masquerade=False)
+    assert fake.daemon.exposed == [expected, HideSpec()]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from weavenet.control.service import AttachSpec
+from weavenet.control.service import AttachSpec, ExposeSpec, HideSpec
 from weavenet.core.commands import (
     Addresses,
     Allocate,
@@ -62,6 +62,12 @@ class MemoryDatapath:
         return
 
     async def attach(self, spec: AttachSpec) -> Addresses | Failure:
+        return Addresses(spec.addresses)
+
+    async def expose(self, spec: ExposeSpec) -> Addresses | Failure:
+        return Addresses(spec.addresses)
+
+    async def hide(self, spec: HideSpec) -> Addresses | Failure:
         return Addresses(spec.addresses)
 
     def owner(self, container: str) -> NameOwner | Failure:

@@ -51,15 +51,16 @@ def attach(
     }
     reply = wait_for(
         Call("POST", "/v1/attach", body),
-        describe=_waiting_for,
+        describe=waiting_for,
         silent_s=SILENT_S,
         timeout_s=timeout,
         hint="`weave status ipam` shows who is missing",
     )
-    _print_addresses(reply.json(), output)
+    print_addresses(reply.json(), output)
 
 
-def _waiting_for(report: Report) -> str:
+def waiting_for(report: Report) -> str:
+    """Why an address is not there yet."""
     ipam = ipam_of(report)
     pending = ipam.get("PendingAllocates")
     if isinstance(pending, list) and pending:
@@ -81,7 +82,7 @@ def detach(output: str | None, arguments: tuple[str, ...]) -> None:
     """
     addresses, container = addresses_and_container(arguments)
     reply = ask("POST", "/v1/detach", {"container": container, "addresses": list(addresses)}, timeout_s=60.0)
-    _print_addresses(reply.json(), output)
+    print_addresses(reply.json(), output)
 
 
 @click.command()
@@ -107,7 +108,8 @@ def ps(output: str | None, containers: tuple[str, ...]) -> None:
         raise Ended(ABSENT, f"not attached here: {', '.join(unknown)}; next: `weave ps` lists what is")
 
 
-def _print_addresses(answer: dict[str, object], output: str | None) -> None:
+def print_addresses(answer: dict[str, object], output: str | None) -> None:
+    """IPs on one line, as the original, or all of it as JSON."""
     addresses = answer["addresses"]
     assert isinstance(addresses, list)
     if output:

@@ -21,6 +21,8 @@ VERBS = {
     "attach": ("weavenet.cli.attachments:attach", "give a container an interface and addresses"),
     "detach": ("weavenet.cli.attachments:detach", "take addresses from a container"),
     "ps": ("weavenet.cli.attachments:ps", "list attached containers with MAC and addresses"),
+    "expose": ("weavenet.cli.expose:expose", "give this host itself an address on the network"),
+    "hide": ("weavenet.cli.expose:hide", "the reverse"),
     "dns-add": ("weavenet.cli.names:dns_add", "let a name stand for addresses, on every host"),
     "dns-remove": ("weavenet.cli.names:dns_remove", "take such a name away"),
     "dns-lookup": ("weavenet.cli.names:dns_lookup", "print the addresses of a name"),

@@ -16,7 +16,7 @@ import msgspec
 
 from weavenet.control import report as report_json
 from weavenet.control import status as status_text
-from weavenet.control.service import AttachSpec, Daemon, DetachSpec, NameSpec
+from weavenet.control.service import AttachSpec, Daemon, DetachSpec, ExposeSpec, HideSpec, NameSpec
 from weavenet.core.commands import (
     Addresses,
     Allocate,
@@ -302,6 +302,8 @@ CONTROL_ROUTES: dict[tuple[str, str], _Route | CommandRoute] = {
     ("GET", "/v1/ps"): _ps,
     ("POST", "/v1/attach"): _post(AttachSpec, lambda daemon, body: daemon.attach(body), _addresses),
     ("POST", "/v1/detach"): _post(DetachSpec, lambda daemon, body: daemon.detach(body), _addresses),
+    ("POST", "/v1/expose"): _post(ExposeSpec, lambda daemon, body: daemon.expose(body), _addresses),
+    ("POST", "/v1/hide"): _post(HideSpec, lambda daemon, body: daemon.hide(body), _addresses),
     ("POST", "/v1/dns/add"): _post(NameSpec, lambda daemon, body: daemon.add_name(body), _done),
     ("POST", "/v1/dns/remove"): _post(NameSpec, lambda daemon, body: daemon.remove_name(body), _done),
     ("POST", "/v1/dns/lookup"): _command(LookupBody, lambda body: LookupName(body.name), _addresses),

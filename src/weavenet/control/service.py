@@ -34,6 +34,21 @@ class DetachSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     addresses: tuple[str, ...] = ()
 
 
+class ExposeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``addresses`` as for attach. ``name``: registered for them, unless empty. ``masquerade``: traffic between the
+    network and elsewhere gets this host's addresses."""
+
+    addresses: tuple[str, ...] = ()
+    name: str = ""
+    masquerade: bool = True
+
+
+class HideSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``addresses`` empty: all."""
+
+    addresses: tuple[str, ...] = ()
+
+
 class NameSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``container``: as for attach, or ``weave:external`` for addresses that are no container's. ``addresses`` (no
     prefix) empty: all that the container has. ``name`` empty: what the container calls itself; to remove, all."""
@@ -75,6 +90,12 @@ class Daemon(Protocol):
 
     async def detach(self, spec: DetachSpec) -> Addresses | Failure:
         """Take addresses away; answers with those that were removed."""
+
+    async def expose(self, spec: ExposeSpec) -> Addresses | Failure:
+        """Give this host addresses on the network; waits for them without limit."""
+
+    async def hide(self, spec: HideSpec) -> Addresses | Failure:
+        """Take them away; answers with those that were removed."""
 
     async def add_name(self, spec: NameSpec) -> Done | Failure:
         """Register a name of a container or of external addresses."""

@@ -70,7 +70,8 @@ class Attachment(msgspec.Struct, frozen=True, array_like=True):
     hosts: tuple[str, ...] = ()
     """``NAME:ADDRESS`` each."""
     masquerade: bool = True
-    """Of ``weave:expose`` only."""
+    """Of ``weave:expose`` only, and so is the next: this host forwarded nothing before we asked it to."""
+    forwarding_switched: bool = False
 
 
 class PutAttachment(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ import msgspec
 
 from weavenet.core.config import GenesisMode
 from weavenet.core.limits import MTU_DEFAULT
+from weavenet.core.names import EXPOSE
 from weavenet.core.overlay.paths import PathState
 from weavenet.core.report import (
     ConnectionReport,
@@ -46,7 +47,7 @@ def node_report(node: Node, now: float) -> NodeReport:
         connections=connections,
         peers=tuple(_with_absence(node, now, report) for report in node.mesh.peer_reports(now)),
         ipam=ipam,
-        attachments=len(node.endpoints),
+        attachments=len(node.endpoints) - (node.endpoints.get(EXPOSE) is not None),
         log_length=len(node.log),
         ring_hash=node.ipam.ring_hash.hex(),
         terminations=node.mesh.terminations,

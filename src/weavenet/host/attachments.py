@@ -37,7 +37,7 @@ from weavenet.core.commands import (
 from weavenet.core.commands import Attachments as AttachmentList
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.limits import DNS_DOMAIN_DEFAULT
-from weavenet.core.names import absolute_name
+from weavenet.core.names import EXPOSE, absolute_name
 from weavenet.core.overlay.endpoints import is_named
 from weavenet.host import naming, netns, requests
 from weavenet.host.attach import Attacher
@@ -84,6 +84,7 @@ class Attachments:
         self._deaths.open()
         result = await self._request(ListAttachments())
         remembered = result.attachments if isinstance(result, AttachmentList) else ()
+        remembered = tuple(attachment for attachment in remembered if attachment.ident != EXPOSE)
         self._known = {attachment.ident: attachment for attachment in remembered}
         ours = {port_name(ident) for ident in self._known}
         for link in self._kernel.links.all():

@@ -1,9 +1,10 @@
-"""Keeps our nftables tables as wanted: blocked addresses, heartbeats, VXLAN from peers only.
+"""Keeps our nftables tables as wanted: blocked addresses, heartbeats, VXLAN from peers only, exposed subnets.
 
-Invariants: only tables named ``weave`` are replaced; outside them there is at most one tagged accept rule per FORWARD
-chain that drops, and only while bridged frames pass such chains at all (``bridge-nf-call-iptables``). After somebody
-flushes the rules they are back within a second. A host without nftables works, without protection, and says so in
-:meth:`Firewall.warnings`; the settings ``bridge-nf-call-*`` are never touched.
+Invariants: only tables named ``weave`` are replaced; outside them there are tagged accept rules at most, where a
+FORWARD chain drops: one while bridged frames pass such chains at all (``bridge-nf-call-iptables``), and those for
+exposed subnets (:mod:`weavenet.host.exposure_rules`). After somebody flushes the rules they are back within a second. A
+host without nftables works, without protection, and says so in :meth:`Firewall.warnings`; the settings
+``bridge-nf-call-*`` are never touched.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 
-from weavenet.host import netns, rules, sysctl
+from weavenet.host import exposure_rules, netns, rules, sysctl
 from weavenet.host.bridge import BRIDGE
+from weavenet.host.exposure_rules import Exposed
 from weavenet.host.nft import Command, Nft, NftError, TableWatch
 
 DEBOUNCE_S = 0.1
 RETRY_S = 2.0
-LEGACY = ("iptables-legacy", "ip6tables-legacy")
+LEGACY = {"iptables-legacy": "ip", "ip6tables-legacy": "ip6"}
 LEGACY_RULE = ("-i", BRIDGE, "-o", BRIDGE, "-m", "comment", "--comment", rules.FORWARD_COMMENT, "-j", "ACCEPT")
 
 
@@ -34,6 +36,7 @@ class Firewall:
         self._mac = b""
         self._hosts: frozenset[str] = frozenset()
         self._blocked: tuple[tuple[str, str], ...] | None = None
+        self._exposed: tuple[Exposed, ...] | None = None
         self._applied: object = None
         self._check_forward = True
         self._lock = asyncio.Lock()
@@ -68,21 +71,32 @@ class Firewall:
         self._blocked = blocked
         await self._apply()
 
+    async def set_exposed(self, exposed: tuple[Exposed, ...]) -> None:
+        """When this returns, traffic between those subnets and elsewhere is let through and masqueraded as they say, or
+        a warning says why not."""
+        if exposed != self._exposed:
+            self._exposed = exposed
+            self._check_forward = True
+            await self._apply()
+
     def warnings(self) -> tuple[str, ...]:
         return tuple(text for text in (self._trouble, self._forward_trouble) if text)
 
     async def _apply(self) -> None:
         async with self._lock:
-            wanted = (tuple(sorted(self._devices.items())), self._mac, self._hosts, self._blocked)
+            wanted = (tuple(sorted(self._devices.items())), self._mac, self._hosts, self._blocked, self._exposed)
             if wanted != self._applied:
                 await self._replace(wanted)
-            if self._check_forward and self._devices:
+            if self._check_forward and (self._devices or self._exposed is not None):
                 self._check_forward = False
                 await self._open_forward()
 
     async def _replace(self, wanted: object) -> None:
+        tables = rules.all_tables(self._devices, self._mac, self._hosts, self._blocked)
+        if self._exposed is not None:
+            tables += exposure_rules.nat_tables(self._exposed)
         try:
-            await self._nft.run(rules.all_tables(self._devices, self._mac, self._hosts, self._blocked))
+            await self._nft.run(tables)
         except NftError as error:
             self._trouble = (
                 f"firewall off: {error.strerror}; lost addresses are not blocked and VXLAN is accepted from anybody; "
@@ -100,44 +114,53 @@ class Firewall:
 
     async def _open_forward(self) -> None:
         self._forward_trouble = ""
-        if sysctl.read(self._namespace, "bridge/bridge-nf-call-iptables") != "1":
+        is_bridged = bool(self._devices) and sysctl.read(self._namespace, "bridge/bridge-nf-call-iptables") == "1"
+        if not is_bridged and self._exposed is None:
             return
         try:
             chains = await self._nft.run([{"list": {"chains": None}}])
-            if any(self._drops(item) for item in chains):
-                missing = rules.missing_forward_rules(await self._nft.run([{"list": {"ruleset": None}}]))
-                if missing:
-                    await self._nft.run(missing)
+            if any(self._is_forwarding(item) for item in chains):
+                ruleset = await self._nft.run([{"list": {"ruleset": None}}])
+                changes = rules.missing_forward_rules(ruleset) if is_bridged else []
+                changes += exposure_rules.forward_changes(ruleset, self._exposed or ())
+                if changes:
+                    await self._nft.run(changes)
         except NftError as error:
             self._forward_trouble = (
                 f"bridged traffic may be dropped by a FORWARD chain, and it could not be opened: {error.strerror}; "
                 f"accept -i {BRIDGE} -o {BRIDGE} there"
             )
-        for program in LEGACY:
+        for program, family in LEGACY.items():
             if shutil.which(program):
-                await asyncio.to_thread(netns.call, self._namespace, lambda program=program: self._open_legacy(program))
+                await asyncio.to_thread(
+                    netns.call,
+                    self._namespace,
+                    lambda program=program, family=family: self._open_legacy(program, family, is_bridged),
+                )
 
     @staticmethod
-    def _drops(item: Command) -> bool:
+    def _is_forwarding(item: Command) -> bool:
         chain = item.get("chain", {})
-        return bool(chain.get("name") == "FORWARD" and chain.get("policy") == "drop")
+        return bool(chain.get("table") == "filter" and chain.get("hook") == "forward")
 
-    def _open_legacy(self, program: str) -> None:
+    def _open_legacy(self, program: str, family: str, is_bridged: bool) -> None:
         def run(*arguments: str) -> subprocess.CompletedProcess[str]:
             return subprocess.run(
                 [program, "-w", "2", *arguments], capture_output=True, text=True, timeout=10, check=False
             )
 
-        if "-P FORWARD DROP" not in run("-S", "FORWARD").stdout:
+        for arguments in exposure_rules.legacy_changes(run("-S").stdout, self._exposed or (), family):
+            self._note_legacy(program, run(*arguments))
+        if not is_bridged or "-P FORWARD DROP" not in run("-S", "FORWARD").stdout:
             return
         chain = "DOCKER-USER" if run("-S", "DOCKER-USER").returncode == 0 else "FORWARD"
         if run("-C", chain, *LEGACY_RULE).returncode == 0:
             return
-        done = run("-I", chain, *LEGACY_RULE)
+        self._note_legacy(program, run("-I", chain, *LEGACY_RULE))
+
+    def _note_legacy(self, program: str, done: subprocess.CompletedProcess[str]) -> None:
         if done.returncode != 0:
-            self._forward_trouble = (
-                f"FORWARD of {program} drops bridged traffic and could not be opened: {done.stderr.strip()}"
-            )
+            self._forward_trouble = f"FORWARD of {program} drops traffic and could not be opened: {done.stderr.strip()}"
 
     # --- what others do ---
 

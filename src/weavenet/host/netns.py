@@ -140,7 +140,7 @@ def parse_reference(reference: str) -> tuple[str, str]:
     kind, _, value = reference.partition(":")
     if kind == "netns" and value.startswith("/"):
         return "path", value
-    if kind == "netns" and value and "/" not in value and value not in (".", ".."):
+    if kind == "netns" and value and "/" not in value and value not in (".", "..") and ":" not in value:
         if len(value.encode()) > IDENT_BYTES_MAX:
             raise WeaveError(Failure(Code.INVALID, f"a name of at most {IDENT_BYTES_MAX} bytes", reference[:200]))
         return "name", value

@@ -23,7 +23,7 @@ import msgspec
 
 import weavenet
 from weavenet.control.server import ControlServer
-from weavenet.control.service import AttachSpec, DetachSpec, Identity, NameSpec
+from weavenet.control.service import AttachSpec, DetachSpec, ExposeSpec, HideSpec, Identity, NameSpec
 from weavenet.core.commands import AddName, Addresses, Attachments, Command, Done, RemoveName, Result
 from weavenet.core.config import NodeConfig
 from weavenet.core.errors import Code, Failure, WeaveError
@@ -133,6 +133,12 @@ class Daemon:
         if self._life is None:
             return self._why_not
         return await self._life.datapath.detach(spec.container, spec.addresses)
+
+    async def expose(self, spec: ExposeSpec) -> Addresses | Failure:
+        return self._why_not if self._life is None else await self._life.datapath.expose(spec)
+
+    async def hide(self, spec: HideSpec) -> Addresses | Failure:
+        return self._why_not if self._life is None else await self._life.datapath.hide(spec)
 
     async def add_name(self, spec: NameSpec) -> Done | Failure:
         owner = self._owner(spec.container)

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from weavenet.control.service import AttachSpec
+from weavenet.control.service import AttachSpec, ExposeSpec, HideSpec
 from weavenet.core.commands import Addresses, Attachments, Command, Result
 from weavenet.core.effects import PlanePeer
 from weavenet.core.errors import Code, Failure, WeaveError
@@ -26,6 +26,7 @@ from weavenet.core.types import PeerId, bridge_mac, plane_mac
 if TYPE_CHECKING:
     from weavenet.host.attachments import Attachments as AttachmentKeeper
     from weavenet.host.bridge import Bridge
+    from weavenet.host.exposure import Exposure
     from weavenet.host.firewall import Firewall
     from weavenet.host.kernel import Kernel
     from weavenet.plane.plane import Plane
@@ -61,6 +62,10 @@ class Datapath(Protocol):
     async def attach(self, spec: AttachSpec) -> Addresses | Failure: ...
 
     async def detach(self, container: str, addresses: tuple[str, ...]) -> Addresses | Failure: ...
+
+    async def expose(self, spec: ExposeSpec) -> Addresses | Failure: ...
+
+    async def hide(self, spec: HideSpec) -> Addresses | Failure: ...
 
     def owner(self, container: str) -> NameOwner | Failure:
         """Whom names of ``container`` belong to."""
@@ -101,6 +106,11 @@ class Applier:
         else:
             self._waiting.append(done)
         self._wake.set()
+
+    @property
+    def blocked(self) -> Blocked:
+        """As last wanted."""
+        return self._blocked
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -152,6 +162,7 @@ class KernelDatapath:
         self._plane: Plane | None = None
         self._firewall: Firewall | None = None
         self._attachments: AttachmentKeeper | None = None
+        self._exposure: Exposure | None = None
         self._applier = Applier(self._block, self._apply if planes else None)
         self._task: asyncio.Task[None] | None = None
         self._undo = contextlib.AsyncExitStack()
@@ -212,10 +223,26 @@ class KernelDatapath:
         self._undo.push_async_callback(keeper.close)
         await keeper.open()
         self._attachments = keeper
+        await self._adopt_exposure(self._kernel, self._bridge, request)
+
+    async def _adopt_exposure(
+        self, kernel: Kernel, bridge: Bridge, request: Callable[[Command], Awaitable[Result]]
+    ) -> None:
+        from weavenet.host.exposure import Exposure
+
+        if self._firewall is None:
+            raise RuntimeError("exposing needs the firewall")
+        exposure = Exposure(kernel, bridge, self._firewall, request, self._domain)
+        self._undo.push_async_callback(exposure.close)
+        await exposure.set_blocked(self._applier.blocked)
+        await exposure.open()
+        self._exposure = exposure
 
     async def _block(self, blocked: Blocked) -> None:
         if self._firewall is not None:
             await self._firewall.set_blocked(blocked)
+        if self._exposure is not None:
+            await self._exposure.set_blocked(blocked)
 
     async def _apply(self, peers: tuple[PlanePeer, ...]) -> None:
         if self._plane is not None:
@@ -239,6 +266,14 @@ class KernelDatapath:
         wishes = Wishes(multicast_route=spec.multicast_route, is_named=spec.dns, name=spec.name)
         return await self._attachments.attach(spec.container, spec.addresses, wishes)
 
+    async def expose(self, spec: ExposeSpec) -> Addresses | Failure:
+        if self._exposure is None:
+            return STARTING
+        return await self._exposure.expose(spec.addresses, spec.name, masquerade=spec.masquerade)
+
+    async def hide(self, spec: HideSpec) -> Addresses | Failure:
+        return STARTING if self._exposure is None else await self._exposure.hide(spec.addresses)
+
     def owner(self, container: str) -> NameOwner | Failure:
         if self._attachments is None:
             return STARTING
@@ -251,7 +286,9 @@ class KernelDatapath:
         return await self._attachments.detach(container, addresses)
 
     async def ps(self) -> Attachments:
-        return await self._attachments.ps() if self._attachments is not None else Attachments(())
+        attached = (await self._attachments.ps()).attachments if self._attachments is not None else ()
+        host = self._exposure.attachment if self._exposure is not None else None
+        return Attachments((host, *attached) if host is not None and host.addresses else attached)
 
     def warnings(self) -> tuple[str, ...]:
         parts = (self._plane, self._firewall)

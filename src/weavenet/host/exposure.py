@@ -1,0 +1,228 @@
+"""The host itself on the network: addresses on the bridge, with masquerading and a name, remembered and taken back.
+
+It is an attachment like a container's, of the ident ``weave:expose``: what was asked for and given is in the node's
+store before the caller hears of it, others learn the bridge's MAC with the addresses, and names of it follow. The
+kernel is kept as wanted: an address that somebody takes off the bridge comes back, one lost to another peer leaves.
+
+Invariants: calls happen one after the other, and whoever waits for an address keeps nobody from taking a lost one off
+(the node answers nothing before that is done). A call that fails or is cancelled gives back what it took. Hiding the
+last address leaves nothing behind. Forwarding between devices is switched on with the first masqueraded subnet where it
+was off, and off again with the last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+
+from weavenet.core.commands import (
+    AddName,
+    Addresses,
+    Attachment,
+    Attachments,
+    Command,
+    ListAttachments,
+    Lookup,
+    PutAttachment,
+    Release,
+    RemoveAttachment,
+    Result,
+)
+from weavenet.core.errors import Failure, WeaveError
+from weavenet.core.names import EXPOSE, absolute_name
+from weavenet.host import announce, requests, sysctl
+from weavenet.host.bridge import BRIDGE, Bridge
+from weavenet.host.exposure_rules import Exposed
+from weavenet.host.firewall import Firewall
+from weavenet.host.kernel import Kernel
+
+WATCH_S = 1.0
+"""Addresses on the bridge are compared with what they should be this often, while there are any."""
+FORWARDING = "ipv4/ip_forward"
+NOTHING = Attachment(EXPOSE, EXPOSE, b"", (), (), False, False)
+
+log = logging.getLogger(__name__)
+
+
+class Exposure:
+    """``request`` runs a command in the node; ``domain``: names are below it."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        bridge: Bridge,
+        firewall: Firewall,
+        request: Callable[[Command], Awaitable[Result]],
+        domain: str,
+    ) -> None:
+        self._kernel, self._bridge, self._firewall = kernel, bridge, firewall
+        self._request = request
+        self._domain = domain
+        self._known = NOTHING
+        self._blocked: frozenset[str] = frozenset()
+        self._lock = asyncio.Lock()
+        self._kernel_lock = asyncio.Lock()
+        self._is_switched = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Bring the kernel in line with what is remembered. Call when the bridge is there. Raises OSError."""
+        result = await self._request(ListAttachments())
+        remembered = result.attachments if isinstance(result, Attachments) else ()
+        async with self._lock:
+            self._known = next((each for each in remembered if each.ident == EXPOSE), NOTHING)
+            if self._known.addresses:
+                await self._must(PutAttachment(await self._applied(self._known)))
+            else:
+                await self._firewall.set_exposed(())
+        self._task = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """Stop watching; what is exposed stays so."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def set_blocked(self, blocked: Sequence[tuple[str, str]]) -> None:
+        """(ident, address without prefix) lost to other peers: ours among them leave the bridge."""
+        found = frozenset(address for ident, address in blocked if ident == EXPOSE)
+        if found != self._blocked:
+            self._blocked = found
+            await self._apply(self._known)
+
+    @property
+    def attachment(self) -> Attachment:
+        return self._known
+
+    # --- verbs ---
+
+    async def expose(self, requested: Sequence[str], name: str, *, masquerade: bool = True) -> Addresses | Failure:
+        """Addresses that this call asked for, new or already held. Waits for IPAM without limit."""
+        try:
+            wanted = requests.parse_all(requested)
+            absolute = absolute_name(name, self._domain) if name else ""
+            if isinstance(absolute, Failure):
+                return absolute
+            async with self._lock:
+                taken = await self._expose(wanted, masquerade=masquerade)
+                if absolute:
+                    await self._must(AddName(absolute, EXPOSE, tuple(map(_bare, taken)) if requested else ()))
+            return Addresses(tuple(taken))
+        except WeaveError as error:
+            return error.failure
+
+    async def _expose(self, wanted: Sequence[requests.Wanted], *, masquerade: bool) -> list[str]:
+        old, before = self._known, await self._held()
+        taken: list[str] = []
+        try:
+            for item in wanted:
+                answer = await self._must(item.command(EXPOSE))
+                is_chosen = isinstance(answer, Addresses) and answer.addresses
+                taken.append(answer.addresses[0] if isinstance(answer, Addresses) and is_chosen else item.address)
+            asked, held = requests.merge(old, wanted, taken)
+            new = msgspec.structs.replace(old, requested=tuple(asked), addresses=tuple(held), masquerade=masquerade)
+            new = await self._applied(new)
+            await self._must(PutAttachment(new))
+        except BaseException:
+            await asyncio.shield(self._give_back(old, before))
+            raise
+        self._known = new
+        with contextlib.suppress(OSError):  # a courtesy to neighbours
+            announce.send(self._kernel.namespace, BRIDGE, [(new.mac, _bare(address)) for address in taken])
+        return taken
+
+    async def _give_back(self, old: Attachment, before: frozenset[str]) -> None:
+        taken = sorted(await self._held() - before)
+        try:
+            await self._take_off(taken)
+            await self._apply(old)
+        except OSError as error:
+            log.warning("the host's exposure could not be taken back: %s", error)
+        if taken:
+            await self._request(Release(EXPOSE, tuple(map(_bare, taken))))
+
+    async def hide(self, requested: Sequence[str]) -> Addresses | Failure:
+        """Take the given addresses away, or all; those that were."""
+        try:
+            async with self._lock:
+                return await self._hide(requests.chosen(self._known, requested))
+        except WeaveError as error:
+            return error.failure
+
+    async def _hide(self, gone: tuple[str, ...]) -> Addresses:
+        if not gone:
+            return Addresses(())
+        asked, left = requests.without(self._known, gone)
+        new = msgspec.structs.replace(self._known, requested=asked, addresses=left) if left else NOTHING
+        await self._take_off(gone)
+        await self._apply(new if left else msgspec.structs.replace(self._known, addresses=()))
+        self._known = new
+        await self._must(PutAttachment(new) if left else RemoveAttachment(EXPOSE))
+        await self._must(Release(EXPOSE, tuple(map(_bare, gone))))
+        return Addresses(gone)
+
+    async def _must(self, command: Command) -> Result:
+        result = await self._request(command)
+        if isinstance(result, Failure):
+            raise WeaveError(result)
+        return result
+
+    async def _held(self) -> frozenset[str]:
+        result = await self._request(Lookup(EXPOSE))
+        return frozenset(result.addresses) if isinstance(result, Addresses) else frozenset()
+
+    # --- the kernel ---
+
+    async def _applied(self, attachment: Attachment) -> Attachment:
+        """``attachment`` with what the kernel adds to it, after it was applied."""
+        bridge = await self._bridge.ensure()
+        is_off = sysctl.read(self._kernel.namespace, FORWARDING) == "0"
+        is_switched = attachment.forwarding_switched or (attachment.masquerade and is_off)
+        complete = msgspec.structs.replace(attachment, mac=bridge.mac, live=True, forwarding_switched=is_switched)
+        await self._apply(complete)
+        return complete
+
+    async def _apply(self, wanted: Attachment) -> None:
+        """Idempotent. Raises OSError."""
+        async with self._kernel_lock:
+            await self._set(wanted)
+
+    async def _set(self, wanted: Attachment) -> None:
+        shown = [address for address in wanted.addresses if _bare(address) not in self._blocked]
+        if wanted.addresses:
+            bridge = await self._bridge.ensure()
+            held = await self._kernel.netlink.addresses(bridge.index)
+            await self._take_off([each for each in wanted.addresses if each not in shown and each in held])
+            for address in shown:
+                if address not in held:
+                    await self._kernel.netlink.add_address(bridge.index, address)
+        subnets = {str(ipaddress.ip_interface(address).network) for address in shown}
+        await self._firewall.set_exposed(tuple(Exposed(subnet, wanted.masquerade) for subnet in sorted(subnets)))
+        if wanted.forwarding_switched or self._is_switched:
+            self._is_switched = bool(wanted.addresses) and wanted.masquerade
+            sysctl.write(self._kernel.namespace, {FORWARDING: "1" if self._is_switched else "0"})
+
+    async def _take_off(self, addresses: Sequence[str]) -> None:
+        link = self._kernel.links.get(BRIDGE)
+        for address in addresses if link is not None else ():
+            if link is not None:
+                await self._kernel.netlink.delete_address(link.index, address)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if not self._known.addresses:
+                continue
+            try:
+                await self._apply(self._known)
+            except (OSError, WeaveError) as error:
+                log.warning("addresses of this host on the network could not be put back: %s", error)
+
+
+def _bare(address: str) -> str:
+    return address.partition("/")[0]

@@ -1,0 +1,164 @@
+"""The host itself on the network: addresses, masquerading, others' FORWARD chains, and nothing left afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from host_pair import FakeNode, Host, Pair, eventually, run_async
+
+from weavenet.core.commands import AddName, Addresses, PutAttachment
+from weavenet.core.effects import Endpoint
+from weavenet.core.errors import Code, Failure
+from weavenet.core.types import bridge_mac
+from weavenet.host.exposure import Exposure
+
+pytestmark = pytest.mark.lab
+
+
+def drive(scenario: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), 60))  # type: ignore[arg-type]
+
+
+async def opened(host: Host, node: FakeNode) -> Exposure:
+    assert host.firewall is not None
+    exposure = Exposure(host.kernel, host.bridge, host.firewall, node.request, "weave.local.")
+    await exposure.open()
+    return exposure
+
+
+async def look(host: Host) -> tuple[str, str, str]:
+    """Everything that must be as before."""
+    rules = await run_async(host.namespace, "nft", "list", "ruleset")
+    lines = await run_async(host.namespace, "ip", "-o", "address", "show", "scope", "global")
+    addresses = "\n".join(line.partition(": ")[2] for line in lines.splitlines())  # without the number of the device
+    return rules, addresses, await run_async(host.namespace, "cat", "/proc/sys/net/ipv4/ip_forward")
+
+
+async def reaches(host: Host, address: str) -> bool:
+    return "1 received" in await run_async(host.namespace, "ping", "-c", "1", "-W", "1", address, check=False)
+
+
+def given(result: Addresses | Failure) -> tuple[str, ...]:
+    assert isinstance(result, Addresses), result
+    return result.addresses
+
+
+def test_an_exposed_host_reaches_containers_everywhere_and_hides_without_a_trace() -> None:
+    async def scenario() -> None:
+        async with Pair() as (a, b):
+            node = FakeNode()
+            _, local = await a.container("local", "10.32.0.101/12")
+            _, remote = await b.container("remote", "10.32.0.102/12")
+            host_end = Endpoint(bridge_mac(a.peer), ("10.32.0.1/12",))
+            await a.apply(b.as_peer(remote))
+            await b.apply(a.as_peer(local, host_end))
+            exposure = await opened(a, node)
+            before = await look(a)
+            assert given(await exposure.expose((), "gw")) == ("10.32.0.1/12",)
+            assert given(await exposure.expose((), "")) == ("10.32.0.1/12",)
+            assert AddName("gw.weave.local.", "weave:expose") in node.log
+            await eventually(lambda: reaches(a, "10.32.0.101"), "its own container")
+            await eventually(lambda: reaches(a, "10.32.0.102"), "a container of the other host")
+            assert (await look(a))[2].strip() == "1"
+            assert "masquerade" in (await look(a))[0]
+            assert given(await exposure.hide(())) == ("10.32.0.1/12",)
+            assert await look(a) == before
+            assert given(await exposure.hide(())) == ()
+            assert not node.held["weave:expose"] and not node.attachments
+            await exposure.close()
+
+    drive(scenario)
+
+
+def test_what_is_exposed_is_put_back() -> None:
+    """After a flush, after the address was taken, and by the next daemon on a blank kernel."""
+
+    async def scenario() -> None:
+        async with Pair() as (a, _):
+            node = FakeNode()
+            exposure = await opened(a, node)
+            given(await exposure.expose(("10.32.5.1/12", "10.40.0.1/16"), "", masquerade=False))
+            given(await exposure.expose(("10.32.5.1/12",), ""))
+            full = await look(a)
+
+            async def is_full() -> bool:
+                return await look(a) == full
+
+            await run_async(a.namespace, "nft", "flush", "ruleset")
+            await eventually(is_full, "rules after a flush")
+            await run_async(a.namespace, "ip", "address", "del", "10.40.0.1/16", "dev", "weave")
+            await eventually(is_full, "the address")
+            await exposure.close()
+            await a.stop()
+            await run_async(a.namespace, "ip", "link", "delete", "weave")
+            await run_async(a.namespace, "nft", "flush", "ruleset")
+            await a.start()
+            exposure = await opened(a, node)
+            await eventually(is_full, "everything after a reboot")
+            assert given(await exposure.hide(("10.32.5.1/12",))) == ("10.32.5.1/12",)
+            assert "10.32.5.1" not in (await look(a))[1] and "10.40.0.1" in (await look(a))[1]
+            await exposure.close()
+
+    drive(scenario)
+
+
+def test_a_forward_chain_that_drops_is_opened_for_exposed_subnets_only_while_they_are() -> None:
+    async def scenario() -> None:
+        async with Pair() as (a, _):
+            node = FakeNode()
+            exposure = await opened(a, node)
+            chain = "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"
+            await run_async(a.namespace, "nft", f"add table ip filter; {chain}")
+            given(await exposure.expose((), ""))
+
+            async def rules() -> str:
+                return await run_async(a.namespace, "nft", "list", "table", "ip", "filter")
+
+            async def is_open() -> bool:
+                text = await rules()
+                return "weave expose to 10.32.0.0/12" in text and "weave expose from 10.32.0.0/12" in text
+
+            await eventually(is_open, "tagged rules")
+            await run_async(a.namespace, "nft", "flush", "chain", "ip", "filter", "FORWARD")
+            await eventually(is_open, "tagged rules again")
+            given(await exposure.hide(()))
+            assert "weave expose" not in await rules()
+            await exposure.close()
+
+    drive(scenario)
+
+
+def test_what_fails_leaves_nothing() -> None:
+    async def scenario() -> None:
+        async with Pair() as (a, _):
+            node = FakeNode()
+            exposure = await opened(a, node)
+            before = await look(a)
+            node.refuse = PutAttachment
+            result = await exposure.expose((), "")
+            assert isinstance(result, Failure) and result.code is Code.NO_SPACE
+            assert await look(a) == before and not node.held["weave:expose"]
+            node.refuse = None
+            assert isinstance(await exposure.expose((), "elsewhere.example.com"), Failure)
+            assert isinstance(await exposure.expose(("10.1.2.3",), ""), Failure)
+            assert await look(a) == before
+            await exposure.close()
+
+    drive(scenario)
+
+
+def test_an_address_lost_to_another_peer_leaves_the_bridge_until_it_is_ours_again() -> None:
+    async def scenario() -> None:
+        async with Pair() as (a, _):
+            node = FakeNode()
+            exposure = await opened(a, node)
+            given(await exposure.expose((), ""))
+            await exposure.set_blocked([("weave:expose", "10.32.0.1")])
+            assert "10.32.0.1" not in (await look(a))[1]
+            await exposure.set_blocked([])
+            assert "10.32.0.1" in (await look(a))[1]
+            await exposure.close()
+
+    drive(scenario)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from test_epochs import play_longer_log_of_a_lower_epoch
 from test_planted import caught, hunt
 from test_removals import (
     play_pending_kills_the_living,
@@ -15,6 +16,7 @@ from weavenet.core.cluster import Cluster
 from weavenet.core.membership import Membership
 from weavenet.core.removal.proposal import Removals
 from weavenet.core.ring.ipam import Ipam
+from weavenet.core.types import ZERO8
 
 
 def test_release_without_one_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,3 +47,9 @@ def test_hello_accepted_from_a_removed_peer(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Cluster, "admit", lenient)
     hunt(["check", "I4", "I5"], caught(play_return_with_the_old_disk), tries=5)
+
+
+def test_logs_compared_by_length_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digests say nothing of epochs, so a longer log of a lower one is never replaced."""
+    monkeypatch.setattr(Cluster, "log_epoch", lambda self: (0, ZERO8))
+    hunt(["liveness"], caught(play_longer_log_of_a_lower_epoch), tries=2)

@@ -25,7 +25,7 @@ from weavenet.core.messages import encode
 from weavenet.core.messages.gossip import RingDelta
 from weavenet.core.messages.link import Hello, Refusal
 from weavenet.core.messages.unicast import Body, Routed
-from weavenet.core.types import ZERO16, LogEntry, PeerId, Segment, entry_hash
+from weavenet.core.types import ZERO8, ZERO16, LogEntry, PeerId, Segment, entry_hash
 
 RING_SIZE = 6400
 
@@ -55,6 +55,15 @@ class FakeShared:
 
     def log_hash(self) -> bytes:
         return entry_hash(self.log[-1]) if self.log else ZERO16
+
+    def log_epoch(self) -> tuple[int, bytes]:
+        return (0, ZERO8)
+
+    def log_gap(self, start: int, entries: Sequence[LogEntry]) -> int | None:
+        return len(self.log) if start > len(self.log) else None
+
+    def ring_gap(self, delta: RingDelta) -> int | None:
+        return len(self.log) if delta.log_length > len(self.log) else None
 
     def ring_hash(self) -> bytes:
         if self._ring_hash is None:

@@ -9,7 +9,7 @@ import pytest
 
 from weavenet.core.effects import Outbox, Persist, Unicast
 from weavenet.core.election import DecreeAcceptor, DecreeElection
-from weavenet.core.election.decrees import DecreeMessage
+from weavenet.core.election.decrees import DecreeMessage, Vote
 from weavenet.core.messages.unicast import DecreeAccept, DecreeNack, DecreePrepare, DecreePromise, Proposal
 from weavenet.core.ring.log import Chain, Log, genesis_entry
 from weavenet.core.types import ZERO8, Ballot, Electors, Genesis, LogEntry, PeerId, Position, Remove
@@ -165,3 +165,19 @@ def test_a_lower_ballot_is_refused_after_a_promise() -> None:
     low = DecreeAccept(here, voter.log.hash, Ballot(4, PEERS[2], b"m" * 8), Remove((PEERS[8],), PEERS[2]))
     voter.election.handle(0.0, PEERS[2], low)
     assert [type(body) for _, body in voter.take()] == [DecreeNack]
+
+
+def test_votes_of_lower_epochs_go_when_the_log_is_replaced() -> None:
+    outbox = Outbox()
+    acceptor = DecreeAcceptor((), outbox)
+    low, high = Position(0, ZERO8, 3), Position(1, b"x" * 8, 2)
+    vote = Vote(Ballot(1, PEERS[0], b"n" * 8), None, None)
+    for position in (low, high):
+        acceptor.votes[position] = vote
+    outbox.drain()
+    acceptor.abandon_below((1, b"x" * 8))
+    assert acceptor.vote(high) == vote
+    assert acceptor.vote(low) != vote
+    assert [change.value for effect in outbox.drain() if isinstance(effect, Persist) for change in effect.changes] == [
+        None
+    ]

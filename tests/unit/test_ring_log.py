@@ -20,6 +20,8 @@ from weavenet.core.types import (
     PeerId,
     Position,
     Remove,
+    Segment,
+    Stamp,
 )
 
 A, B, C, D = (peer_id(name) for name in "abcd")
@@ -159,3 +161,27 @@ def test_unreadable_rows_are_an_error_in_words(damage: str) -> None:
             rows[keys[1]], rows[keys[2]] = rows[keys[2]], rows[keys[1]]
     with pytest.raises(WeaveError, match="table log"):
         Log(rows.items(), outbox)
+
+
+def test_entries_that_do_not_connect_say_from_where_to_ask() -> None:
+    mine = chain(Electors((A, B)), Electors((A, B, C)))
+    forked = chain(remove(A, B), epoch=(1, b"x" * 8))
+    assert mine.gap(0, forked.entries) is None
+    assert mine.gap(1, forked.tail(1)) is None, "it connects, and replaces what comes after"
+    assert mine.gap(5, (chain(*[Electors((A,))] * 5).entries[-1],)) == 3, "the log here is too short"
+    longer = chain(remove(C, A), base=forked, epoch=(1, b"x" * 8))
+    assert mine.gap(2, longer.tail(2)) == 0, "it forked before"
+    assert longer.gap(2, mine.tail(2)) is None, "of a lower epoch: of no use"
+
+
+def test_no_stamp_is_stored_beyond_the_log_also_of_a_greater_epoch() -> None:
+    mine = chain(Electors((A, B)), Electors((A, B, C)))
+
+    def stamped(*position: object) -> list[Segment]:
+        return [Segment(0, 4, Stamp(GENESIS_POSITION, 1, A)), Segment(4, 8, Stamp(Position(*position), 1, A))]  # type: ignore[arg-type]
+
+    assert mine.ring_gap(3, stamped(0, ZERO8, 2)) is None
+    assert mine.ring_gap(4, stamped(0, ZERO8, 2)) == 3
+    assert mine.ring_gap(3, stamped(0, ZERO8, 3)) == 3
+    assert mine.ring_gap(2, stamped(1, b"x" * 8, 1)) == 0, "a shorter log of a greater epoch replaces ours first"
+    assert Chain().ring_gap(1, stamped(0, ZERO8, 0)) == 0

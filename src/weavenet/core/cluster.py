@@ -198,6 +198,15 @@ class Cluster:
     def log_hash(self) -> bytes:
         return self._log.hash
 
+    def log_epoch(self) -> tuple[int, bytes]:
+        return self._log.chain.epoch
+
+    def log_gap(self, start: int, entries: Sequence[LogEntry]) -> int | None:
+        return self._log.chain.gap(start, entries)
+
+    def ring_gap(self, delta: RingDelta) -> int | None:
+        return self._log.chain.ring_gap(delta.log_length, delta.segments)
+
     def ring_hash(self) -> bytes:
         return self._ipam.ring_hash
 
@@ -230,8 +239,6 @@ class Cluster:
         return True
 
     def merge_ring(self, now: float, delta: RingDelta) -> RingDelta | None:
-        if delta.log_length > len(self._log) or self._log.genesis is None:
-            return None
         return self._ipam.merge_ring(now, delta)
 
     def ring_bucket_hashes(self, range_index: int) -> tuple[bytes, ...]:
@@ -257,7 +264,7 @@ class Cluster:
             if held != page.log:
                 return False
         for delta in page.ring:
-            if delta.log_length > len(self._log):
+            if self.ring_gap(delta) is not None:
                 return False
             self.merge_ring(now, delta)
         return True

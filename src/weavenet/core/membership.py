@@ -296,6 +296,7 @@ class Membership:
         if self._log.hash == self._seen_log:
             return
         self._seen_log = self._log.hash
+        self.decrees.follow_log()
         removed = frozenset(self._log.removed)
         gone = next((peer for peer in (self._config.peer, self._ipam.bound_as) if peer in removed), None)
         if gone is not None:

@@ -80,6 +80,13 @@ class DecreeAcceptor:
             Change(TABLE, _encode(position), _encode(vote)), *(Change(TABLE, _encode(each), None) for each in stale)
         )
 
+    def abandon_below(self, epoch: tuple[int, bytes]) -> None:
+        """A log of ``epoch`` is ours: nothing of lower epochs is voted on any more."""
+        gone = [each for each in self.votes if (each.epoch, each.epoch_id) < epoch]
+        self._outbox.persist(*(Change(TABLE, _encode(each), None) for each in gone))
+        for each in gone:
+            del self.votes[each]
+
     def forget(self) -> None:
         """Drop all: this peer gave up its cluster for another."""
         self._outbox.persist(*(Change(TABLE, _encode(each), None) for each in self.votes))
@@ -183,6 +190,10 @@ class DecreeElection:
                     self._count(now)
             case DecreeNack():
                 self._nacked(now, message)
+
+    def follow_log(self) -> None:
+        """The log changed."""
+        self._acceptor.abandon_below(self._log.chain.epoch)
 
     def forget(self) -> None:
         """Leave a cluster (a yielding singleton)."""

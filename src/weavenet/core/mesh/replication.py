@@ -155,7 +155,8 @@ class Replication:
 
     def digest(self) -> Digest:
         shared = self._shared
-        return Digest(self._records.root, shared.ring_hash(), shared.log_length(), shared.log_hash())
+        root, ring, length, log = self._records.root, shared.ring_hash(), shared.log_length(), shared.log_hash()
+        return Digest(root, ring, length, log, *shared.log_epoch())
 
     def started(self, now: float, link: Link) -> None:
         """``link`` was just established."""
@@ -219,7 +220,12 @@ class Replication:
         link.gossip.repair_after = now + REPAIR_INTERVAL_S
         if theirs.records_root != mine.records_root:
             self._send(now, link, RecordBuckets(self._records.bucket_hashes()))
-        if theirs.log_length > mine.log_length:
+        their_epoch, my_epoch = (theirs.epoch, theirs.epoch_id), (mine.epoch, mine.epoch_id)
+        if their_epoch > my_epoch:
+            self._send(now, link, LogPull(0))  # however short: it replaces ours from the fork on
+        elif their_epoch < my_epoch:
+            pass  # they pull ours
+        elif theirs.log_length > mine.log_length:
             self._send(now, link, LogPull(mine.log_length))
         elif theirs.log_length == mine.log_length and theirs.log_hash != mine.log_hash:
             self._send(now, link, LogPull(0))
@@ -235,17 +241,19 @@ class Replication:
         is_open = False
         new_log: tuple[LogEntry, ...] = ()
         if push.log:
-            if push.log_start > before:
+            gap = self._shared.log_gap(push.log_start, push.log)
+            if gap is not None:
                 is_open = True
-                self._send(now, link, LogPull(before))
+                self._send(now, link, LogPull(gap))
             elif self._shared.merge_log(now, push.log_start, push.log):
                 before = min(before, push.log_start)
                 new_log = self._shared.log_from(before)
         new_ring: list[RingDelta] = []
         for ring in push.ring:
-            if ring.log_length > self._shared.log_length():
+            gap = self._shared.ring_gap(ring)
+            if gap is not None:
                 is_open = True
-                self._send(now, link, LogPull(self._shared.log_length()))
+                self._send(now, link, LogPull(gap))
                 continue
             learnt = self._shared.merge_ring(now, ring)
             if learnt is not None:

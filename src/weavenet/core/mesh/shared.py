@@ -42,6 +42,15 @@ class Shared(Protocol):
     def log_hash(self) -> bytes:
         """16 bytes: identity of the last entry, zeros when empty."""
 
+    def log_epoch(self) -> tuple[int, bytes]: ...
+
+    def log_gap(self, start: int, entries: Sequence[LogEntry]) -> int | None:
+        """From where on the log has to be pulled before ``entries`` from index ``start`` on can be merged; None when
+        they can be, or are of no use here."""
+
+    def ring_gap(self, delta: RingDelta) -> int | None:
+        """From where on the log has to be pulled before ``delta`` may be merged (I3); None when it may be."""
+
     def ring_hash(self) -> bytes:
         """16 bytes."""
 

@@ -75,9 +75,12 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
 
 class Digest(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """What the sender durably holds: root of all records, hash of the ring, length and last hash of the log."""
+    """What the sender durably holds: root of all records, hash of the ring, length, last hash and epoch of the log. The
+    log of a greater epoch replaces a longer one of a lower."""
 
     records_root: Bytes8
     ring_hash: Bytes16
     log_length: Uint
     log_hash: Bytes16
+    epoch: Uint = 0
+    epoch_id: Bytes8 = ZERO8

@@ -284,9 +284,7 @@ class Collect:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             self._outbox.note("warning", "removal", f"malformed page: {error}")
             return
-        for delta in page.ring:
-            if delta.log_length > self._state.log_length():
-                return  # asked again when our log has caught up
+        for delta in page.ring:  # nothing of it is merged while our log is behind; it is asked for again then
             learnt = self._state.merge_ring(now, delta)
             if learnt is not None:
                 self._spread(now, learnt)
@@ -299,8 +297,6 @@ class Collect:
         answers.applied = answers.applied or len(answers.pages) == message.pages
 
     def _on_stamp(self, now: float, source: PeerId, message: StampPage) -> None:
-        if message.delta.log_length > self._state.log_length():
-            return
         learnt = self._state.merge_ring(now, message.delta)
         if learnt is not None:
             self._spread(now, learnt)

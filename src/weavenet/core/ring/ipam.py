@@ -188,7 +188,7 @@ class Ipam:
 
     def merge_ring(self, now: float, delta: RingDelta) -> RingDelta | None:
         """Merge what others know; what was new, durable here, to be passed on."""
-        if delta.range_index != 0 or delta.log_length > len(self._log):
+        if delta.range_index != 0 or self._log.chain.ring_gap(delta.log_length, delta.segments) is not None:
             return None
         changed = self.estate.learn(self._credible(delta.segments))
         if not changed:
@@ -342,7 +342,7 @@ class Ipam:
         return f"{self.estate.holdings.by_offset[held[0]].ident} on {self._config.nickname or self._config.name}"
 
     def _granted(self, now: float, source: PeerId, body: SpaceGrant) -> None:
-        if body.range_index != 0 or body.log_length > len(self._log):
+        if body.range_index != 0 or self._log.chain.ring_gap(body.log_length, body.segments) is not None:
             return  # asked again until our log has caught up
         changed = self.estate.learn(self._credible(body.segments))
         ask = self.seeker.answered(source, body.request)

@@ -33,6 +33,7 @@ from weavenet.core.types import (
     PeerId,
     Position,
     Remove,
+    Segment,
     entry_hash,
     genesis_problem,
 )
@@ -113,6 +114,25 @@ class Chain:
     def holds(self, number: int, digest: bytes) -> bool:
         """Whether entry ``number`` is here and has this hash, hence everything before it too."""
         return number < len(self.hashes) and self.hashes[number] == digest
+
+    def gap(self, start: int, entries: Sequence[LogEntry]) -> int | None:
+        """From where on a log must be asked for so that ``entries``, from index ``start`` on, connect to this chain;
+        None when they do, or belong to a lower epoch and are of no use."""
+        last = entries[-1].position
+        if start == 0 or (last.epoch, last.epoch_id) < self.epoch:
+            return None
+        if start > len(self):
+            return len(self)
+        return None if entries[0].predecessor == self.hashes[start - 1] else 0
+
+    def ring_gap(self, length: int, segments: Iterable[Segment]) -> int | None:
+        """From where on a log must be asked for before segments of a peer whose log has ``length`` entries may be
+        stored: no stamp may be beyond the last entry here (I3), also when that is one of a greater epoch."""
+        limit = self.position
+        highest = max((segment.stamp.position for segment in segments), default=GENESIS_POSITION)
+        if limit is None or (highest.epoch, highest.epoch_id) > self.epoch:
+            return 0
+        return len(self) if length > len(self) or highest > limit else None
 
     def tail(self, start: int) -> tuple[LogEntry, ...]:
         return self.entries[start:]

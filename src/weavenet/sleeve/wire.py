@@ -22,21 +22,23 @@ Header, 24 bytes, big-endian, in front of every datagram::
 
 ``version`` is 1. ``hops`` starts at HOPS_START and is decremented by each relay, which forwards the rest untouched
 and drops at 0; it is the only byte that is not authenticated. The sealed part follows: ciphertext and a 16 byte tag.
+``counter`` is that of the first datagram of a unit; datagram ``index`` of it has ``counter + index``.
 
 Kinds
 -----
 ``WHOLE`` (1)
     One frame sealed as a whole, cut into ``last`` + 1 fragments of equal size (the final one may be shorter). The
-    fragments carry consecutive counters; counter - index is the same in all, and is the nonce. Associated data: the
-    header of fragment 0 without hops. Plaintext: *vnet header*, frame. A frame that fits is one fragment.
+    nonce is ``counter``. Associated data: the header of fragment 0 without hops. Plaintext: *vnet header*, frame. A
+    frame that fits is one fragment.
 ``SEGMENT`` (2)
-    Segment ``index`` of ``last`` + 1 of one TCP unit, sealed by itself. Plaintext: *vnet header*, the unit's headers
+    Segment ``index`` of ``last`` + 1 of one TCP unit, sealed by itself with the nonce ``counter + index`` and its own
+    header without hops as associated data. Plaintext: *vnet header*, the unit's headers
     (Ethernet, IP, TCP; exactly the vnet header's ``header_bytes``), then its share of the payload: ``segment_bytes``
     from ``index * segment_bytes`` on. The headers are those of the unit, the same in each segment; a receiver that
-    lacks some segments adjusts sequence number, lengths and checksums for what it delivers. Segments of one unit
-    carry consecutive counters.
+    lacks some segments adjusts sequence number, lengths and checksums for what it delivers.
 ``BATCH`` (3)
-    Several small frames. Plaintext: repeated (length, 2 bytes; *vnet header*; frame), where length counts the frame.
+    Several small frames; ``index`` and ``last`` are 0 here and in what follows. Plaintext: repeated (length, 2
+    bytes; *vnet header*; frame), where length counts the frame.
 ``CONTROL`` (4)
     Heartbeats and their answers, see ``weavenet.sleeve.control``. Never delivered to containers.
 
@@ -54,7 +56,7 @@ public key of sender, public key of receiver), 32 bytes. The cipher, one byte, i
 processors have instructions for it, else 2 for ChaCha20-Poly1305. So the two directions have different keys, a
 restart of either side changes both, and both sides contribute.
 
-The nonce is the counter, zero-extended to 96 bits. *No nonce repeats under one key*: only the process that holds the
+A nonce is a counter, zero-extended to 96 bits. *No nonce repeats under one key*: only the process that holds the
 sender's private half seals with that key, in one thread. It takes counters from a table indexed by the key, whose
 entries begin at 0, only grow, and live as long as the sender's own pair: forgetting a peer and learning it again goes
 on counting. When the pair is dropped, its private half is gone, and nobody can derive the key any more to seal with
@@ -144,12 +146,12 @@ def encode(header: Header) -> bytes:
 
 def decode(datagram: bytes | bytearray | memoryview) -> Header | None:
     """The header, or None when this is no datagram of version 1: too short, other version, unknown kind, index
-    beyond last, more fragments than counters before it."""
+    beyond last."""
     if len(datagram) < OVERHEAD_BYTES:
         return None
     first, source_key, destination_key, source, destination, *numbers = _HEADER.unpack_from(datagram)
     high, low, index, last, hops = numbers
     counter: int = high << 32 | low
-    if first >> 4 != VERSION or not Kind.WHOLE <= first & 15 <= Kind.CONTROL or index > last or index > counter:
+    if first >> 4 != VERSION or not Kind.WHOLE <= first & 15 <= Kind.CONTROL or index > last:
         return None
     return Header(Kind(first & 15), source_key, destination_key, source, destination, counter, index, last, hops)

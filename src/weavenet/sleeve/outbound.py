@@ -1,0 +1,284 @@
+"""From the TAP device to the network: frames are sealed and leave in batches.
+
+Three ways, chosen per frame. A unit goes as a whole under one seal while its path shows no loss, in fragments; else
+each of its segments is sealed by itself with the unit's headers in front: these are written over the end of the
+segment before, which is sealed already, so nothing is copied. Small frames to one peer that wait together share
+datagrams.
+
+Bounds: one wake-up takes FRAMES_PER_WAKE frames; what cannot be sent within a few milliseconds is dropped and
+counted, never queued here. The queue is the TAP device's, whose length the daemon sets.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from weavenet.sleeve.keys import REKEY_AFTER_BYTES
+from weavenet.sleeve.session import Session, Sessions
+from weavenet.sleeve.tap import GSO_NONE, VNET_BYTES
+from weavenet.sleeve.udp import SEND_BYTES_MAX, SEND_DATAGRAMS_MAX, Buffer, UdpSocket
+from weavenet.sleeve.units import header_end
+from weavenet.sleeve.wire import (
+    AAD_BYTES,
+    FRAGMENTS_MAX,
+    HEADER_BYTES,
+    HOPS_START,
+    OVERHEAD_BYTES,
+    TAG_BYTES,
+    Kind,
+)
+
+FRAMES_PER_WAKE = 64
+SMALL_FRAME_BYTES = 600
+"""Frames up to this share datagrams."""
+FRAME_BYTES_MAX = 65_535 + VNET_BYTES
+_H = HEADER_BYTES
+_INDICES = bytes(range(FRAGMENTS_MAX))
+
+
+class _Slots:
+    """Views for segments of one size: plaintext in the frame, datagram in the send area, cut once and kept."""
+
+    def __init__(self, frame: memoryview, out: memoryview, end: int, segment: int) -> None:
+        stride = _H + end + segment + TAG_BYTES
+        count = min(SEND_DATAGRAMS_MAX, SEND_BYTES_MAX // stride)
+        self.stride = stride
+        self.count = count
+        self.headers = [frame[n * segment : n * segment + end] for n in range(FRAGMENTS_MAX)]
+        self.plain = [frame[n * segment : n * segment + end + segment] for n in range(FRAGMENTS_MAX)]
+        self.aad = [out[n * stride : n * stride + AAD_BYTES] for n in range(count)]
+        self.sealed = [out[n * stride + _H : (n + 1) * stride] for n in range(count)]
+
+
+class Outbound:
+    """``kinds_dropped``: why frames did not leave."""
+
+    def __init__(self, tap: int, udp: UdpSocket, sessions: Sessions, now: Callable[[], float] = time.monotonic) -> None:
+        self._tap = tap
+        self._udp = udp
+        self._sessions = sessions
+        self._now = now
+        self._frame = Buffer(FRAME_BYTES_MAX + 1024)
+        self._view = self._frame.view
+        self._targets = [self._view[:FRAME_BYTES_MAX]]
+        self._out = Buffer(SEND_BYTES_MAX + 16_384)
+        self._body = Buffer(FRAME_BYTES_MAX + TAG_BYTES)
+        self._headers = Buffer(FRAGMENTS_MAX * _H)
+        self._slots: dict[tuple[int, int], _Slots] = {}
+        self._pending: Session | None = None
+        self._fill = 0
+        self._stride = 0
+        self._pending_count = 0
+        self._batched: list[Session] = []
+        self.frames = 0
+        self.no_peer = 0
+        self.no_key = 0
+        self.too_large = 0
+
+    # --- frames ---
+
+    def drain(self) -> bool:
+        """Take what waits in the device, up to a bound; True when there may be more."""
+        view, targets, tap = self._view, self._targets, self._tap
+        by_mac = self._sessions.by_mac
+        now = self._now()
+        taken = 0
+        while taken < FRAMES_PER_WAKE:
+            try:
+                length = os.readv(tap, targets)
+            except BlockingIOError:
+                break
+            taken += 1
+            if view[VNET_BYTES] & 1:
+                for session in self._sessions.groups:
+                    self._frame_to(session, length, now)
+                    if view[1] != GSO_NONE:
+                        break  # a unit to a group does not exist; sealing it would overwrite it
+                continue
+            session_or_none = by_mac.get(view[VNET_BYTES : VNET_BYTES + 6].tobytes())
+            if session_or_none is None:
+                self.no_peer += 1
+            else:
+                self._frame_to(session_or_none, length, now)
+        self.frames += taken
+        for session in self._batched:
+            if session.batch:
+                self._seal_batch(session)
+        self._batched.clear()
+        self.flush()
+        return taken == FRAMES_PER_WAKE
+
+    def _frame_to(self, session: Session, length: int, now: float) -> None:
+        session.path.traffic(now)
+        session.sent_bytes += length - VNET_BYTES
+        if session.sending is None or session.name is None:
+            self.no_key += 1
+            return
+        room = session.path.size - OVERHEAD_BYTES
+        if length <= SMALL_FRAME_BYTES and length + 2 <= room:
+            if not session.batch:
+                self._batched.append(session)
+            elif session.batch_size + length + 2 > room:
+                self._seal_batch(session)
+            session.batch.append((length - VNET_BYTES).to_bytes(2, "big"))
+            session.batch.append(self._view[:length].tobytes())
+            session.batch_size += length + 2
+            return
+        if session.batch:
+            self._seal_batch(session)  # frames of one flow stay in order
+        if length <= room:
+            self._single(session, Kind.WHOLE, self._view[:length])
+            return
+        self.flush()
+        if self._view[1] != GSO_NONE and not session.path.units_allowed(now):
+            end = header_end(self._view, length)
+            segment = self._view[4] | self._view[5] << 8
+            if end and end + segment <= room and (length - end + segment - 1) // segment <= FRAGMENTS_MAX:
+                self._segments(session, length, end, segment)
+                return
+        self._fragments(session, length)
+
+    # --- one datagram at a time, gathered while their sizes agree ---
+
+    def _seal_batch(self, session: Session) -> None:
+        plaintext = b"".join(session.batch)
+        session.batch.clear()
+        session.batch_size = 0
+        self._single(session, Kind.BATCH, plaintext)
+
+    def control(self, session: Session, plaintext: bytes, size: int, name: bytes) -> None:
+        """Seal a control message, padded to a datagram of ``size`` bytes, and send it to ``name`` now."""
+        if session.sending is None:
+            return
+        padded = plaintext + bytes(max(0, size - OVERHEAD_BYTES - len(plaintext)))
+        self.flush()
+        self._udp.refused_size = False
+        sealed = self._seal(session, Kind.CONTROL, padded, 0)
+        self._udp.send(self._out.address, sealed, sealed, name)
+
+    def _single(self, session: Session, kind: Kind, plaintext: bytes | memoryview) -> None:
+        size = len(plaintext) + OVERHEAD_BYTES
+        fill, pending = self._fill, self._pending
+        if pending is not None and (
+            pending is not session
+            or size > self._stride
+            or fill != self._pending_count * self._stride  # a shorter one must be the last
+            or fill + size > SEND_BYTES_MAX
+            or self._pending_count == SEND_DATAGRAMS_MAX
+        ):
+            self.flush()
+            fill = 0
+        if fill == 0:
+            self._pending, self._stride, self._pending_count = session, size, 0
+        self._seal(session, kind, plaintext, fill)
+        self._fill = fill + size
+        self._pending_count += 1
+
+    def _seal(self, session: Session, kind: Kind, plaintext: bytes | memoryview, at: int) -> int:
+        """Seal into the send area; returns the size of the datagram."""
+        key = session.sending
+        assert key is not None
+        counter = key.take(1)
+        out = self._out.view
+        nonce = counter.to_bytes(12, "big")
+        out[at : at + _H] = session.prefixes[kind] + nonce[6:] + b"\0\0" + bytes((HOPS_START,))
+        size = len(plaintext) + OVERHEAD_BYTES
+        key.aead.encrypt_into(nonce, memoryview(plaintext), out[at : at + AAD_BYTES], out[at + _H : at + size])
+        self._count(session, size)
+        return size
+
+    def flush(self) -> None:
+        """Send the datagrams that were gathered."""
+        session, length = self._pending, self._fill
+        if session is None:
+            return
+        self._pending, self._fill = None, 0
+        if session.name is not None and not self._udp.send(self._out.address, length, self._stride, session.name):
+            self._check_size(session)
+
+    # --- units ---
+
+    def _segments(self, session: Session, length: int, end: int, segment: int) -> None:
+        key = session.sending
+        assert key is not None and session.name is not None
+        slots = self._slots.get((end, segment))
+        if slots is None:
+            if len(self._slots) >= 64:
+                self._slots.clear()
+            slots = self._slots[end, segment] = _Slots(self._view, self._out.view, end, segment)
+        view, out = self._view, self._out.view
+        view[2:4] = (end - VNET_BYTES).to_bytes(2, "little")  # the kernel only hints at it
+        headers = view[:end].tobytes()
+        count = -(-(length - end) // segment)
+        base = key.take(count)
+        start = session.prefixes[Kind.SEGMENT] + base.to_bytes(6, "big")
+        finish = bytes((count - 1, HOPS_START))
+        encrypt = key.aead.encrypt_into
+        stride = slots.stride
+        position = sent = 0
+        for number in range(count):
+            if position == slots.count:
+                sent += self._send_segments(session, position * stride, stride)
+                position = 0
+            at = position * stride
+            out[at : at + _H] = start + bytes((number,)) + finish
+            if number:
+                slots.headers[number][:] = headers
+            nonce = (base + number).to_bytes(12, "big")
+            if number < count - 1:
+                encrypt(nonce, slots.plain[number], slots.aad[position], slots.sealed[position])
+                position += 1
+            else:
+                plain = view[number * segment : length]
+                tail = _H + len(plain) + TAG_BYTES
+                encrypt(nonce, plain, slots.aad[position], out[at + _H : at + tail])
+                self._send_segments(session, at + tail, stride)
+        self._count(session, length)
+
+    def _send_segments(self, session: Session, length: int, stride: int) -> int:
+        assert session.name is not None
+        if not self._udp.send(self._out.address, length, stride, session.name):
+            self._check_size(session)
+        return length
+
+    def _fragments(self, session: Session, length: int) -> None:
+        """One seal, as many datagrams as it takes."""
+        key = session.sending
+        assert key is not None and session.name is not None
+        body_bytes = session.path.size - _H
+        total = length + TAG_BYTES
+        count = -(-total // body_bytes)
+        if count > FRAGMENTS_MAX:
+            self.too_large += 1
+            return
+        base = key.take(count)
+        nonce = base.to_bytes(12, "big")
+        header = session.prefixes[Kind.WHOLE] + nonce[6:] + bytes((0, count - 1, HOPS_START))
+        headers = self._headers.view
+        headers[: count * _H] = header * count
+        headers[_H - 3 : count * _H : _H] = _INDICES[:count]
+        key.aead.encrypt_into(nonce, self._view[:length], header[:AAD_BYTES], self._body.view[:total])
+        self._count(session, total)
+        self._udp.lay_out(self._headers.address, _H, self._body.address, body_bytes)
+        per_send = min(SEND_DATAGRAMS_MAX, SEND_BYTES_MAX // session.path.size)
+        for first in range(0, count, per_send):
+            sent = min(per_send, count - first)
+            last_bytes = body_bytes if first + sent < count else total - (count - 1) * body_bytes
+            if not self._udp.send_scattered(first, sent, last_bytes, session.name):
+                self._check_size(session)
+                return
+
+    def _count(self, session: Session, size: int) -> None:
+        key = session.sending
+        assert key is not None
+        key.sealed_bytes += size
+        if key.sealed_bytes > REKEY_AFTER_BYTES:
+            self._sessions.pairs.is_due = True
+
+    def _check_size(self, session: Session) -> None:
+        """After a send that failed."""
+        if self._udp.refused_size:
+            self._udp.refused_size = False
+            session.path.too_large()

@@ -54,6 +54,19 @@ def test_vxlan_only_from_peers_of_both_families() -> None:
     assert commands[-1]["add"]["rule"]["expr"][-1] == {"drop": None}
 
 
+def test_arp_for_the_dns_server_stays_on_this_host() -> None:
+    assert chains(rules.netdev_table(["vxlan-6784"], MAC)) == ["vxlan-6784", "vxlan-6784-egress"]
+    assert chains(rules.netdev_table(["vxlan-6784"], MAC, egress=False)) == ["vxlan-6784"]
+    for egress, chain in ((True, "vxlan-6784-egress"), (False, "vxlan-6784")):
+        found = [
+            c["add"]["rule"]
+            for c in rules.netdev_table(["vxlan-6784"], MAC, egress=egress)
+            if "rule" in c.get("add", {})
+        ]
+        assert [rule["chain"] for rule in found[1:]] == [chain] * 3
+        assert json.dumps(found).count("169.254.53.53") == 2
+
+
 def forward(policy: str, family: str = "ip") -> dict[str, Any]:
     return {"chain": {"family": family, "table": "filter", "name": "FORWARD", "hook": "forward", "policy": policy}}
 

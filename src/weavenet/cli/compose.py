@@ -12,7 +12,7 @@ from weavenet.cli.values import Given, refuse, wrong
 from weavenet.core.config import GenesisMode
 from weavenet.core.election.lockurl import parse_lock_url
 from weavenet.core.errors import Failure, WeaveError
-from weavenet.core.limits import ELECTORS_MAX, MTU_MAX, MTU_MIN, TARGETS_MAX
+from weavenet.core.limits import DNS_TTL_MAX_S, ELECTORS_MAX, MTU_MAX, MTU_MIN, TARGETS_MAX
 from weavenet.core.mesh.targets import parse_target
 from weavenet.runtime.settings import LOG_FILE_DEFAULT, NameFrom, Settings, password_lines, password_warnings, peer_name
 
@@ -35,6 +35,7 @@ def compose(layers: Layers, peers: tuple[str, ...]) -> Composed:
         **_addresses(layers),
         **_genesis(layers),
         **_plane(layers),
+        **_dns(layers),
         **_serving(layers),
         "passwords": passwords,
         "targets": _targets(layers, peers),
@@ -171,6 +172,20 @@ def _init_mode(given: Given) -> dict[str, Any]:
 
 def _count(given: Given) -> int:
     return values.number(given, 1, ELECTORS_MAX, "a number of electors")
+
+
+def _dns(layers: Layers) -> dict[str, Any]:
+    fields = _each(
+        layers,
+        {
+            "dns-domain": ("dns_domain", values.dns_domain),
+            "dns-ttl": ("dns_ttl_s", lambda given: values.number(given, 0, DNS_TTL_MAX_S, "a number of seconds")),
+            "dns-listen-address": ("dns_listen", values.listen_addresses),
+        },
+    )
+    if layers.get("no-dns") is not None:
+        fields["dns"] = False
+    return fields
 
 
 def _plane(layers: Layers) -> dict[str, Any]:

@@ -7,14 +7,18 @@ Pure, except that a password file is read.
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from weavenet.cli.outcome import ERROR, Ended, sentence_of
+from weavenet.core.limits import DNS_DOMAIN_CHARACTERS_MAX
 
 PASSWORD_FILE_BYTES_MAX = 64 * 1024
 LOG_LEVELS = ("debug", "info", "warning", "error")
 NICKNAME_MAX = 255
+DNS_PORT = 53
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 
 
 class Given(NamedTuple):
@@ -65,6 +69,37 @@ def ip_and_port(given: Given) -> str:
     except ValueError:
         wrong(given, "IP:PORT such as 127.0.0.1:6782, or '' for none")
     return given.text
+
+
+def listen_addresses(given: Given) -> tuple[str, ...]:
+    """``IP[:PORT]``, several with commas, as ``IP:PORT`` and ``[v6]:PORT``; the port is 53 unless given. Never all
+    addresses at once: some of them may be public."""
+    return tuple(_listen_address(given, part.strip()) for part in given.text.split(","))
+
+
+def _listen_address(given: Given, text: str) -> str:
+    wanted = "addresses of this host, as in 10.0.0.5, 10.0.0.5:53 or [fd00::5]:53"
+    host, colon, port = text.rpartition(":")
+    if not colon or (":" in host and not host.startswith("[")):  # no port: IPv4, or IPv6 without brackets
+        host, port = text, str(DNS_PORT)
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        wrong(given, wanted)
+    if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65_536):
+        wrong(given, wanted)
+    if address.is_unspecified or address.is_multicast:
+        wrong(given, wanted, "name each address: a DNS server that strangers reach is used to attack others")
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+def dns_domain(given: Given) -> str:
+    """In lower case, with its last dot."""
+    domain = given.text.lower().removesuffix(".")
+    labels = domain.split(".")
+    if len(domain) > DNS_DOMAIN_CHARACTERS_MAX or not all(_LABEL.fullmatch(label) for label in labels):
+        wrong(given, f"a domain such as weave.local, of at most {DNS_DOMAIN_CHARACTERS_MAX} characters")
+    return f"{domain}."
 
 
 def absolute_path(given: Given, what: str) -> str:

@@ -43,6 +43,8 @@ def _dns(dns: DnsReport) -> Document:
     return {
         "Domain": dns.domain,
         "Address": dns.address,
+        "TTL": dns.ttl_s,
+        "Upstream": list(dns.upstreams),
         "Entries": [
             {
                 "Hostname": entry.name,

@@ -112,6 +112,11 @@ ENDPOINT_ADDRESSES_MAX = 256
 
 # --- names ---
 DNS_DOMAIN_DEFAULT = "weave.local."
+DNS_DOMAIN_CHARACTERS_MAX = 198
+"""Leaves room for names in it; 200 octets on the wire."""
+DNS_TTL_DEFAULT_S = 1
+DNS_TTL_MAX_S = 86_400
+"""A day: an address that is gone would be believed in for that long."""
 NAME_CHARACTERS_MAX = 253
 """Without the trailing dot (RFC 1035, section 2.3.4: 255 octets on the wire)."""
 NAME_LABEL_CHARACTERS_MAX = 63

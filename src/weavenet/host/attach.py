@@ -43,9 +43,11 @@ def settings() -> dict[str, str]:
 
 
 class Attacher:
-    """``kernel`` and ``bridge`` are the host's; ``mtu`` that of the network."""
+    """``kernel`` and ``bridge`` are the host's; ``mtu`` that of the network. ``on_link``: CIDRs outside it that
+    containers reach on the bridge."""
 
-    def __init__(self, kernel: Kernel, bridge: Bridge, *, peer: PeerId, mtu: int) -> None:
+    def __init__(self, kernel: Kernel, bridge: Bridge, *, peer: PeerId, mtu: int, on_link: Sequence[str] = ()) -> None:
+        self._on_link = tuple(on_link)
         self._kernel = kernel
         self._bridge = bridge
         self._peer = peer
@@ -93,6 +95,8 @@ class Attacher:
                 await inner.netlink.set_up(interface.index)
             if multicast_route:
                 await inner.netlink.replace_route(interface.index, MULTICAST)
+            for destination in self._on_link:
+                await inner.netlink.replace_route(interface.index, destination)
         except BaseException:
             await self._undo(container, inner, interface, added, is_new)
             raise

@@ -39,6 +39,7 @@ class Firewall:
         self._exposed: tuple[Exposed, ...] | None = None
         self._applied: object = None
         self._check_forward = True
+        self._has_egress = True
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -92,11 +93,8 @@ class Firewall:
                 await self._open_forward()
 
     async def _replace(self, wanted: object) -> None:
-        tables = rules.all_tables(self._devices, self._mac, self._hosts, self._blocked)
-        if self._exposed is not None:
-            tables += exposure_rules.nat_tables(self._exposed)
         try:
-            await self._nft.run(tables)
+            await self._run_tables()
         except NftError as error:
             self._trouble = (
                 f"firewall off: {error.strerror}; lost addresses are not blocked and VXLAN is accepted from anybody; "
@@ -109,6 +107,23 @@ class Firewall:
             self._trouble = ""
         if self._nft.backend == "nft":
             self._watch.skip()
+
+    async def _run_tables(self) -> None:
+        def tables() -> list[Command]:
+            plain = rules.all_tables(self._devices, self._mac, self._hosts, self._blocked, egress=self._has_egress)
+            return plain + (exposure_rules.nat_tables(self._exposed) if self._exposed is not None else [])
+
+        try:
+            await self._nft.run(tables())
+        except NftError:
+            if not (self._has_egress and self._devices):
+                raise
+            self._has_egress = False  # an old kernel, perhaps
+            try:
+                await self._nft.run(tables())
+            except NftError:
+                self._has_egress = True  # that was not it
+                raise
 
     # --- chains of others ---
 

@@ -29,6 +29,8 @@ NUD_NOARP, NUD_PERMANENT, NUD_REACHABLE = 0x40, 0x80, 0x02
 NTF_SELF, NTF_MASTER = 0x02, 0x04
 FLOOD_MAC = bytes(6)
 RT_TABLE_MAIN, RT_TABLE_LOCAL = 254, 255
+ROUTE_PROTOCOL = 67
+"""Tag of the rules and routes that we make outside containers (rtnetlink(7): values above 4 are for applications)."""
 SOL_NETLINK, NETLINK_EXT_ACK = 270, 11
 
 
@@ -212,6 +214,21 @@ class Netlink:
         """An on-link route of the main table."""
         request = self._route.route("replace", dst=destination, oif=index, scope="link")
         await self._do(f"cannot set route {destination}", request)
+
+    async def answer_through(self, index: int, address: str, table: int) -> None:
+        """What this host sends from ``address`` leaves through link ``index`` to neighbours, whatever the main table
+        says: a rule of priority ``table`` and a default route in that table."""
+        route = self._route.route(
+            "replace", dst="0.0.0.0/0", oif=index, scope="link", table=table, proto=ROUTE_PROTOCOL
+        )
+        await self._do(f"cannot set the default route of table {table}", route)
+        rule = self._route.rule("add", src=address, src_len=32, table=table, priority=table, protocol=ROUTE_PROTOCOL)
+        await self._do(f"cannot add the rule for {address}", rule, tolerate=(17,))
+
+    async def no_longer_answer_through(self, address: str, table: int) -> None:
+        """Undo :meth:`answer_through`; does nothing when it is not there. The route goes with its link."""
+        request = self._route.rule("del", src=address, src_len=32, table=table, priority=table)
+        await self._do(f"cannot remove the rule for {address}", request, tolerate=(2,))
 
     async def routes(self) -> list[Route]:
         """Unicast routes of the main table, defaults left out."""

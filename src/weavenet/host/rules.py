@@ -6,7 +6,9 @@ empty: a standing hook costs on every packet.
 - ``bridge``: frames of a container that uses an address it has lost are dropped at its port (IPv4, ARP sender, IPv6,
   ND advertisement of the target). ``ifname . address`` sets work without NFT_BRIDGE_META. nft 1.0.6 gives the raw ND
   target another type than an IPv6 set, hence a rule per address there.
-- ``netdev``: heartbeat frames enter a host only when they are for its own plane MAC, so no container sees one.
+- ``netdev``: heartbeat frames enter a host only when they are for its own plane MAC, so no container sees one. ARP for
+  or from the address of the DNS server, which every host has, does not enter the overlay; where the kernel has no
+  egress hook (before 5.16), it is not let out of it.
 - ``inet``: VXLAN is accepted from known peers and dropped from anybody else.
 """
 
@@ -18,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from weavenet.core.limits import HEARTBEAT_ETHERTYPE, VXLAN_PORT
 from weavenet.core.types import mac_text
 from weavenet.host.bridge import BRIDGE, port_name
+from weavenet.host.dnsaddress import ADDRESS as DNS_ADDRESS
 from weavenet.host.nft import Command
 
 TABLE = "weave"
@@ -106,8 +109,9 @@ def bridge_table(blocked: Iterable[tuple[str, str]]) -> list[Command]:
     return commands
 
 
-def netdev_table(devices: Iterable[str], mac: bytes) -> list[Command]:
-    """``mac``: our plane MAC. One chain per VXLAN device, named after it; the devices must exist."""
+def netdev_table(devices: Iterable[str], mac: bytes, *, egress: bool = True) -> list[Command]:
+    """``mac``: our plane MAC. Chains per VXLAN device, named after it; the devices must exist. ``egress``: the kernel
+    has such hooks."""
     commands = delete_table("netdev")
     names = sorted(devices)
     if names:
@@ -123,7 +127,20 @@ def netdev_table(devices: Iterable[str], mac: bytes) -> list[Command]:
                 DROP,
             )
         )
+        chain = name
+        if egress:
+            chain = f"{name}-egress"
+            commands.append(_chain("netdev", chain, "egress", -300, name))
+        commands += _local_address_rules(chain)
     return commands
+
+
+def _local_address_rules(chain: str) -> list[Command]:
+    """One comparison for whatever is no ARP."""
+    return [
+        _rule("netdev", chain, match(field("ether", "type"), "arp", "!="), ACCEPT),
+        *(_rule("netdev", chain, match(field("arp", name), DNS_ADDRESS), DROP) for name in ("daddr ip", "saddr ip")),
+    ]
 
 
 def inet_table(hosts: Iterable[str]) -> list[Command]:
@@ -143,11 +160,16 @@ def inet_table(hosts: Iterable[str]) -> list[Command]:
 
 
 def all_tables(
-    devices: Mapping[str, int], mac: bytes, hosts: Iterable[str], blocked: Iterable[tuple[str, str]] | None
+    devices: Mapping[str, int],
+    mac: bytes,
+    hosts: Iterable[str],
+    blocked: Iterable[tuple[str, str]] | None,
+    *,
+    egress: bool = True,
 ) -> list[Command]:
     """Everything of ours as one transaction. ``devices``: VXLAN devices by name. Where nothing is known yet (no
     devices, ``blocked`` None) the tables that an earlier daemon left stay as they are."""
-    plane = netdev_table(devices, mac) + inet_table(hosts) if devices else []
+    plane = netdev_table(devices, mac, egress=egress) + inet_table(hosts) if devices else []
     return plane + (bridge_table(blocked) if blocked is not None else [])
 
 

@@ -34,6 +34,7 @@ from weavenet.runtime.datapath import STARTING, Datapath, KernelDatapath, NameOw
 from weavenet.runtime.foundation import Foundation
 from weavenet.runtime.identity import Me
 from weavenet.runtime.life import DatapathFactory, Life
+from weavenet.runtime.nameserver import NameServer
 from weavenet.runtime.notify import Notifier
 from weavenet.runtime.settings import Settings, password_warnings
 
@@ -93,6 +94,7 @@ class Daemon:
         self._ended: asyncio.Future[Failure] | None = None
         self._stop = asyncio.Event()
         self._why_not: Failure = STARTING
+        self._name_server = NameServer(self.settings) if self.settings.dns else None
         self._warnings = (*foundation.notices, *password_warnings(foundation.settings.passwords))
 
     # --- what control handlers see ---
@@ -115,6 +117,9 @@ class Daemon:
         result = await self._life.request(command)
         if isinstance(result, NodeReport) and self._life is not None:
             extra = (*self._warnings, *self._life.datapath.warnings())
+            if self._name_server is not None:
+                extra += self._name_server.warnings()
+                result = msgspec.structs.replace(result, dns=await self._name_server.report(result.dns))
             return msgspec.structs.replace(result, warnings=(*result.warnings, *extra)) if extra else result
         return result
 
@@ -203,6 +208,8 @@ class Daemon:
             if watchdog is not None:
                 watchdog.cancel()
             await control.close()
+            if self._name_server is not None:
+                await self._name_server.close()
             await self._finish(STOPPED)
             self._foundation.close()
             _log.info("stopped")
@@ -213,6 +220,8 @@ class Daemon:
         self._notifier.tell(READY="1", STATUS=f"peer {name} is ready")
         _log.info("ready: peer %s, port %d", name, self.identity.port)
         self._on_ready(name)
+        if self._name_server is not None:
+            self._name_server.start()
 
     async def _begin(self, me: Me, control: ControlServer | None = None) -> None:
         """Begin a life. The first one starts ``control`` before its data path, whose imports take longest: peers
@@ -229,6 +238,9 @@ class Daemon:
             weavenet.__version__,
         )
         self._life = life
+        if self._name_server is not None:
+            life.on_names = self._name_server.set_names
+            life.datapath.on_dns_addresses = self._name_server.set_addresses
         life.start()
         if control is not None:
             self._warnings += await control.start()

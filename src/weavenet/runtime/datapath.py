@@ -26,6 +26,7 @@ from weavenet.core.types import PeerId, bridge_mac, plane_mac
 if TYPE_CHECKING:
     from weavenet.host.attachments import Attachments as AttachmentKeeper
     from weavenet.host.bridge import Bridge
+    from weavenet.host.dnsaddress import DnsAddress
     from weavenet.host.exposure import Exposure
     from weavenet.host.firewall import Firewall
     from weavenet.host.kernel import Kernel
@@ -45,7 +46,11 @@ class NameOwner(NamedTuple):
 
 
 class Datapath(Protocol):
-    """What a life needs of the host."""
+    """What a life needs of the host. ``on_dns_addresses``, set before :meth:`open`, gets the (address, device) at
+    which containers may ask this host's DNS server, now and whenever they change; None: nobody serves
+    there."""
+
+    on_dns_addresses: Callable[[tuple[tuple[str, str], ...]], None] | None
 
     async def open(self, post: Callable[[Event], None]) -> None:
         """Raises WeaveError or OSError."""
@@ -155,6 +160,7 @@ class KernelDatapath:
     """Implements :class:`Datapath` with the real kernel. ``planes`` empty: bridge and attachments only."""
 
     def __init__(self, peer: PeerId, *, mtu: int, planes: tuple[str, ...], domain: str = DNS_DOMAIN_DEFAULT) -> None:
+        self.on_dns_addresses: Callable[[tuple[tuple[str, str], ...]], None] | None = None
         self._domain = domain
         self._peer, self._mtu, self._planes = peer, mtu, planes
         self._kernel: Kernel | None = None
@@ -163,6 +169,7 @@ class KernelDatapath:
         self._firewall: Firewall | None = None
         self._attachments: AttachmentKeeper | None = None
         self._exposure: Exposure | None = None
+        self._dns_address: DnsAddress | None = None
         self._applier = Applier(self._block, self._apply if planes else None)
         self._task: asyncio.Task[None] | None = None
         self._undo = contextlib.AsyncExitStack()
@@ -185,6 +192,7 @@ class KernelDatapath:
                 self._undo.push_async_callback(self._plane.close)
             else:
                 await self._bridge.ensure()
+            await self._open_dns_address(kernel, self._bridge)
         except PermissionError as error:
             await self._undo.aclose()
             raise WeaveError(
@@ -199,6 +207,16 @@ class KernelDatapath:
             await self._undo.aclose()
             raise
         self._task = asyncio.create_task(self._applier.run())
+
+    async def _open_dns_address(self, kernel: Kernel, bridge: Bridge) -> None:
+        """Nothing when nobody serves there."""
+        from weavenet.host.dnsaddress import DnsAddress
+
+        if self.on_dns_addresses is None:
+            return
+        self._dns_address = address = DnsAddress(kernel, bridge, self.on_dns_addresses)
+        await address.open()
+        self._undo.push_async_callback(address.close)
 
     def _make_plane(self, post: Callable[[Event], None]) -> Plane:
         from weavenet.plane.vxlan import VxlanPlane
@@ -218,7 +236,8 @@ class KernelDatapath:
 
         if self._kernel is None or self._bridge is None:
             raise RuntimeError("attachments need the bridge")
-        attacher = Attacher(self._kernel, self._bridge, peer=self._peer, mtu=self._mtu)
+        on_link = () if self._dns_address is None else (f"{self._dns_address.address}/32",)
+        attacher = Attacher(self._kernel, self._bridge, peer=self._peer, mtu=self._mtu, on_link=on_link)
         keeper = AttachmentKeeper(self._kernel, attacher, request, domain=self._domain)
         self._undo.push_async_callback(keeper.close)
         await keeper.open()
@@ -291,7 +310,7 @@ class KernelDatapath:
         return Attachments((host, *attached) if host is not None and host.addresses else attached)
 
     def warnings(self) -> tuple[str, ...]:
-        parts = (self._plane, self._firewall)
+        parts = (self._plane, self._firewall, self._dns_address)
         return tuple(text for part in parts if part is not None for text in part.warnings())
 
     async def close(self) -> None:

@@ -62,6 +62,7 @@ def node_config(settings: Settings, me: Me, *, port: int, software: str) -> Node
         mtu_explicit=settings.mtu_explicit,
         local_hosts=local_hosts(),
         authenticated=bool(settings.passwords),
+        dns_domain=settings.dns_domain,
     )
 
 

@@ -17,7 +17,7 @@ import msgspec
 
 from weavenet.core.config import GenesisMode
 from weavenet.core.errors import Code, Failure, WeaveError
-from weavenet.core.limits import CONN_LIMIT_DEFAULT, MTU_DEFAULT, PORT_DEFAULT
+from weavenet.core.limits import CONN_LIMIT_DEFAULT, DNS_DOMAIN_DEFAULT, DNS_TTL_DEFAULT_S, MTU_DEFAULT, PORT_DEFAULT
 
 DATA_DIR_DEFAULT = "/var/lib/weave"
 RUN_DIR_DEFAULT = "/run/weave"
@@ -45,7 +45,9 @@ class LogFormat(StrEnum):
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``passwords``: lines of the password file as :func:`password_lines` gives them; the first seals, all are
     accepted. ``log_file`` empty: standard error. ``status_address`` / ``http_address`` empty: off. ``planes`` empty:
-    no data path (``--no-fastdp``). ``assume_identity``: the key is used on whatever machine it is found."""
+    no data path (``--no-fastdp``). ``dns``: run the DNS server; ``dns_listen``: at these ``IP:PORT`` (empty: at the
+    address that containers have a route to, and at Docker's bridge). ``assume_identity``: the key is used on whatever
+    machine it is found."""
 
     name: str = ""
     name_from: NameFrom = NameFrom.MACHINE_ID
@@ -69,6 +71,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     planes: tuple[str, ...] = ("fastdp",)
     mtu: int = MTU_DEFAULT
     mtu_explicit: bool = False
+    dns: bool = True
+    dns_domain: str = DNS_DOMAIN_DEFAULT
+    dns_ttl_s: int = DNS_TTL_DEFAULT_S
+    dns_listen: tuple[str, ...] = ()
     status_address: str = STATUS_ADDRESS_DEFAULT
     http_address: str = ""
     data_dir: str = DATA_DIR_DEFAULT

@@ -1,0 +1,129 @@
+"""The address at which containers of this host find its DNS server: the same on every host, never seen beyond it.
+
+``169.254.53.53/32`` sits on the bridge; each container has an on-link route to it (:mod:`weavenet.host.attach`); ARP
+for it is dropped where it would enter the overlay (:mod:`weavenet.host.rules`), so that only this host answers. Answers
+find back without the host having an address or a route of the network: a rule sends what comes from this address to the
+bridge, and by the same rule the containers' queries pass a strict reverse-path filter (the kernel looks up the way back
+with source and destination exchanged). No NAT, no Docker, no ``expose`` needed.
+
+Invariant: while it is kept, what somebody removes is back within CHECK_S (the address) or CHECKS_PER_RULE times that
+(the rule, about which the kernel cannot be asked as cheaply). The server itself binds whether or not the address is
+there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable
+
+from weavenet.core.errors import WeaveError
+from weavenet.host.bridge import BRIDGE, Bridge
+from weavenet.host.kernel import Kernel
+
+ADDRESS = "169.254.53.53"
+TABLE = 6784
+"""Routing table and priority of the rule."""
+CHECK_S = 1.0
+CHECKS_PER_RULE = 30
+DOCKER_BRIDGE = "docker0"
+
+log = logging.getLogger(__name__)
+
+
+class DnsAddress:
+    """``kernel`` and ``bridge`` are the host's own. ``on_addresses`` gets (address, device) of every place where
+    containers can ask: ours, and Docker's bridge while it has an address."""
+
+    def __init__(
+        self, kernel: Kernel, bridge: Bridge, on_addresses: Callable[[tuple[tuple[str, str], ...]], None]
+    ) -> None:
+        self.address = ADDRESS
+        self._kernel, self._bridge, self._on_addresses = kernel, bridge, on_addresses
+        self._task: asyncio.Task[None] | None = None
+        self._bridge_index = 0
+        self._docker = ""
+        self._docker_link: tuple[int, bool] | None = None
+        self._trouble = ""
+
+    async def open(self) -> None:
+        """Put it there and keep it there. Raises OSError or WeaveError."""
+        await self._ensure()
+        await self._look_at_docker()
+        self._tell()
+        self._task = asyncio.create_task(self._keep())
+
+    async def close(self) -> None:
+        """Stop watching; the address stays, as the data path does."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def remove(self) -> None:
+        """Undo everything."""
+        await self.close()
+        link = self._kernel.links.get(BRIDGE)
+        with contextlib.suppress(OSError):
+            if link is not None:
+                await self._kernel.netlink.delete_address(link.index, f"{ADDRESS}/32")
+            await self._kernel.netlink.no_longer_answer_through(ADDRESS, TABLE)
+
+    def warnings(self) -> tuple[str, ...]:
+        return (self._trouble,) if self._trouble else ()
+
+    def _tell(self) -> None:
+        docker = ((self._docker, DOCKER_BRIDGE),) if self._docker else ()
+        self._on_addresses(((ADDRESS, BRIDGE), *docker))
+
+    async def _look_at_docker(self) -> bool:
+        """Whether Docker's bridge has another IPv4 address than before, or none any more."""
+        link = self._kernel.links.get(DOCKER_BRIDGE)
+        self._docker_link = None if link is None else (link.index, link.is_up)
+        found: list[str] = []
+        if link is not None:
+            with contextlib.suppress(OSError):
+                found = await self._kernel.netlink.addresses(link.index)
+        before = self._docker
+        self._docker = next((text.partition("/")[0] for text in found if ":" not in text), "")
+        return self._docker != before
+
+    async def _ensure(self) -> None:
+        link = await self._bridge.ensure()
+        await self._kernel.netlink.add_address(link.index, f"{ADDRESS}/32")
+        await self._kernel.netlink.answer_through(link.index, ADDRESS, TABLE)
+        self._bridge_index = link.index
+
+    async def _keep(self) -> None:
+        checks = 0
+        while True:
+            await asyncio.sleep(CHECK_S)
+            checks += 1
+            is_thorough = checks % CHECKS_PER_RULE == 0
+            docker = self._kernel.links.get(DOCKER_BRIDGE)
+            docker_link = None if docker is None else (docker.index, docker.is_up)
+            if (docker_link != self._docker_link or is_thorough) and await self._look_at_docker():
+                self._tell()
+            link = self._kernel.links.get(BRIDGE)
+            # Without a bridge: whoever owns it makes it anew first.
+            if link is not None and (link.index != self._bridge_index or is_thorough or not _is_here()):
+                await self._repair()
+
+    async def _repair(self) -> None:
+        try:
+            await self._ensure()
+            self._trouble = ""
+        except (OSError, WeaveError) as error:
+            self._trouble = f"containers cannot reach the DNS server at {ADDRESS}: {error}"
+            log.warning("%s", self._trouble)
+
+
+def _is_here() -> bool:
+    """Whether this host has the address; no netlink request, which would leave garbage in pyroute2 each time."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind((ADDRESS, 0))
+        except OSError:
+            return False
+    return True

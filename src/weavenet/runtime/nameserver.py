@@ -1,0 +1,329 @@
+"""Starts the DNS worker, feeds it, and starts it again when it ends: within milliseconds once, then ever less eagerly.
+
+The table of names is kept here too, so that a new worker gets all of it at once. Invariants: the worker is told
+everything in order, a whole table in small frames before changes; how much waits to be told is bounded by the table
+itself, since of each name only its last state waits. A worker that does not answer for SILENCE_S is killed.
+
+It outlives the lives of the node: while one ends and the next begins, names are answered as they last were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+import time
+
+import msgspec
+
+from weavenet.core.effects import NameRecord
+from weavenet.core.report import DnsReport
+from weavenet.dns.feed import (
+    FRAME_BYTES_MAX,
+    NAMES_PER_FRAME,
+    AskStatus,
+    Configure,
+    Listen,
+    Listening,
+    Name,
+    Names,
+    Status,
+    ToDaemon,
+    encode,
+)
+from weavenet.runtime.settings import Settings
+
+PORT = 53
+BRIDGE = "weave"
+RESOLV_CONF = "/etc/resolv.conf"
+
+RESTART_FIRST_S, RESTART_FACTOR, RESTART_CAP_S = 0.5, 2.0, 30.0
+STABLE_S = 30.0
+"""A worker that lived this long is started again without a pause."""
+FAILURES_TOLD = 3
+"""So many short lives in a row are no accident."""
+ASK_EVERY_S, SILENCE_S = 5.0, 15.0
+STATUS_S = 0.05
+"""How long a report waits for fresh figures; `weave status` as a whole may take 100 ms."""
+STOP_S = 2.0
+COMPLAINT_BYTES_MAX = 8192
+"""Of what a dying worker says on stderr."""
+
+_log = logging.getLogger("weave.dns")
+
+
+class Ended(Exception):
+    """Why a worker is no more."""
+
+
+class NameServer:
+    """``settings``: its ``dns_…`` fields, and the ranges."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._fixed = tuple(map(_listen, settings.dns_listen))
+        self._configuration = Configure(
+            settings.dns_domain, settings.dns_ttl_s, settings.ranges, self._fixed, RESOLV_CONF
+        )
+        self._table: dict[str, NameRecord] = {}
+        self._changed: set[str] = set()
+        self._whole = True  # the worker needs all of the table
+        self._configure = True
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._pid: int | None = None
+        self._listening = Listening((), ())
+        self._status: Status | None = None
+        self._heard_at = 0.0
+        self._asked: list[asyncio.Future[None]] = []
+        self._writer: asyncio.StreamWriter | None = None
+        self._began_at = 0.0
+        self._failures = 0
+        self._why = ""
+
+    # --- what others see ---
+
+    @property
+    def pid(self) -> int | None:
+        """Of the worker that runs now."""
+        return self._pid
+
+    @property
+    def listening(self) -> tuple[Listen, ...]:
+        return self._listening.open
+
+    def set_names(self, whole: bool, names: tuple[NameRecord, ...]) -> None:
+        """As in :class:`weavenet.core.effects.SetNames`."""
+        if whole:
+            self._table.clear()
+            self._whole = True
+        for record in names:
+            key = record.name.lower()
+            if record.addresses:
+                self._table[key] = record
+            else:
+                self._table.pop(key, None)
+            self._changed.add(key)
+        self._wake.set()
+
+    def set_addresses(self, addresses: tuple[tuple[str, str], ...]) -> None:
+        """(address, device) at which containers reach this host; counts unless told otherwise by
+        ``--dns-listen-address``. Also the host itself may ask there."""
+        found: list[Listen] = list(self._fixed)
+        if not found:
+            for address, device in addresses:
+                found += [Listen(address, PORT, device), Listen(address, PORT, "lo")]
+        configuration = msgspec.structs.replace(
+            self._configuration, listen=tuple(found), own=tuple(address for address, _ in addresses)
+        )
+        if configuration != self._configuration:
+            self._configuration = configuration
+            self._configure = True
+            self._wake.set()
+
+    @property
+    def address(self) -> str:
+        """Where a container is told to ask: an address that it reaches even before it is attached, if there is one."""
+        found = [listen for listen in self._listening.open if listen.device != "lo"]
+        found.sort(key=lambda listen: listen.device == BRIDGE)
+        return found[0].host if found else ""
+
+    async def report(self, report: DnsReport) -> DnsReport:
+        """With what only the server knows."""
+        status = await self.status()
+        return msgspec.structs.replace(
+            report,
+            address=self.address,
+            ttl_s=self._configuration.ttl_s,
+            upstreams=status.upstreams if status is not None else (),
+        )
+
+    async def status(self) -> Status | None:
+        """Fresh figures, or the last ones when the worker takes too long, or None when it never said any."""
+        if self._writer is not None:
+            answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._asked.append(answered)
+            self._writer.write(encode(AskStatus()))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(answered, STATUS_S)
+        return self._status
+
+    def warnings(self) -> tuple[str, ...]:
+        """Full sentences with the next step."""
+        found = []
+        if self._failures >= FAILURES_TOLD:
+            found.append(
+                f"the DNS server of this host does not stay up ({self._failures} times in a row; {self._why}): names "
+                "are not answered in between; the log has more, `weave launch --no-dns` does without"
+            )
+        for listen, why in self._listening.failed:
+            found.append(
+                f"the DNS server cannot listen on {listen.host} port {listen.port}: {why}; find who does with "
+                f"`ss -lnp 'sport = :{listen.port}'`, or launch with --dns-listen-address or --no-dns"
+            )
+        if self._status is not None and self._status.looping:
+            found.append(
+                f"the DNS upstream {', '.join(self._status.looping)} asks us in turn and is left out: name another "
+                f"resolver in {self._configuration.resolv_conf}"
+            )
+        return tuple(found)
+
+    # --- its life ---
+
+    def start(self) -> None:
+        """Start the worker; does nothing when it was started, or when there is nowhere to listen."""
+        if self._task is None and self._configuration.listen:
+            self._task = asyncio.create_task(self._keep_alive())
+
+    async def close(self) -> None:
+        """End the worker."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _keep_alive(self) -> None:
+        pause_s = 0.0
+        while True:
+            self._began_at = time.monotonic()
+            try:
+                await self._run_worker()
+            except (Ended, OSError, msgspec.DecodeError) as error:
+                self._why = str(error)
+            if time.monotonic() - self._began_at > STABLE_S:
+                self._failures, pause_s = 0, 0.0
+            self._failures += 1
+            _log.warning("the DNS worker ended: %s; starting it again in %.1f s", self._why, pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(max(RESTART_FIRST_S, pause_s * RESTART_FACTOR), RESTART_CAP_S)
+
+    async def _run_worker(self) -> None:
+        """Until it ends, which is always an exception."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    *("-P", "-s", "-m", "weavenet.dns", str(theirs.fileno())),
+                    pass_fds=[theirs.fileno()],
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.PIPE,
+                )
+        except BaseException:
+            ours.close()
+            raise
+        reader, writer = await asyncio.open_connection(sock=ours, limit=FRAME_BYTES_MAX)
+        complaint = asyncio.create_task(_read_complaint(process.stderr))
+        self._pid, self._writer = process.pid, writer
+        self._whole = self._configure = True
+        self._heard_at = time.monotonic()
+        tasks = [asyncio.create_task(work) for work in (self._feed(writer), self._hear(reader), self._watch(writer))]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            why = "; ".join(str(task.exception()) for task in done if task.exception() is not None)
+        finally:
+            self._pid = self._writer = None
+            self._listening = Listening((), ())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            writer.close()
+            await _end(process)
+            await asyncio.wait({complaint}, timeout=STOP_S)  # it ends with the process
+            complaint.cancel()
+            await asyncio.gather(complaint, return_exceptions=True)
+        said = "" if complaint.cancelled() else complaint.result().strip().rpartition("\n")[2]
+        raise Ended(said or f"exit status {process.returncode}" + (f", {why}" if why else ""))
+
+    async def _feed(self, writer: asyncio.StreamWriter) -> None:
+        while True:
+            if self._configure:
+                self._configure = False
+                writer.write(encode(self._configuration))
+            if self._whole:
+                self._whole = False
+                self._changed.clear()
+                await self._send(writer, list(self._table.values()), whole=True)
+            elif self._changed:
+                changed, self._changed = self._changed, set()
+                records = [self._table.get(key) or NameRecord(key, ()) for key in changed]
+                await self._send(writer, records, whole=False)
+            if not (self._configure or self._whole or self._changed):
+                self._wake.clear()
+                await self._wake.wait()
+
+    async def _send(self, writer: asyncio.StreamWriter, records: list[NameRecord], *, whole: bool) -> None:
+        """A whole table begins with its first frame and ends with its last, be it empty."""
+        for at in range(0, max(len(records), 1), NAMES_PER_FRAME):
+            part = records[at : at + NAMES_PER_FRAME]
+            names = tuple(Name(record.name, record.addresses) for record in part)
+            is_last = at + NAMES_PER_FRAME >= len(records)
+            writer.write(encode(Names(whole and at == 0, whole and is_last, names)))
+            await writer.drain()
+            if at:
+                await asyncio.sleep(0)  # a table of 100,000 names must not hold up the node
+
+    async def _hear(self, reader: asyncio.StreamReader) -> None:
+        decoder = msgspec.msgpack.Decoder(ToDaemon)
+        while True:
+            try:
+                size = int.from_bytes(await reader.readexactly(4), "big")
+                if size > FRAME_BYTES_MAX:
+                    raise Ended(f"a frame of {size} bytes")
+                message = decoder.decode(await reader.readexactly(size))
+            except asyncio.IncompleteReadError:
+                raise Ended("its stream ended") from None
+            self._heard_at = time.monotonic()
+            match message:
+                case Listening():
+                    self._set_listening(message)
+                case Status():
+                    self._status = message
+                    asked, self._asked = self._asked, []
+                    for one in asked:
+                        if not one.done():
+                            one.set_result(None)
+
+    def _set_listening(self, listening: Listening) -> None:
+        for listen, why in set(listening.failed) - set(self._listening.failed):
+            _log.warning("cannot listen on %s port %d: %s", listen.host, listen.port, why)
+        for listen in set(listening.open) - set(self._listening.open):
+            _log.info("answers on %s port %d%s", listen.host, listen.port, listen.device and f", {listen.device} only")
+        self._listening = listening
+
+    async def _watch(self, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await asyncio.sleep(ASK_EVERY_S)
+            if time.monotonic() - self._heard_at > SILENCE_S:
+                raise Ended(f"it was silent for {SILENCE_S:.0f} s")
+            if time.monotonic() - self._began_at > STABLE_S:
+                self._failures = 0
+            writer.write(encode(AskStatus()))
+
+
+def _listen(text: str) -> Listen:
+    """Of ``IP:PORT`` or ``[v6]:PORT``, checked before."""
+    host, _, port = text.rpartition(":")
+    return Listen(host.strip("[]"), int(port))
+
+
+async def _read_complaint(stream: asyncio.StreamReader | None) -> str:
+    """What the worker says on stderr: logged as it comes, the last of it returned."""
+    said = b""
+    while stream is not None and (data := await stream.read(4096)):
+        said = (said + data)[-COMPLAINT_BYTES_MAX:]
+    text = said.decode(errors="replace")
+    if text.strip():
+        _log.error("the DNS worker said: %s", text.strip())
+    return text
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """The end of its feed ends it; if not, it is killed."""
+    with contextlib.suppress(ProcessLookupError):
+        try:
+            await asyncio.wait_for(process.wait(), STOP_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()

@@ -1,0 +1,126 @@
+"""Containers ask the DNS server of their own host, at an address that every host has; no other host answers there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+
+import pytest
+
+from lab.clusters import Attached, attach_new, form
+from lab.fresh import MakeLab
+from weavenet.lab import observe, processes
+from weavenet.lab.host import Container, Host
+from weavenet.lab.lab import Lab
+from weavenet.lab.waiting import wait_until
+
+SERVER = "169.254.53.53"
+DEADLINE_S = 10.0
+pytestmark = pytest.mark.skipif(shutil.which("dig") is None, reason="dig is not installed")
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab: MakeLab) -> Lab:
+    lab = make_lab(2)
+    form(lab)
+    return lab
+
+
+@pytest.fixture(scope="module")
+def containers(lab: Lab) -> list[Attached]:
+    return [attach_new(host, f"on-{host.name}") for host in lab.hosts]
+
+
+def dig(asker: Host | Container, *arguments: str) -> list[str]:
+    """Lines of ``dig +short``; none when nobody answers."""
+    done = asker.run(["dig", f"@{SERVER}", "+short", "+tries=1", "+time=1", *arguments])
+    return done.stdout.split() if done.returncode == 0 else []
+
+
+def until_answers(asker: Host | Container, wanted: list[str], *arguments: str) -> None:
+    wait_until(lambda: dig(asker, *arguments) == wanted, DEADLINE_S, f"{arguments} to be {wanted} for {asker.name}")
+
+
+def worker(host: Host) -> int:
+    found = [pid for pid in processes.inside(host.pid) if "weavenet.dns" in processes.arguments(pid)]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_every_container_and_host_asks_its_own_server(lab: Lab, containers: list[Attached]) -> None:
+    for host, (container, own) in zip(lab.hosts, containers, strict=True):
+        other = next(address for _, address in containers if address != own)
+        other_name = next(f"{c.name}.weave.local" for c, address in containers if address == other)
+        for asker in (container, host):
+            until_answers(asker, [other], other_name)
+            until_answers(asker, [other], "+tcp", other_name.upper())
+            until_answers(asker, [f"{other_name}."], "-x", other)
+        assert dig(container, "nobody.weave.local") == []
+        assert observe.report(host) is not None
+        assert SERVER in host.weave("status").stdout
+
+
+def test_the_address_works_with_a_strict_reverse_path_filter(lab: Lab, containers: list[Attached]) -> None:
+    host, (container, own) = lab.hosts[0], containers[0]
+    host.run(["sysctl", "-q", "-w", "net.ipv4.conf.all.rp_filter=1"], check=True)
+    for asker in (host, container):
+        asker.run(["ip", "neigh", "flush", "all"], check=True)
+    until_answers(container, [own], f"{container.name}.weave.local")
+    host.run(["sysctl", "-q", "-w", "net.ipv4.conf.all.rp_filter=0"], check=True)
+
+
+def test_no_other_host_answers_in_its_place(lab: Lab, containers: list[Attached]) -> None:
+    """ARP for the address does not cross the overlay, in either direction."""
+    host, (container, _) = lab.hosts[0], containers[0]
+    host.pause_daemon()  # it would put the address back
+    try:
+        host.run(["ip", "address", "delete", f"{SERVER}/32", "dev", "weave"], check=True)
+        container.run(["ip", "neigh", "flush", "all"], check=True)
+        assert container.run(["ping", "-c", "1", "-W", "1", SERVER]).returncode != 0
+    finally:
+        host.resume_daemon()
+    until_answers(container, [containers[1][1]], f"{containers[1][0].name}.weave.local")
+
+
+def test_what_somebody_removes_comes_back(lab: Lab, containers: list[Attached]) -> None:
+    host, (container, own) = lab.hosts[0], containers[0]
+    host.run(["ip", "address", "delete", f"{SERVER}/32", "dev", "weave"], check=True)
+    host.run(["ip", "rule", "delete", "priority", "6784"], check=True)
+    until_answers(container, [own], f"{container.name}.weave.local")
+
+
+def test_a_killed_worker_comes_back_with_all_names(lab: Lab, containers: list[Attached]) -> None:
+    before = worker(lab.hosts[0])
+    os.kill(before, signal.SIGKILL)
+    for container, address in containers:
+        until_answers(containers[0][0], [address], f"{container.name}.weave.local")
+    assert worker(lab.hosts[0]) != before
+    assert len(lab.hosts[0].daemon_pids()) == 1
+
+
+def test_nobody_else_is_answered(lab: Lab) -> None:
+    """What comes in on another device than the bridge is not for the server."""
+    one, two = lab.hosts
+    two.run(["ip", "route", "add", f"{SERVER}/32", "via", one.address, "table", "77"], check=True)
+    two.run(["ip", "rule", "add", "to", SERVER, "priority", "5", "lookup", "77"], check=True)
+    two.run(["ip", "rule", "delete", "from", "all", "priority", "0"], check=True)
+    two.run(["ip", "rule", "add", "from", "all", "priority", "9", "lookup", "local"], check=True)
+    try:
+        assert dig(two, f"@{SERVER}", "-b", two.address, "on-h1.weave.local") == []
+    finally:
+        two.run(["ip", "rule", "add", "from", "all", "priority", "0", "lookup", "local"], check=True)
+        for priority in ("5", "9"):
+            two.run(["ip", "rule", "delete", "priority", priority], check=True)
+    until_answers(two, [dig(one, "on-h1.weave.local")[0]], "on-h1.weave.local")
+
+
+def test_without_a_server_there_is_nothing_of_it(lab: Lab) -> None:
+    host = lab.hosts[1]
+    host.weave("stop", check=True)
+    host.run(["ip", "link", "delete", "weave"], check=True)
+    host.run(["ip", "rule", "delete", "priority", "6784"], check=True)
+    host.weave("launch", "--no-dns", check=True)
+    assert "no DNS server" in host.weave("status").stdout
+    assert SERVER not in host.run(["ip", "address"], check=True).stdout
+    assert not [pid for pid in processes.inside(host.pid) if "weavenet.dns" in processes.arguments(pid)]

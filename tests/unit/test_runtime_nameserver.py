@@ -1,0 +1,202 @@
+"""The supervisor of the DNS worker, with real workers on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import dns.asyncquery
+import dns.exception
+import pytest
+
+import dns_oracle as oracle
+from dns_server import DEADLINE_S, free_port
+from weavenet.core.effects import NameRecord
+from weavenet.core.report import DnsReport
+from weavenet.runtime import nameserver as module
+from weavenet.runtime.nameserver import NameServer
+from weavenet.runtime.settings import Settings
+
+HOST = "127.0.0.1"
+
+
+def record(name: str, *last: int) -> NameRecord:
+    return NameRecord(f"{name}.weave.local.", tuple(bytes([10, 32, 0, one]) for one in last))
+
+
+class Stage:
+    def __init__(self) -> None:
+        self.port = free_port(HOST)
+        self.server = NameServer(Settings(dns_listen=(f"{HOST}:{self.port}",)))
+
+    async def ask(self, name: str) -> list[str] | None:
+        """Addresses; None when nobody answers."""
+        query = oracle.ask(f"{name}.weave.local.")
+        try:
+            answer = await dns.asyncquery.udp(query, HOST, 0.2, self.port)
+        except (dns.exception.Timeout, OSError):
+            return None
+        return sorted(oracle.values(answer, "A"))
+
+    async def until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not await condition():
+            assert time.monotonic() < deadline, what
+            await asyncio.sleep(0.02)
+
+    async def until_answers(self, name: str, *last: int) -> None:
+        wanted = [f"10.32.0.{one}" for one in last]
+
+        async def is_so() -> bool:
+            return await self.ask(name) == wanted
+
+        await self.until(is_so, f"{name} stands for {wanted}")
+
+
+def play(scene: Callable[[Stage], Awaitable[None]]) -> None:
+    async def run() -> None:
+        stage = Stage()
+        stage.server.start()
+        try:
+            await scene(stage)
+        finally:
+            await stage.server.close()
+        assert stage.server.pid is None
+        assert await stage.ask("web") is None
+
+    asyncio.run(run())
+
+
+def test_names_whole_and_changed() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.server.set_names(True, (record("web", 1), record("db", 2, 3)))
+        await stage.until_answers("db", 2, 3)
+        stage.server.set_names(False, (record("Web", 4), record("db")))
+        await stage.until_answers("web", 4)
+        await stage.until_answers("db")
+        stage.server.set_names(True, (record("new", 5),))
+        await stage.until_answers("new", 5)
+        assert await stage.ask("web") == []
+        report = await stage.server.report(DnsReport("weave.local."))
+        assert report.address == HOST
+        assert report.ttl_s == 1
+
+    play(scene)
+
+
+def test_a_large_table_and_changes_while_it_is_told() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.server.set_names(True, tuple(record(f"host{number}", 1) for number in range(5000)))
+        await asyncio.sleep(0)
+        for number in range(0, 5000, 50):
+            stage.server.set_names(False, (record(f"host{number}", 2),))
+            await asyncio.sleep(0)
+        await stage.until_answers("host4950", 2)
+        for number in (0, 50, 2500, 4900):
+            assert await stage.ask(f"host{number}") == ["10.32.0.2"]
+            assert await stage.ask(f"host{number + 1}") == ["10.32.0.1"]
+        status = await stage.server.status()
+        assert status is not None
+        assert status.names == 5000
+
+    play(scene)
+
+
+def test_a_killed_worker_is_replaced_and_knows_everything() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.server.set_names(True, (record("web", 1),))
+        stage.server.set_names(False, (record("db", 2),))
+        await stage.until_answers("db", 2)
+        before = stage.server.pid
+        assert before is not None
+        os.kill(before, signal.SIGKILL)
+        await stage.until_answers("web", 1)
+        await stage.until_answers("db", 2)
+        assert stage.server.pid not in (None, before)
+        assert stage.server.warnings() == ()
+
+    play(scene)
+
+
+def test_a_worker_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ASK_EVERY_S", 0.05)
+    monkeypatch.setattr(module, "SILENCE_S", 0.4)
+    monkeypatch.setattr(module, "STOP_S", 0.2)
+
+    async def scene(stage: Stage) -> None:
+        stage.server.set_names(True, (record("web", 1),))
+        await stage.until_answers("web", 1)
+        before = stage.server.pid
+        assert before is not None
+        os.kill(before, signal.SIGSTOP)
+        await stage.until_answers("web", 1)
+        assert stage.server.pid != before
+
+    play(scene)
+
+
+def test_one_that_never_stays_up_is_tried_less_and_less_and_told_about(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started = tmp_path / "started"
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho x >> {started}\necho 'no module named weavenet' >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(module.sys, "executable", str(python))
+    monkeypatch.setattr(module, "RESTART_FIRST_S", 0.01)
+
+    async def scene(stage: Stage) -> None:
+        async def is_told() -> bool:
+            return bool(stage.server.warnings())
+
+        await stage.until(is_told, "the warning")
+        (warning,) = stage.server.warnings()
+        assert "no module named weavenet" in warning
+        assert "--no-dns" in warning
+        assert await stage.server.report(DnsReport("weave.local.")) == DnsReport("weave.local.", ttl_s=1)
+        assert len(started.read_text()) >= 2 * module.FAILURES_TOLD
+
+    play(scene)
+
+
+def test_an_address_that_is_taken_is_told_about_and_tried_again() -> None:
+    import socket
+
+    async def scene(stage: Stage) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+            taken.bind((HOST, free_port(HOST)))
+            other = taken.getsockname()[1]
+            stage.server._fixed = (*stage.server._fixed, module.Listen(HOST, other))
+            stage.server.set_addresses(())
+
+            async def is_told() -> bool:
+                return bool(stage.server.warnings())
+
+            await stage.until(is_told, "the warning")
+            (warning,) = stage.server.warnings()
+            assert f"{HOST} port {other}" in warning
+            assert "ss -lnp" in warning
+
+        async def is_open() -> bool:
+            return len(stage.server.listening) == 2
+
+        await stage.until(is_open, "both are open")
+        assert stage.server.warnings() == ()
+
+    play(scene)
+
+
+def test_nowhere_to_listen_means_no_worker() -> None:
+    async def scene() -> None:
+        server = NameServer(Settings())
+        server.start()
+        assert server.pid is None
+        server.set_addresses((("127.0.0.1", "weave"),))
+        assert {listen.device for listen in server._configuration.listen} == {"weave", "lo"}
+        await server.close()
+
+    asyncio.run(scene())

@@ -30,7 +30,9 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     record of a lock depend on it. ``lock``: the URL of ``lock=``. ``conf_targets`` come from the
     configuration file, ``launch_targets`` from the command line (None: none were given, resume the persisted ones).
     ``local_hosts``: addresses of this host, to recognise ourselves among targets.
-    ``dns_domain``: absolute, lower case, with trailing dot; only names below it are entered and answered."""
+    ``trusted_subnets``: CIDRs of the underlay; with a password, frames go unencrypted only between two peers that
+    trust each other's address. ``dns_domain``: absolute, lower case, with trailing dot; only names below it are entered
+    and answered."""
 
     peer: PeerId
     name: str
@@ -51,6 +53,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     discovery: bool = True
     conn_limit: int = CONN_LIMIT_DEFAULT
     planes: tuple[str, ...] = ("fastdp",)
+    trusted_subnets: tuple[str, ...] = ()
     mtu: int = MTU_DEFAULT
     mtu_explicit: bool = False
     local_hosts: tuple[str, ...] = ()

@@ -1,4 +1,5 @@
-"""When data paths open, whom they follow, and when they close: handover, open paths and heartbeats composed.
+"""When data paths open, whom they follow, which plane they are on, and when they close: handover, open paths,
+heartbeats and the sleeve worker composed.
 
 A path opens after the handover (:mod:`weavenet.core.overlay.handover`) unless a learnt removal shuts the gate; from
 then on it follows its peer's addresses and endpoints, until the peer is removed, refused or forgotten.
@@ -11,15 +12,19 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from weavenet.core.config import NodeConfig
-from weavenet.core.effects import Endpoint, Outbox, SetPlane
+from weavenet.core.effects import Endpoint, Outbox, SetPlane, SetSleeve
 from weavenet.core.membership import Membership
 from weavenet.core.mesh.changes import MeshChanges
 from weavenet.core.mesh.mesh import Mesh
 from weavenet.core.messages.gossip import KIND_ENDPOINT, EndpointRecord
+from weavenet.core.overlay import choice
+from weavenet.core.overlay.choice import FASTDP, SLEEVE
 from weavenet.core.overlay.endpoints import Endpoints
 from weavenet.core.overlay.handover import Handover
 from weavenet.core.overlay.openplanes import OpenPlanes
-from weavenet.core.overlay.paths import Paths
+from weavenet.core.overlay.paths import Paths, PathState
+from weavenet.core.overlay.sleeve import SleeveStatus
+from weavenet.core.overlay.sleeveplane import SleevePlane
 from weavenet.core.ring import Ipam
 from weavenet.core.seeding import Seeding
 from weavenet.core.types import PeerId
@@ -57,11 +62,22 @@ class DataPaths:
         self._seeding = Seeding(config, mesh.peer_record)
         self._topology_changed = True
         self._use_changed = True
+        self._choice_changed = True
+        self._sleeve_changed = True
+        self.sleeve = SleevePlane(config=config, mesh=mesh, planes=planes)
 
     def start(self) -> None:
         """The data paths of the previous start, unchanged."""
         self._outbox.append(SetPlane(self._planes.desired()))
         self._planes.changed = False
+        self._lower_sleeve(0.0)
+
+    def sleeve_reported(self, now: float, status: SleeveStatus | None) -> None:
+        """News from the sleeve worker, also when it only repeats itself: what is unproven gets older."""
+        self._choice_changed = True
+        if self.sleeve.reported(status):
+            self._sleeve_changed = True
+        self.sleeve.publish(now)
 
     def use_changed(self) -> None:
         """A container came or went, so another path may be in use."""
@@ -77,6 +93,10 @@ class DataPaths:
         """Act on what the mesh learnt."""
         if changes.topology or changes.links_up or changes.links_down:
             self._topology_changed = True
+            self._sleeve_changed = True
+        if changes.records:
+            self.sleeve.learnt(changes.records)
+            self._sleeve_changed = True
         if self._membership.reopen:
             again, self._membership.reopen = self._membership.reopen, set()
             self._want_handovers(now, again)
@@ -88,18 +108,80 @@ class DataPaths:
             self._follow_peers(now, changes.records)
 
     def settle(self, now: float) -> None:
-        """The last word of an event: heartbeats on what is open, and the desired state if it changed."""
-        if self._use_changed:
-            self._use_changed = False
-            local = self._endpoints.any_live
-            in_use = {peer: local and self._planes.has_endpoints(peer) for peer in sorted(self._planes.peers)}
-            self._paths.set_peers(now, in_use)
+        """The last word of an event: the plane of each open path, and heartbeats on those that VXLAN may take."""
+        if self._paths.changed or self._choice_changed or self._sleeve_changed or self._use_changed:
+            self._paths.changed = self._choice_changed = self._use_changed = False
+            self._sleeve_changed = True
+            self._choose(now)
+            self._paths.set_peers(now, self._watched())
 
-    def lower(self) -> None:
-        """Append the plane's desired state if it changed."""
+    def _watched(self) -> dict[PeerId, bool]:
+        """Peers that VXLAN may reach → whether containers on both sides may be talking."""
+        local = self._endpoints.any_live
+        rows = ((peer, self._planes.get(peer)) for peer in sorted(self._planes.peers))
+        return {peer: local and bool(row.endpoints) for peer, row in rows if row is not None and row.is_vxlan_allowed}
+
+    def lower(self, now: float) -> None:
+        """Append the planes' desired states if they changed."""
         if self._planes.changed:
             self._planes.changed = False
+            self._sleeve_changed = True
             self._outbox.append(SetPlane(self._planes.desired()))
+        if self._sleeve_changed:
+            self._sleeve_changed = False
+            self._lower_sleeve(now)
+
+    def _lower_sleeve(self, now: float) -> None:
+        if self.sleeve.is_on:
+            desired = self.sleeve.desired(now, busy=self._endpoints.any_live)
+            if desired is not None:
+                self._outbox.append(SetSleeve(desired))
+
+    # --- which plane ---
+
+    def _choose(self, now: float) -> None:
+        """Put every open path on the best plane that works."""
+        if self.sleeve.is_on:
+            self.sleeve.route()
+        for peer in sorted(self._planes.peers):
+            row = self._planes.get(peer)
+            record = self._mesh.peer_record(peer)
+            if row is None or record is None:
+                continue  # nothing is known of it since the start: it stays where it was
+            planes = choice.in_common(self._config.planes, record.planes)
+            is_vxlan_allowed = FASTDP in planes and not self.must_seal(peer)
+            candidates = [(plane, self.plane_state(now, peer, plane)) for plane in planes if plane != FASTDP]
+            if is_vxlan_allowed:
+                candidates.insert(0, (FASTDP, self.plane_state(now, peer, FASTDP)))
+            plane = choice.best(candidates, row.plane) if candidates else row.plane
+            relay = self.sleeve.relay(peer) if self.sleeve.is_running else PeerId(row.relay)
+            self._planes.use(
+                peer,
+                plane,
+                is_vxlan_allowed=is_vxlan_allowed,
+                sleeve=self.sleeve.record(peer) if SLEEVE in planes else None,
+                relay=relay or b"",
+            )
+
+    def plane_state(self, now: float, peer: PeerId, plane: str) -> PathState:
+        """Whether ``plane`` works to ``peer``, whichever is in use."""
+        if plane == SLEEVE:
+            return self.sleeve.state(now, peer)
+        return self._paths.state(peer) or PathState.UNPROVEN
+
+    def must_seal(self, peer: PeerId) -> bool:
+        """Whether frames to ``peer`` have to be encrypted: there is a password, and not both ends trust the other's
+        address. Both ends decide alike: what one sees of the other is what the other is told it looks like."""
+        if not self._config.authenticated or not self.sleeve.is_on:
+            return False
+        record = self._mesh.peer_record(peer)
+        if record is None or not record.trusts or not self._config.trusted_subnets:
+            return True
+        host = self._mesh.link_host(peer)
+        ours = self._mesh.observed_host(peer)
+        return not (
+            host and choice.covers(self._config.trusted_subnets, host) and ours and choice.covers(record.trusts, ours)
+        )
 
     def _want_handovers(self, now: float, peers: Iterable[PeerId]) -> None:
         reachable = self._mesh.reachable()

@@ -8,6 +8,8 @@ driver stops executing effects and restarts it from what is on disk.
 
 from __future__ import annotations
 
+from enum import Enum
+
 import msgspec
 
 from weavenet.core.commands import Result
@@ -77,6 +79,15 @@ class Endpoint(msgspec.Struct, frozen=True):
     addresses: tuple[str, ...]
 
 
+class VxlanUse(Enum):
+    """CARRIES: frames to the peer leave over VXLAN. PROBED: only heartbeats do, frames take another plane. CLOSED:
+    nothing is sent to it nor taken from it over VXLAN."""
+
+    CARRIES = "carries"
+    PROBED = "probed"
+    CLOSED = "closed"
+
+
 class PlanePeer(msgspec.Struct, frozen=True):
     """An open data path: the peer's underlay address, the MAC of its plane device, and what lives behind it."""
 
@@ -84,6 +95,7 @@ class PlanePeer(msgspec.Struct, frozen=True):
     host: str
     mac: bytes
     endpoints: tuple[Endpoint, ...]
+    vxlan: VxlanUse = VxlanUse.CARRIES
 
 
 class SetPlane(msgspec.Struct, frozen=True):

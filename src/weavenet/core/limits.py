@@ -102,6 +102,13 @@ PROBE_QUIET_S = 5.0
 PROBE_IDLE_MIN_S = 60.0
 PROBE_IDLE_MAX_S = 120.0
 PROBE_MISSES = 3
+PROBE_RETURN_S = 5.0
+"""A broken path that containers would use is probed at least this often, so that a better plane is not missed."""
+PROBE_DAMPING_S = 60.0
+"""A path that broke within this time before has to answer twice as often in a row as the last time to count again."""
+PROBE_PROOFS_MAX = 16
+SLEEVE_PROOF_S = 2.0
+"""Sleeve counts as not working when nothing was answered this long after the worker was told of a peer."""
 TRAFFIC_BUSY_S = 10.0
 TRAFFIC_IDLE_S = 60.0
 HANDOVER_RETRY_S = 2.0

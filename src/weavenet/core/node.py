@@ -57,7 +57,16 @@ from weavenet.core.effects import (
 )
 from weavenet.core.election import Electorate, GenesisElection
 from weavenet.core.errors import InvariantBroken
-from weavenet.core.events import Cancelled, Event, PlaneTraffic, ProbeReceived, RecordOffered, Requested, Tick
+from weavenet.core.events import (
+    Cancelled,
+    Event,
+    PlaneTraffic,
+    ProbeReceived,
+    RecordOffered,
+    Requested,
+    SleeveReported,
+    Tick,
+)
 from weavenet.core.founding import Founding
 from weavenet.core.incarnation import incarnation_row, next_incarnation
 from weavenet.core.limits import BALLOT_ROUND_MAX, ROUTE_HOPS_MAX
@@ -226,6 +235,8 @@ class Node:
                 self.paths.received(now, event.mac, event.nonce, event.is_answer)
             case PlaneTraffic():
                 self.paths.traffic(now)
+            case SleeveReported():
+                self.datapaths.sleeve_reported(now, event.status)
             case RecordOffered():
                 self.founding.offered(now, event)
             case _:
@@ -335,7 +346,7 @@ class Node:
             self._outbox.append(SetBlocked(blocked))
             self.endpoints.set_blocked(now, blocked)
         self.names.advance(now)
-        self.datapaths.lower()
+        self.datapaths.lower(now)
 
     def _run_due(self, now: float) -> None:
         for part in (self.ipam, self.handover, self.paths, self.endpoints):
@@ -435,6 +446,7 @@ class Node:
             mtu=self.config.mtu,
             planes=self.config.planes,
             votes_as=self.ipam.bound_as or b"",
+            trusts=self.config.trusted_subnets,
         )
         if record != self._published:
             self._published = record

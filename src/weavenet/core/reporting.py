@@ -11,7 +11,7 @@ import msgspec
 from weavenet.core.config import GenesisMode
 from weavenet.core.limits import MTU_DEFAULT
 from weavenet.core.names import EXPOSE
-from weavenet.core.overlay.paths import PathState
+from weavenet.core.overlay.reporting import with_plane
 from weavenet.core.report import (
     ConnectionReport,
     DnsReport,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def node_report(node: Node, now: float) -> NodeReport:
     """Everything ``weave status`` and ``weave report`` show, at ``now``."""
     config = node.config
-    connections = tuple(_with_plane(node, report) for report in node.mesh.connection_reports(now))
+    connections = tuple(with_plane(node, now, report) for report in node.mesh.connection_reports(now))
     ipam = _ipam_report(node, now)
     return NodeReport(
         peer=peer_text(config.peer),
@@ -67,41 +67,9 @@ def _dns_report(node: Node) -> DnsReport:
     return DnsReport(node.names.domain, tuple(entries))
 
 
-def _with_plane(node: Node, report: ConnectionReport) -> ConnectionReport:
-    if not report.peer:
-        return report
-    peer = PeerId(bytes.fromhex(report.peer))
-    plane, reason = _plane_of(node, peer)
-    return msgspec.structs.replace(
-        report,
-        plane=plane,
-        plane_reason=reason,
-        plane_rtt_ms=node.paths.rtt_ms(peer),
-        plane_loss_percent=node.paths.loss_percent(peer),
-    )
-
-
 def _with_absence(node: Node, now: float, report: PeerReport) -> PeerReport:
     since = None if report.reachable else node.mesh.unreachable_since(PeerId(bytes.fromhex(report.peer)))
     return report if since is None else msgspec.structs.replace(report, unreachable_s=max(0.0, now - since))
-
-
-def _plane_of(node: Node, peer: PeerId) -> tuple[str, str]:
-    record = node.mesh.peer_record(peer)
-    if not node.config.planes:
-        return "no data path", "fastdp is off here (--no-fastdp)"
-    if record is not None and not set(record.planes) & set(node.config.planes):
-        return "no data path", "fastdp is off there (--no-fastdp)"
-    if peer not in node.planes:
-        return "no data path", "waiting until both sides have merged ring and log"
-    host = node.planes.host(peer)
-    match node.paths.state(peer):
-        case PathState.WORKING:
-            return "fastdp", "VXLAN answers"
-        case PathState.BROKEN:
-            return "no data path", f"no answer on UDP 6784 to {host}: is it filtered?"
-        case _:
-            return "fastdp", f"VXLAN to {host}, first heartbeat not answered yet"
 
 
 def _ipam_report(node: Node, now: float) -> IpamReport:

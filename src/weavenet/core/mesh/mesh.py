@@ -317,6 +317,21 @@ class Mesh:
             return record.host
         return None
 
+    def observed_host(self, peer: PeerId) -> str:
+        """Our underlay address as ``peer`` sees it; empty without a link."""
+        link = self._links.by_peer.get(peer)
+        return "" if link is None or link.hello is None else link.hello.observed_host
+
+    def hosts_of(self, peer: PeerId) -> tuple[str, ...]:
+        """Underlay addresses at which ``peer`` is reached, that of our own link first."""
+        link = self._links.by_peer.get(peer)
+        own = [] if link is None else [link.host]
+        return tuple(dict.fromkeys([*own, *(record.host for record in self._around.sightings(peer))]))
+
+    def neighbours(self, peer: PeerId) -> list[PeerId]:
+        """To whom ``peer`` has a link that both ends report."""
+        return self._routes.neighbours(peer)
+
     def link_rtt_ms(self, peer: PeerId) -> float | None:
         link = self._links.by_peer.get(peer)
         return None if link is None or link.rtt_s is None else link.rtt_s * 1000

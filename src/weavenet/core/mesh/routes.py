@@ -69,7 +69,7 @@ class Routes:
 
     # --- shortest paths ---
 
-    def _neighbours(self, peer: PeerId) -> list[PeerId]:
+    def neighbours(self, peer: PeerId) -> list[PeerId]:
         """Whom ``peer`` has a link to that counts, sorted."""
         if peer == self.own:
             return sorted(self._linked)
@@ -102,7 +102,7 @@ class Routes:
         while queue:
             peer = queue.popleft()
             depth = self._depth[peer]
-            for neighbour in self._neighbours(peer):
+            for neighbour in self.neighbours(peer):
                 if self._depth.get(neighbour, depth + 2) > depth + 1:
                     self._settle(neighbour, depth + 1, peer)
                     queue.append(neighbour)
@@ -166,7 +166,7 @@ class Routes:
         queue = deque([self.own])
         while queue:
             peer = queue.popleft()
-            for neighbour in self._neighbours(peer):
+            for neighbour in self.neighbours(peer):
                 if neighbour not in depths:
                     depths[neighbour] = depths[peer] + 1
                     queue.append(neighbour)

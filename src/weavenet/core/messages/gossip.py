@@ -25,10 +25,13 @@ KIND_ENDPOINT = 3
 KIND_NAME = 4
 KIND_SLEEVE = 5
 """Body: :class:`weavenet.core.overlay.sleeve.SleeveRecord`."""
+KIND_SLEEVE_PATH = 6
+"""Body: :class:`weavenet.core.overlay.sleeve.SleevePathRecord`."""
 
 
 class PeerRecord(msgspec.Struct, frozen=True, array_like=True):
     """One per origin. ``settled_n``: count of electors it would demand for genesis (0: not settled yet).
+    ``trusts``: subnets (CIDR) of the underlay over which its data need not be encrypted.
     ``wants_genesis``: somebody there waits for the ring. ``votes_as``: the id of the seed whose share it took and as
     which it votes, or empty."""
 
@@ -42,6 +45,7 @@ class PeerRecord(msgspec.Struct, frozen=True, array_like=True):
     mtu: Uint
     planes: tuple[Label, ...]
     votes_as: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
+    trusts: Annotated[tuple[Label, ...], msgspec.Meta(max_length=64)] = ()
 
 
 class NeighbourRecord(msgspec.Struct, frozen=True, array_like=True):

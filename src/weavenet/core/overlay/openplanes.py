@@ -1,27 +1,36 @@
-"""Which data paths are open, durably (spec 04b, "Planes survive").
+"""Which data paths are open, durably (spec 04b, "Planes survive"), and which plane each is on.
 
 Loss of a link, of heartbeats, a stop or a restart never closes a path: only a learnt removal, a refusal or a reset
 does, or that a peer without any obligation has been gone so long that its records expired. At start the persisted
-paths are given to the plane before anything else, so that a restart loses no packet.
+paths are given to the planes before anything else, so that a restart loses no packet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import msgspec
 
-from weavenet.core.effects import Change, Endpoint, Outbox, PlanePeer
+from weavenet.core.effects import Change, Endpoint, Outbox, PlanePeer, VxlanUse
+from weavenet.core.overlay.choice import FASTDP
+from weavenet.core.overlay.sleeve import SleeveRecord
 from weavenet.core.types import PeerId, plane_mac
 
 TABLE = "planes"
 
 
 class OpenPlane(msgspec.Struct, frozen=True, array_like=True):
-    """As stored: where the peer was last reached, and the endpoints behind it."""
+    """As stored: where the peer was last reached, and the endpoints behind it. ``plane``: in use. ``is_vxlan_allowed``:
+    frames to it need not be encrypted, and both ends have the plane. ``sleeve``: keys and port of its worker.
+    ``relay``: through whom its worker is reached, empty: directly."""
 
     host: str
     endpoints: tuple[tuple[bytes, tuple[str, ...]], ...]
+    plane: str = FASTDP
+    is_vxlan_allowed: bool = True
+    sleeve: SleeveRecord | None = None
+    relay: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
 
 
 class OpenPlanes:
@@ -39,12 +48,30 @@ class OpenPlanes:
     def __contains__(self, peer: PeerId) -> bool:
         return peer in self._open
 
+    def get(self, peer: PeerId) -> OpenPlane | None:
+        return self._open.get(peer)
+
     def has_endpoints(self, peer: PeerId) -> bool:
         return bool(self._open[peer].endpoints)
 
     def set(self, peer: PeerId, host: str, endpoints: tuple[Endpoint, ...]) -> None:
         """Open the path, or follow the peer to a new address or new endpoints."""
-        row = OpenPlane(host, tuple((endpoint.mac, endpoint.addresses) for endpoint in endpoints))
+        before = self._open.get(peer) or OpenPlane("", ())
+        stored = tuple((endpoint.mac, endpoint.addresses) for endpoint in endpoints)
+        self._put(peer, msgspec.structs.replace(before, host=host, endpoints=stored))
+
+    def use(
+        self, peer: PeerId, plane: str, *, is_vxlan_allowed: bool, sleeve: SleeveRecord | None, relay: bytes
+    ) -> None:
+        """Put the open path to ``peer`` on ``plane``."""
+        self._put(
+            peer,
+            msgspec.structs.replace(
+                self._open[peer], plane=plane, is_vxlan_allowed=is_vxlan_allowed, sleeve=sleeve, relay=relay
+            ),
+        )
+
+    def _put(self, peer: PeerId, row: OpenPlane) -> None:
         if self._open.get(peer) == row:
             return
         self._open[peer] = row
@@ -60,10 +87,28 @@ class OpenPlanes:
             self._outbox.persist(Change(TABLE, peer, None))
 
     def desired(self) -> tuple[PlanePeer, ...]:
-        """The plane's whole desired state, in a stable order."""
+        """The kernel plane's whole desired state, in a stable order."""
         return tuple(
             PlanePeer(
-                peer, row.host, plane_mac(peer), tuple(Endpoint(mac, addresses) for mac, addresses in row.endpoints)
+                peer,
+                row.host,
+                plane_mac(peer),
+                tuple(Endpoint(mac, addresses) for mac, addresses in row.endpoints),
+                _vxlan_use(row),
             )
             for peer, row in sorted(self._open.items())
         )
+
+    def macs(self) -> dict[bytes, PeerId]:
+        """Behind whom each MAC lives. When two claim one, the lower PeerId has it, as in the kernel's tables."""
+        found: dict[bytes, PeerId] = {}
+        for peer, row in sorted(self._open.items()):
+            for mac, _ in row.endpoints:
+                found.setdefault(mac, peer)
+        return found
+
+
+def _vxlan_use(row: OpenPlane) -> VxlanUse:
+    if not row.is_vxlan_allowed:
+        return VxlanUse.CLOSED
+    return VxlanUse.CARRIES if row.plane == FASTDP else VxlanUse.PROBED

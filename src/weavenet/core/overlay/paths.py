@@ -1,8 +1,11 @@
 """Heartbeats on the data path: does it work, how long is the round trip, how much is lost.
 
 "Works" is measured, never assumed. Intervals (spec 06): 500 ms until answered and while frames flowed in the last 10 s
-(bad after 3 misses); 5 s while in use but quiet; 60-120 s with jitter when idle; unanswered paths back off to 60 s.
-Loss is counted in probes, not in time, so a suspended host wakes up without false alarms.
+(bad after 3 misses); 5 s while in use but quiet; 60-120 s with jitter when idle; unanswered paths back off to 60 s,
+those in use to 5 s. Loss is counted in probes, not in time, so a suspended host wakes up without false alarms.
+
+A path that broke counts as working again after as many answers in a row as the number of times it broke lately asks
+for (1, 2, 4, … 16), so that one that comes and goes does not drag the frames along.
 """
 
 from __future__ import annotations
@@ -13,10 +16,13 @@ from enum import Enum
 from weavenet.core.effects import Outbox, Probe
 from weavenet.core.limits import (
     PROBE_BUSY_S,
+    PROBE_DAMPING_S,
     PROBE_IDLE_MAX_S,
     PROBE_IDLE_MIN_S,
     PROBE_MISSES,
+    PROBE_PROOFS_MAX,
     PROBE_QUIET_S,
+    PROBE_RETURN_S,
     TRAFFIC_BUSY_S,
     TRAFFIC_IDLE_S,
 )
@@ -29,7 +35,8 @@ _SMOOTHING = 0.2
 
 
 class PathState(Enum):
-    """UNPROVEN: nothing came back yet. WORKING: the last probes were answered. BROKEN: three in a row were not."""
+    """UNPROVEN: nothing came back yet. WORKING: the last probes were answered. BROKEN: three in a row were not, nor
+    enough since."""
 
     UNPROVEN = "unproven"
     WORKING = "working"
@@ -37,7 +44,19 @@ class PathState(Enum):
 
 
 class _Path:
-    __slots__ = ("in_use", "loss", "misses", "next_at", "nonce", "rtt_s", "sent_at", "state")
+    __slots__ = (
+        "answers",
+        "broke_at",
+        "in_use",
+        "loss",
+        "misses",
+        "next_at",
+        "nonce",
+        "proofs",
+        "rtt_s",
+        "sent_at",
+        "state",
+    )
 
     def __init__(self, now: float) -> None:
         self.state = PathState.UNPROVEN
@@ -48,6 +67,9 @@ class _Path:
         self.rtt_s: float | None = None
         self.loss = 0.0
         self.in_use = True
+        self.answers = 0
+        self.proofs = 1
+        self.broke_at: float | None = None
 
 
 class Paths:
@@ -124,7 +146,11 @@ class Paths:
         path.loss *= 1 - _SMOOTHING
         if path.state is PathState.UNPROVEN:
             path.loss = 0.0  # probes sent before the other side opened its end tell nothing about the path
+        path.answers += 1
         if path.state is not PathState.WORKING:
+            if path.state is PathState.BROKEN and path.answers < path.proofs:
+                path.next_at = now + PROBE_BUSY_S
+                return
             path.state = PathState.WORKING
             self.changed = True
         path.next_at = now + self._interval(now, path)
@@ -134,23 +160,28 @@ class Paths:
             if now < path.next_at:
                 continue
             if path.sent_at is not None:
-                self._missed(path)
+                self._missed(now, path)
             path.nonce = self._rng.getrandbits(62)
             path.sent_at = now
             self._outbox.append(Probe(peer, plane_mac(peer), path.nonce, is_answer=False))
             path.next_at = now + self._unanswered_interval(path)
 
-    def _missed(self, path: _Path) -> None:
+    def _missed(self, now: float, path: _Path) -> None:
         path.misses += 1
+        path.answers = 0
         path.loss += _SMOOTHING * (1 - path.loss)
         if path.misses >= PROBE_MISSES and path.state is not PathState.BROKEN:
+            is_relapse = path.broke_at is not None and now < path.broke_at + PROBE_DAMPING_S
+            path.proofs = min(path.proofs * 2, PROBE_PROOFS_MAX) if is_relapse else 1
+            path.broke_at = now
             path.state = PathState.BROKEN
             self.changed = True
 
     def _unanswered_interval(self, path: _Path) -> float:
         """Until its answer comes, a probe counts as the first of a series at 500 ms."""
         extra = path.misses - _EAGER_PROBES
-        return PROBE_BUSY_S if extra <= 0 else min(PROBE_BUSY_S * _BACKOFF**extra, PROBE_IDLE_MIN_S)
+        longest_s = PROBE_RETURN_S if path.in_use else PROBE_IDLE_MIN_S
+        return PROBE_BUSY_S if extra <= 0 else min(PROBE_BUSY_S * _BACKOFF ** min(extra, 20), longest_s)
 
     def _interval(self, now: float, path: _Path) -> float:
         quiet_s = now - self._traffic_at if self._traffic_at is not None else TRAFFIC_IDLE_S

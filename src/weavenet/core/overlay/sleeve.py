@@ -75,6 +75,16 @@ class SleeveRecord(msgspec.Struct, frozen=True, array_like=True):
     endpoints: Annotated[tuple[SleeveEndpoint, ...], msgspec.Meta(max_length=CANDIDATES_MAX)] = ()
 
 
+class SleevePathRecord(msgspec.Struct, frozen=True, array_like=True):
+    """Published for a link of the origin on which something is not as others assume: body of a record of kind
+    ``KIND_SLEEVE_PATH``. ``passes``: datagrams pass directly between the two. ``seen``: where those of ``peer`` come
+    from, when that is not where it says it is (a NAT in between)."""
+
+    peer: WirePeerId
+    passes: bool
+    seen: SleeveEndpoint | None
+
+
 class SleevePeer(msgspec.Struct, frozen=True, array_like=True):
     """One peer; see the module docstring for what each field decides."""
 

@@ -1,0 +1,96 @@
+"""Which plane a connection is on, and why: for ``weave status connections``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from weavenet.core.limits import VXLAN_PORT
+from weavenet.core.overlay.choice import FASTDP, SLEEVE, in_common
+from weavenet.core.overlay.openplanes import OpenPlane
+from weavenet.core.overlay.paths import PathState
+from weavenet.core.report import ConnectionReport
+from weavenet.core.types import PeerId
+
+if TYPE_CHECKING:
+    from weavenet.core.node import Node
+
+NO_PATH = "no data path"
+
+
+def with_plane(node: Node, now: float, report: ConnectionReport) -> ConnectionReport:
+    """``report`` of a link, with the data path that its peer is on."""
+    if not report.peer:
+        return report
+    peer = PeerId(bytes.fromhex(report.peer))
+    plane, reason = plane_of(node, now, peer)
+    rtt_ms, loss_percent = node.paths.rtt_ms(peer), node.paths.loss_percent(peer)
+    row, measured = node.planes.get(peer), node.datapaths.sleeve.path(peer)
+    if row is not None and row.plane == SLEEVE:
+        rtt_ms = loss_percent = None
+        if measured is not None and measured.works:
+            rtt_ms = None if measured.rtt_s is None else round(measured.rtt_s * 1000, 3)
+            loss_percent = round(measured.loss * 100, 1)
+    return msgspec.structs.replace(
+        report, plane=plane, plane_reason=reason, plane_rtt_ms=rtt_ms, plane_loss_percent=loss_percent
+    )
+
+
+def plane_of(node: Node, now: float, peer: PeerId) -> tuple[str, str]:
+    """(plane in use or ``no data path``, why)."""
+    record = node.mesh.peer_record(peer)
+    row = node.planes.get(peer)
+    if not node.config.planes:
+        return NO_PATH, "fastdp is off here (--no-fastdp)"
+    if record is not None and not in_common(node.config.planes, record.planes):
+        return NO_PATH, "fastdp is off there (--no-fastdp)"
+    if row is None:
+        return NO_PATH, "waiting until both sides have merged ring and log"
+    why = _why_not_fastdp(node, now, peer, row)
+    if row.plane == SLEEVE:
+        state = node.datapaths.plane_state(now, peer, SLEEVE)
+        if state is PathState.BROKEN:
+            return NO_PATH, "; ".join(text for text in (why, _why_not_sleeve(node, peer)) if text)
+        return SLEEVE, "; ".join(text for text in (_way(node, peer), why) if text)
+    match node.datapaths.plane_state(now, peer, FASTDP):
+        case PathState.WORKING:
+            return FASTDP, "VXLAN answers"
+        case PathState.BROKEN:
+            return NO_PATH, why
+        case _:
+            return FASTDP, f"VXLAN to {row.host}, first heartbeat not answered yet"
+
+
+def _why_not_fastdp(node: Node, now: float, peer: PeerId, row: OpenPlane) -> str:
+    record = node.mesh.peer_record(peer)
+    if FASTDP not in node.config.planes:
+        return "fastdp is off here (--no-fastdp)"
+    if record is not None and FASTDP not in record.planes:
+        return "fastdp is off there (--no-fastdp)"
+    if node.datapaths.must_seal(peer):
+        return "encrypted, since there is a password and not both ends have the other in --trusted-subnets"
+    if node.datapaths.plane_state(now, peer, FASTDP) is PathState.BROKEN:
+        return f"no answer on UDP {VXLAN_PORT} to {row.host}: is it filtered?"
+    return ""
+
+
+def _why_not_sleeve(node: Node, peer: PeerId) -> str:
+    sleeve = node.datapaths.sleeve
+    if not sleeve.is_running:
+        return "the sleeve worker does not run here"
+    if sleeve.record(peer) is None:
+        return "no sleeve worker runs there"
+    return f"no answer on UDP {node.config.port} either, directly or over other peers"
+
+
+def _way(node: Node, peer: PeerId) -> str:
+    sleeve = node.datapaths.sleeve
+    path, relay = sleeve.path(peer), sleeve.relay(peer)
+    if path is not None and path.works and path.endpoint is not None:
+        host = f"[{path.endpoint.host}]" if ":" in path.endpoint.host else path.endpoint.host
+        return f"direct to {host}:{path.endpoint.port}"
+    if relay is not None:
+        record = node.mesh.peer_record(relay)
+        return f"relayed by {record.nickname if record is not None else relay.hex()[:12]}"
+    return "first heartbeat not answered yet"

@@ -27,14 +27,7 @@ class Elector:
         self.starts += 1
         self.rng = random.Random(f"{self.id.hex()}-{self.starts}")
         self.outbox = Outbox()
-        met, heard = Electorate.disk_keys()
-        self.electorate = Electorate(
-            me=self.id,
-            given=self.given,
-            met_row=self.disk.get(met),
-            heard_row=self.disk.get(heard),
-            outbox=self.outbox,
-        )
+        self.electorate = Electorate(me=self.id, given=self.given, disk=self.disk, outbox=self.outbox)
         self.acceptor = Acceptor(self.disk.get(Acceptor.disk_key()), self.outbox)
         self.election = GenesisElection(
             me=self.id,
@@ -139,7 +132,7 @@ def test_a_larger_count_heard_within_the_grace_period_ends_it() -> None:
         wire.step()
         if len(proposer.election.heard_from) == proposer.electorate.quorum:
             break
-    proposer.electorate.heard(9)
+    proposer.electorate.heard(9, electors[3].id)
     reachable = tuple(elector.id for elector in electors[:3])
     for _ in range(60):
         wire.now += 0.05
@@ -173,10 +166,53 @@ def test_the_larger_count_of_electors_wins() -> None:
     small, large = Elector(1, given=1), Elector(2, given=3)
     small.electorate.met(large.id)
     assert small.electorate.n == 2
-    small.electorate.heard(3)
+    small.electorate.heard(3, large.id)
     assert small.electorate.quorum == 2
-    small.electorate.heard(2)
+    small.electorate.heard(2, large.id)
     assert small.electorate.n == 3
+
+
+def peer(number: int) -> PeerId:
+    return PeerId(bytes([number]) * 16)
+
+
+def restarted(disk: dict[tuple[str, bytes], bytes], given: int) -> tuple[Electorate, dict[tuple[str, bytes], bytes]]:
+    """An electorate of a later start, and the disk after it."""
+    outbox = Outbox()
+    electorate = Electorate(me=peer(1), given=given, disk=disk, outbox=outbox)
+    return electorate, after(disk, outbox)
+
+
+def after(disk: dict[tuple[str, bytes], bytes], outbox: Outbox) -> dict[tuple[str, bytes], bytes]:
+    left: dict[tuple[str, bytes], bytes | None] = dict(disk)
+    for effect in outbox.drain():
+        if isinstance(effect, Persist):
+            left |= {(change.table, change.key): change.value for change in effect.changes}
+    return {key: value for key, value in left.items() if value is not None}
+
+
+def test_an_operators_new_count_overrides_what_was_heard_and_met_before() -> None:
+    outbox = Outbox()
+    first = Electorate(me=peer(1), given=0, disk={}, outbox=outbox)
+    first.met(peer(2))
+    first.heard(5, peer(3))
+    disk = after({}, outbox)
+    assert first.why(lambda found: f"h{found[0]}") == "as h3 counts"
+    again, disk = restarted(disk, 0)
+    assert again.n == 5
+    alone, disk = restarted(disk, 1)
+    assert (alone.n, alone.contradicted, alone.why(repr)) == (1, 0, "--ipalloc-init consensus")
+
+
+def test_the_same_count_given_again_does_not_forget_who_was_met_meanwhile() -> None:
+    electorate, disk = restarted({}, 1)
+    outbox = Outbox()
+    electorate = Electorate(me=peer(1), given=1, disk=disk, outbox=outbox)
+    electorate.met(peer(2))
+    disk = after(disk, outbox)
+    again, _ = restarted(disk, 1)
+    assert (again.n, again.contradicted) == (2, 1)
+    assert again.why(lambda found: f"h{found[0]}") == "this host and h2"
 
 
 def test_an_accepted_value_survives_its_proposer() -> None:

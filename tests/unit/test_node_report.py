@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import random
 
-from weavenet.core.config import NodeConfig
-from weavenet.core.events import LinkOpened, Received
+import msgspec
+
+from weavenet.core.census import Census, foreign
+from weavenet.core.commands import Consense
+from weavenet.core.config import GenesisMode, NodeConfig
+from weavenet.core.effects import Outbox, Persist
+from weavenet.core.election import Electorate
+from weavenet.core.events import LinkOpened, Received, Requested, Tick
 from weavenet.core.messages.link import Hello
 from weavenet.core.node import Node
 from weavenet.core.report import NodeReport
@@ -51,3 +57,66 @@ def test_the_range_taken_over_from_a_peer_is_shown_before_it_is_divided() -> Non
     node.handle(101.0, Received(1, hello))
     ipam = node_report(node, 102.0).ipam
     assert (ipam.range, ipam.range_addresses, ipam.default_subnet) == ("10.40.0.0/16", 65_536, "10.40.0.0/16")
+
+
+def config_of(**changed: object) -> NodeConfig:
+    return msgspec.structs.replace(NodeConfig(peer=ME, name="00:00:00:00:00:01", nickname="h1"), **changed)
+
+
+def asked(config: NodeConfig, disk: dict[tuple[str, bytes], bytes] | None = None) -> Node:
+    """Started, with somebody who waits for addresses."""
+    node = Node(config, disk or {}, random.Random(1))
+    node.start(100.0)
+    node.handle(100.0, Requested(1, Consense()))
+    return node
+
+
+def test_only_observers_are_named_after_half_a_minute() -> None:
+    node = asked(config_of(mode=GenesisMode.OBSERVER))
+    assert "only observers" not in node_report(node, 110.0).ipam.detail
+    assert "only observers" in node_report(node, 131.0).ipam.detail
+    assert any("only observers" in warning for warning in node_report(node, 131.0).warnings)
+
+
+def test_what_a_lone_host_is_advised_to_launch_with_lets_it_go_on() -> None:
+    disk: dict[tuple[str, bytes], bytes] = {}
+    outbox = Outbox()
+    electorate = Electorate(me=ME, given=0, disk=disk, outbox=outbox)
+    electorate.heard(3, OTHER)
+    disk |= {
+        (change.table, change.key): change.value
+        for effect in outbox.drain()
+        if isinstance(effect, Persist)
+        for change in effect.changes
+        if change.value is not None
+    }
+    stuck = asked(config_of(launch_targets=("192.0.2.2",)), disk)
+    stuck.handle(110.0, Tick())
+    detail = node_report(stuck, 110.0).ipam.detail
+    assert f"quorum 2 of 3 (as {OTHER.hex()} counts), reachable 1" in detail
+    assert "consensus=1" in detail
+    assert asked(config_of(launch_targets=("192.0.2.2",), count=1), disk).cluster.id
+
+
+def test_missing_seeds_are_named() -> None:
+    seeds = tuple(f"00:00:00:00:00:0{number}" for number in (1, 2, 3))
+    node = asked(config_of(mode=GenesisMode.SEED, seeds=seeds))
+    (warning,) = [text for text in node_report(node, 101.0).warnings if "blank store" in text]
+    assert f"missing: {seeds[1]}, {seeds[2]};" in warning
+
+
+def test_clusters_in_use_name_the_same_smaller_side_to_each_other() -> None:
+    large = Census(addresses=7, peers=3, electors=3)
+    small = Census(addresses=7, peers=2, electors=2)
+    first, second = b"a" * 16, b"b" * 16
+    fields = Hello(1, 1, (), "0", OTHER, "::2", "h2", 1, b"", (), False, False, b"", True, 0, 6783, 5, (), (0, 0), "")
+    for (ours, own), (theirs, other) in (((first, large), (second, small)), ((second, small), (first, large))):
+        hello = msgspec.structs.replace(
+            fields, cluster=theirs, peers=other.peers, electors=other.electors, addresses=other.addresses
+        )
+        sentence = foreign(ours, own, hello).sentence
+        assert f"smaller one, {second.hex()[:12]}," in sentence
+        assert "2 peers, 2 electors, 7 addresses in use" in sentence
+        assert "3 peers, 3 electors, 7 addresses in use" in sentence
+        assert "weave reset" in sentence
+        assert len(sentence) <= 500

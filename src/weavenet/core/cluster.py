@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from weavenet.core.census import Census, foreign
 from weavenet.core.config import VOTING_MODES, GenesisMode, NodeConfig
 from weavenet.core.effects import Change, Outbox
 from weavenet.core.errors import RefusalCode
@@ -58,6 +59,8 @@ class Cluster:
         self._rejoin = rejoin
         self._ranges = config.ranges
         self._range_explicit = config.range_explicit and bool(config.ranges)
+        self.census: Callable[[], Census] = Census
+        """How large the cluster is, as far as known here; the node says how to find out."""
         self.foreign: set[bytes] = set()
         """Cluster ids whose log was pushed to us over a link admitted before we had one; the node refuses such
         links."""
@@ -108,6 +111,7 @@ class Cluster:
     # --- admission (mesh.Shared) ---
 
     def hello(self) -> HelloFields:
+        census = self.census() if self.id else Census()
         return HelloFields(
             cluster=self.id,
             ranges=self.ranges,
@@ -117,6 +121,9 @@ class Cluster:
             elector=self.is_elector_mode,
             settled_n=self._settled_n(),
             epoch=self._log.chain.epoch,
+            peers=census.peers,
+            electors=census.electors,
+            addresses=census.addresses,
         )
 
     def admit(self, now: float, peer: PeerId, hello: Hello) -> Refusal | None:
@@ -154,12 +161,7 @@ class Cluster:
                 f"expected the same --ipalloc-init seed={','.join(self._config.seeds)}, range and password on all "
                 "hosts, found another set on one of us; next: launch both with one set of seeds",
             )
-        return Refusal(
-            RefusalCode.CLUSTER,
-            f"expected cluster {self.id.hex()[:12]}, found cluster {hello.cluster.hex()[:12]}: each divided the "
-            "addresses for itself and both are in use; next: on the smaller side run `weave stop`, move "
-            "/var/lib/weave away, and `weave launch` it with a peer of the other side",
-        )
+        return foreign(self.id, self.census(), hello)
 
     def _refuse_range(self, hello: Hello, *, ours: tuple[str, ...]) -> Refusal | None:
         theirs_binding = hello.range_explicit or bool(hello.cluster)

@@ -57,6 +57,7 @@ class Founding:
             rng=rng,
             draft=self._draft,
         )
+        self._wanted_since: float | None = None
         self.locked = None if config.mode is not GenesisMode.LOCK else self._by_lock(disk)
 
     def _by_lock(self, disk: Mapping[tuple[str, bytes], bytes]) -> LockedGenesis:
@@ -75,6 +76,10 @@ class Founding:
     def deadline(self) -> float | None:
         """When :meth:`advance` is wanted at the latest."""
         return (self.locked or self.election).deadline() if self._log.genesis is None else None
+
+    def wanted_for(self, now: float) -> float:
+        """Seconds that somebody, here or elsewhere, has been waiting for the ring."""
+        return 0.0 if self._wanted_since is None else max(0.0, now - self._wanted_since)
 
     @property
     def is_wanted(self) -> bool:
@@ -112,7 +117,7 @@ class Founding:
             record = self._mesh.peer_record(peer)
             if record is not None and record.elector:
                 self._electorate.met(peer)
-                self._electorate.heard(record.settled_n)
+                self._electorate.heard(record.settled_n, peer)
 
     @property
     def _may_vote(self) -> bool:
@@ -140,8 +145,10 @@ class Founding:
         if not self._may_vote:
             if self.locked is not None and self._log.genesis is not None:
                 self.locked.settle()
+            if self._log.genesis is None:
+                self._note_wanted(now)
             return
-        wanted = self.is_wanted or self.is_wanted_elsewhere()
+        wanted = self._note_wanted(now)
         if self.locked is not None:
             electorate = self._electorate
             self.locked.advance(
@@ -153,6 +160,14 @@ class Founding:
             electors = self.known_electors()
             self.election.advance(now, wanted=wanted, electors=electors, settled=self._settled(electors))
             self._conclude(now, self.election.decided)
+
+    def _note_wanted(self, now: float) -> bool:
+        wanted = self.is_wanted or self.is_wanted_elsewhere()
+        if not wanted:
+            self._wanted_since = None
+        elif self._wanted_since is None:
+            self._wanted_since = now
+        return wanted
 
     def _conclude(self, now: float, genesis: Genesis | None) -> None:
         if genesis is None or self._log.genesis is not None:

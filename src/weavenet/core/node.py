@@ -16,6 +16,7 @@ from typing import assert_never
 import msgspec
 
 from weavenet.core import reporting
+from weavenet.core.census import Census, containers_of
 from weavenet.core.cluster import Cluster
 from weavenet.core.commands import (
     AddName,
@@ -125,14 +126,7 @@ class Node:
         self._outbox = Outbox()
         self.incarnation = next_incarnation(disk, rng)
 
-        electorate_rows = Electorate.disk_keys()
-        self._electorate = Electorate(
-            me=config.peer,
-            given=config.count,
-            met_row=disk.get(electorate_rows[0]),
-            heard_row=disk.get(electorate_rows[1]),
-            outbox=self._outbox,
-        )
+        self._electorate = Electorate(me=config.peer, given=config.count, disk=disk, outbox=self._outbox)
         self.log = Log(_rows(disk, "log"), self._outbox)
         self.ipam = Ipam(config, self.log, disk, self._outbox, rng, self.incarnation)
         self.cluster = Cluster(
@@ -193,6 +187,7 @@ class Node:
             outbox=self._outbox,
             is_obligated=self._is_obligated,
         )
+        self.cluster.census = self._census
         self._published: PeerRecord | None = None
         self._deadline: float | None = None
         self._blocked: tuple[tuple[str, str], ...] = ()
@@ -426,6 +421,10 @@ class Node:
         for cluster in sorted(self.cluster.foreign):
             self.mesh.refuse_cluster(now, cluster)
         self.cluster.foreign.clear()
+
+    def _census(self) -> Census:
+        containers = containers_of(self.mesh.others())
+        return Census(self.ipam.active + containers, len(self.membership.witnesses) + 1, len(self.log.electors))
 
     def _is_removed(self, peer: PeerId) -> bool:
         return peer in self.log.removed

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from weavenet.core.node import Node
 
 
+OBSERVERS_ONLY_S = 30.0
+"""A peer that may vote is given so long to turn up before people are told that only observers are there."""
+
+
 def node_report(node: Node, now: float) -> NodeReport:
     """Everything ``weave status`` and ``weave report`` show, at ``now``."""
     config = node.config
@@ -88,7 +92,7 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
     if node.config.ranges and genesis is None:
         waiting = node.founding.is_wanted or node.founding.is_wanted_elsewhere()
         state = "awaiting consensus" if waiting else "idle"
-        detail = _consensus_detail(node, len(electors), waiting)
+        detail = _consensus_detail(node, now, len(electors), waiting)
         # Perhaps that of a peer whose operator chose one: it will be divided, whatever we were launched with.
         area = AddressRange.parse(node.cluster.ranges[0])
         report = msgspec.structs.replace(
@@ -136,22 +140,26 @@ def _removed(node: Node, removals: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _consensus_detail(node: Node, known: int, waiting: bool) -> str:
+def _consensus_detail(node: Node, now: float, known: int, waiting: bool) -> str:
     if not waiting:
         return "addresses are divided when the first one is needed, or by `weave consense`"
     if node.founding.locked is not None:
         return node.founding.locked.words()
     electorate = node.electorate
+    if known == 0 and node.founding.wanted_for(now) < OBSERVERS_ONLY_S:
+        return "waiting for a peer that may vote"
     if known == 0:
-        return "only observers are reachable; launch at least one peer that may vote (without --observer)"
+        return "only observers are reachable; next: launch at least one peer that may vote (without --observer)"
     if not electorate.settled:
         return "trying each target once, to count the electors"
-    if known < electorate.quorum:
-        return (
-            f"quorum {electorate.quorum} of {electorate.n}, reachable {known}; it goes on when a target answers, "
-            "or launch with --ipalloc-init consensus=1 or seed=NAMES if no other elector exists"
-        )
-    return f"quorum {electorate.quorum} of {electorate.n}, reachable {known}; voting"
+    count = f"quorum {electorate.quorum} of {electorate.n} ({electorate.why(lambda peer: _titled(node, peer))})"
+    if known >= electorate.quorum:
+        return f"{count}, reachable {known}; voting"
+    step = f"--ipalloc-init consensus={known}" if electorate.contradicted != known else "--ipalloc-init lock=URL"
+    return (
+        f"{count}, reachable {known}; it goes on when a target answers; next: if no other elector exists, `weave stop` "
+        f"and `weave launch {step}` (or seed=NAMES, lock=URL) here"
+    )
 
 
 def _held(node: Node) -> Iterator[str]:
@@ -179,6 +187,12 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
     if ipam.state == "awaiting consensus":
         warnings.append(f"no addresses yet: {ipam.detail}")
     genesis = node.log.genesis
+    electorate = node.electorate
+    if not genesis and electorate.contradicted:
+        warnings.append(
+            f"--ipalloc-init consensus={electorate.contradicted} is not the count of electors here, which is "
+            f"{electorate.n} ({electorate.why(lambda peer: _titled(node, peer))}); next: launch all with one count"
+        )
     if genesis and node.config.range_explicit and node.config.ranges not in {(), genesis.ranges}:
         warnings.append(
             f"--ipalloc-range {' '.join(node.config.ranges)} has no effect: this cluster has divided "
@@ -193,11 +207,19 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
         warnings.append(f"no data path to {report.name}({report.nickname}): {report.plane_reason}")
     if node.config.mode is GenesisMode.SEED and not node.ipam.bound and node.config.name in node.config.seeds:
         warnings.append(
-            "this seed has a blank store and takes its share only after meeting a seed that has taken its own, or "
-            "all other seeds; next: start them, or launch with --first-start if this is the very first start"
+            "this seed has a blank store and takes its share only after meeting a seed that has taken its own, or all "
+            f"other seeds; missing: {', '.join(_missing_seeds(node)) or 'none, it takes a moment'}; next: start them, "
+            "or launch with --first-start if this is the very first start"
         )
     warnings += _label_warnings(node)
     return warnings
+
+
+def _missing_seeds(node: Node) -> list[str]:
+    """Seeds, by name, that are out of reach."""
+    records = (node.mesh.peer_record(peer) for peer in node.mesh.reachable())
+    present = {record.name for record in records if record is not None} | {node.config.name}
+    return [name for name in node.config.seeds if name not in present]
 
 
 def _label_warnings(node: Node) -> list[str]:

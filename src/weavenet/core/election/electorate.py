@@ -1,11 +1,13 @@
 """How many electors there are, before there is a record that says so (spec "Genesis": N and its quorum).
 
 N is the given ``consensus=N`` or the count from targets, raised to the largest N heard and to the electors met + 1.
-What was heard and met is durable; the count from targets is taken anew at each start and fixed by the first promise or
-proposal. N never shrinks within a start: a quorum counted against a smaller N could be a second one.
+What was heard and met, and what was given, is durable; the count from targets is taken anew at each start and fixed by
+the first promise or proposal. N never shrinks within a start: a quorum counted against a smaller N could be a second.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -16,6 +18,16 @@ from weavenet.core.types import PeerId
 TABLE = "election"
 _MET = b"met"
 _HEARD = b"heard"
+_GIVEN = b"given"
+NAMED_MAX = 5
+"""Electors met that are named as the reason of a count."""
+
+
+class Heard(msgspec.Struct, frozen=True, array_like=True):
+    """The largest count heard, and of whom."""
+
+    n: int
+    source: PeerId
 
 
 def quorum(n: int) -> int:
@@ -24,26 +36,43 @@ def quorum(n: int) -> int:
 
 
 class Electorate:
-    def __init__(
-        self, *, me: PeerId, given: int, met_row: bytes | None, heard_row: bytes | None, outbox: Outbox
-    ) -> None:
+    """``given``: N of ``consensus=N``, 0 when not given. One that differs from that of the start before is the
+    operator's word on who still exists: what was heard and met until then counts no more (the living say it again)."""
+
+    def __init__(self, *, me: PeerId, given: int, disk: Mapping[tuple[str, bytes], bytes], outbox: Outbox) -> None:
         self._me = me
         self._given = given
         self._outbox = outbox
-        self._met: set[PeerId] = set(msgspec.msgpack.decode(met_row, type=list[PeerId])) if met_row else set()
-        self._heard = msgspec.msgpack.decode(heard_row, type=int) if heard_row else 0
+        met, heard, last_given = (disk.get((TABLE, key)) for key in (_MET, _HEARD, _GIVEN))
+        self._met: set[PeerId] = set(msgspec.msgpack.decode(met, type=list[PeerId])) if met else set()
+        self._heard = msgspec.msgpack.decode(heard, type=Heard) if heard else Heard(0, me)
+        if given != (msgspec.msgpack.decode(last_given, type=int) if last_given else 0):
+            if given:
+                self.forget()
+            outbox.persist(Change(TABLE, _GIVEN, msgspec.msgpack.encode(given) if given else None))
         self._from_targets = 1
         self._fixed = False
         self.settled = given > 0
 
-    @staticmethod
-    def disk_keys() -> tuple[tuple[str, bytes], tuple[str, bytes]]:
-        return (TABLE, _MET), (TABLE, _HEARD)
-
     @property
     def n(self) -> int:
         base = self._given or self._from_targets
-        return min(max(base, self._heard, len(self._met) + 1), ELECTORS_MAX)
+        return min(max(base, self._heard.n, len(self._met) + 1), ELECTORS_MAX)
+
+    @property
+    def contradicted(self) -> int:
+        """The N that was given and has no effect, since more were heard of or met; else 0."""
+        return self._given if 0 < self._given < self.n else 0
+
+    def why(self, name: Callable[[PeerId], str]) -> str:
+        """Where :attr:`n` comes from, in words."""
+        if self._given == self.n:
+            return "--ipalloc-init consensus"
+        if self._met and len(self._met) + 1 == self.n:
+            return f"this host and {', '.join(name(peer) for peer in sorted(self._met)[:NAMED_MAX])}"
+        if self._heard.n == self.n:
+            return f"as {name(self._heard.source)} counts"
+        return "this host and its targets"
 
     @property
     def quorum(self) -> int:
@@ -65,10 +94,11 @@ class Electorate:
         """From the first promise or proposal of this start the count from targets no longer moves."""
         self._fixed = True
 
-    def heard(self, n: int) -> None:
-        if n > self._heard and n <= ELECTORS_MAX:
-            self._heard = n
-            self._outbox.persist(Change(TABLE, _HEARD, msgspec.msgpack.encode(n)))
+    def heard(self, n: int, source: PeerId) -> None:
+        """``source`` counts ``n`` electors."""
+        if self._heard.n < n <= ELECTORS_MAX:
+            self._heard = Heard(n, source)
+            self._outbox.persist(Change(TABLE, _HEARD, msgspec.msgpack.encode(self._heard)))
 
     def met(self, elector: PeerId) -> None:
         if elector == self._me or elector in self._met or len(self._met) >= ELECTORS_MAX:
@@ -79,5 +109,5 @@ class Electorate:
     def forget(self) -> None:
         """A decided record makes the count pointless; a later cluster starts counting anew."""
         self._met.clear()
-        self._heard = 0
+        self._heard = Heard(0, self._me)
         self._outbox.persist(Change(TABLE, _MET, None), Change(TABLE, _HEARD, None))

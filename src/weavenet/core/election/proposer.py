@@ -126,7 +126,7 @@ class GenesisElection:
                 self._highest_round = max(self._highest_round, message.ballot.round)
                 if not self._electorate.settled:
                     return
-                self._electorate.heard(message.n)
+                self._electorate.heard(message.n, source)
                 self._electorate.fix()
                 answer = (
                     self._acceptor.prepare(message, n=self._electorate.n)
@@ -139,14 +139,14 @@ class GenesisElection:
             case Promise():
                 if self._phase is Phase.PREPARING and message.ballot == self._ballot:
                     self._promises[source] = message
-                    self._count(now, message.n)
+                    self._count(now, message.n, source)
             case Accepted():
                 if self._phase is Phase.ACCEPTING and message.ballot == self._ballot:
                     self._accepted.add(source)
-                    self._count(now, message.n)
+                    self._count(now, message.n, source)
             case Nack():
                 self._highest_round = max(self._highest_round, message.promised.round)
-                self._electorate.heard(message.n)
+                self._electorate.heard(message.n, source)
                 if self._phase is not Phase.IDLE and message.ballot == self._ballot:
                     self._retire(now)
 
@@ -174,7 +174,7 @@ class GenesisElection:
             return
         self._promises[self._me] = own
         self._send(now)
-        self._count(now, self._electorate.n)
+        self._count(now, self._electorate.n, self._me)
 
     def _may_propose(self, now: float) -> bool:
         if len(self._promises) < self._electorate.quorum:
@@ -201,11 +201,11 @@ class GenesisElection:
             return
         self._accepted.add(self._me)
         self._send(now)
-        self._count(now, self._electorate.n)
+        self._count(now, self._electorate.n, self._me)
 
-    def _count(self, now: float, n: int) -> None:
+    def _count(self, now: float, n: int, source: PeerId) -> None:
         if n > self._electorate.n:
-            self._electorate.heard(n)
+            self._electorate.heard(n, source)
             self._retire(now)
             return
         if self._phase is Phase.PREPARING and self._may_propose(now):

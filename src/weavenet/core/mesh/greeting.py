@@ -47,6 +47,9 @@ def own_hello(config: NodeConfig, shared: Shared, incarnation: int, link: Link, 
         observed_host=link.host,
         epoch=fields.epoch[0],
         epoch_id=fields.epoch[1],
+        peers=fields.peers,
+        electors=fields.electors,
+        addresses=fields.addresses,
     )
 
 

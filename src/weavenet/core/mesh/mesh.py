@@ -31,7 +31,7 @@ from weavenet.core.mesh.dialing import Dialer
 from weavenet.core.mesh.failures import InboundFailure
 from weavenet.core.mesh.greeting import outlived
 from weavenet.core.mesh.links import Link, Links
-from weavenet.core.mesh.records import MalformedDelta, RecordRefused, Records
+from weavenet.core.mesh.records import MalformedDelta, Origin, RecordRefused, Records
 from weavenet.core.mesh.replication import Replication
 from weavenet.core.mesh.reports import connection_reports, missing_targets, peer_reports, target_reports
 from weavenet.core.mesh.sessions import Sessions
@@ -369,6 +369,10 @@ class Mesh:
         held = self._records.origins.get(origin)
         return [] if held is None else held.bodies(kind)
 
+    def others(self) -> list[Origin]:
+        """What is known of each other peer."""
+        return [origin for peer, origin in self._records.origins.items() if peer != self.config.peer]
+
     def peer_record(self, peer: PeerId) -> PeerRecord | None:
         return self._around.peer_record(peer)
 
@@ -396,8 +400,7 @@ class Mesh:
             now,
             RefusalCode.CLUSTER,
             f"expected cluster {own.hex()[:12]}, found cluster {cluster.hex()[:12]}: each divided the addresses for "
-            "itself; next: on the smaller side run `weave stop`, move /var/lib/weave away, and `weave launch` it with "
-            "a peer of the other side",
+            "itself; next: the next attempt to connect says which side is the smaller and what to run there",
             {link.id for link in self._links.established() if cluster == link.cluster},
         )
 

@@ -27,6 +27,9 @@ class HelloFields(msgspec.Struct, frozen=True, kw_only=True):
     elector: bool = True
     settled_n: int = 0
     epoch: tuple[int, bytes] = (0, ZERO8)
+    peers: int = 0
+    electors: int = 0
+    addresses: int = 0
 
 
 class Shared(Protocol):

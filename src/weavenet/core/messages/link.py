@@ -27,7 +27,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
     ``ranges``. ``settled_n`` is the sender's count of electors for genesis, 0 while unsettled. ``known`` is the highest
     (incarnation, sequence) the sender holds of the receiver. ``singleton``: this cluster is one unused peer, which
     yields. ``seeds``: digest of the seed set, or empty. The connection whose ``link_nonce`` XOR is lowest survives.
-    ``epoch``, ``epoch_id``: of the sender's log; of two peers that removed each other the greater epoch's stays."""
+    ``epoch``, ``epoch_id``: of the sender's log; of two peers that removed each other the greater epoch's stays.
+    ``peers``, ``electors``, ``addresses`` in use: how large the sender's cluster is, to be said when it is refused."""
 
     protocol_min: Uint
     protocol_max: Uint
@@ -51,6 +52,9 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
     observed_host: Label
     epoch: Uint = 0
     epoch_id: Bytes8 = ZERO8
+    peers: Uint = 0
+    electors: Uint = 0
+    addresses: Uint = 0
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=2):

@@ -99,6 +99,11 @@ class Ipam:
         return self.estate.used
 
     @property
+    def active(self) -> int:
+        """Addresses in use on this host."""
+        return len(self.estate.holdings.by_offset)
+
+    @property
     def needs_genesis(self) -> bool:
         """A request waits for the first division of addresses."""
         return bool(self.allocation.waiting) and not self.estate.has_ring

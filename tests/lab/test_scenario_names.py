@@ -1,0 +1,182 @@
+"""Names on three hosts: who is told what, through deaths, partitions, restarts and reboots; and the exposed host."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from lab.clusters import HEAL_DEADLINE_S, NOTICE_DEADLINE_S, attach_new, form, wait_for_links
+from lab.fresh import MakeLab
+from weavenet.lab import observe
+from weavenet.lab.host import Container, Host
+from weavenet.lab.lab import Lab
+from weavenet.lab.waiting import wait_until
+
+SPREAD_DEADLINE_S = 10.0
+"""Generous: the machine may be busy. What is promised, and measured, is a second."""
+ROUNDS = 5
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def cluster(make_lab: MakeLab) -> Lab:
+    lab = make_lab(3)
+    form(lab)
+    return lab
+
+
+@pytest.fixture
+def lab(cluster: Lab) -> Iterator[Lab]:
+    cluster.heal()
+    for host in cluster.hosts:
+        if not host.daemon_pids():
+            host.weave("launch", check=True)
+    wait_for_links(cluster.hosts)
+    yield cluster
+
+
+def some_name(stem: str) -> str:
+    return f"{stem}{next(_numbers)}"
+
+
+def lookup(host: Host, name: str) -> set[str]:
+    return set(host.weave("dns-lookup", name).stdout.split())
+
+
+def wait_for(hosts: list[Host], name: str, addresses: set[str], deadline_s: float = SPREAD_DEADLINE_S) -> None:
+    def agree() -> bool:
+        return all(lookup(host, name) == addresses for host in hosts)
+
+    wait_until(agree, deadline_s, f"{name} to be {sorted(addresses)} on {' '.join(host.name for host in hosts)}")
+
+
+def named(host: Host, name: str) -> tuple[Container, str]:
+    """A new container under ``name``, which others may have as well."""
+    container = host.start_container(some_name("c"))
+    done = host.weave("attach", "-h", name, container.id, check=True)
+    return container, done.stdout.strip()
+
+
+def test_containers_are_found_by_name_on_every_host_for_as_long_as_they_are_there(lab: Lab) -> None:
+    h1, h2, h3 = lab.hosts
+    web, address = attach_new(h1, some_name("web"))
+    wait_for(lab.hosts, web.name, {address})
+    wait_for(lab.hosts, f"{web.name.upper()}.Weave.Local", {address})
+    name = some_name("app")
+    members = [named(host, name) for host in (h1, h1, h2, h3)]
+    wait_for(lab.hosts, name, {each for _, each in members})
+    h1.weave("detach", members[0][0].id, check=True)
+    wait_for(lab.hosts, name, {each for _, each in members[1:]})
+    members[2][0].remove()
+    wait_for(lab.hosts, name, {members[1][1], members[3][1]})
+    h3.weave("dns-remove", members[3][0].id, "-h", name, check=True)
+    wait_for(lab.hosts, name, {members[1][1]})
+    assert "1 received" in members[3][0].run(["ping", "-c", "1", "-W", "2", members[1][1]]).stdout
+    hidden = h2.start_container(some_name("hidden"))
+    h2.weave("attach", "--without-dns", hidden.id, check=True)
+    assert lookup(h2, hidden.name) == set()
+    listed = h3.weave("status", "dns", check=True).stdout
+    assert any(name in line and members[1][1] in line and "h1" in line for line in listed.splitlines()), listed
+    for container in (web, hidden, members[0][0], members[1][0], members[3][0]):
+        container.remove()
+
+
+def test_no_round_of_dying_and_starting_shows_a_dead_address(lab: Lab) -> None:
+    """Once all hosts have seen a death, its address is never given for the name again."""
+    name = some_name("job")
+    for round_number in range(ROUNDS):
+        host = lab.hosts[round_number % 3]
+        container, address = named(host, name)
+        wait_for(lab.hosts, name, {address})
+        container.remove()
+        wait_for(lab.hosts, name, set())
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            assert [lookup(each, name) for each in lab.hosts] == [set()] * 3
+
+
+def test_names_of_the_other_side_of_a_partition_leave_and_return(lab: Lab) -> None:
+    h1, h2, h3 = lab.hosts
+    name = some_name("part")
+    members = {host.name: named(host, name) for host in lab.hosts}
+    addresses = {host: address for host, (_, address) in members.items()}
+    wait_for(lab.hosts, name, set(addresses.values()))
+    lab.partition([["h1"], ["h2", "h3"]])
+    wait_for([h1], name, {addresses["h1"]}, NOTICE_DEADLINE_S)
+    wait_for([h2, h3], name, {addresses["h2"], addresses["h3"]}, NOTICE_DEADLINE_S)
+    late, at = named(h2, name)
+    members["h2"][0].remove()
+    wait_for([h2, h3], name, {at, addresses["h3"]})
+    lab.heal()
+    wait_for_links(lab.hosts, HEAL_DEADLINE_S)
+    wait_for(lab.hosts, name, {addresses["h1"], at, addresses["h3"]})
+    for container in (members["h1"][0], late, members["h3"][0]):
+        container.remove()
+
+
+def test_names_by_hand_outlive_the_daemon_and_the_machine(lab: Lab) -> None:
+    h1, h2, _ = lab.hosts
+    container, address = attach_new(h2, some_name("db"))
+    alias, outside = some_name("alias"), some_name("outside")
+    h2.weave("dns-add", container.id, "-h", alias, check=True)
+    h2.weave("dns-add", "192.0.2.77", "192.0.2.78", "-h", f"{outside}.weave.local", check=True)
+    for name, expected in ((container.name, {address}), (alias, {address}), (outside, {"192.0.2.77", "192.0.2.78"})):
+        wait_for(lab.hosts, name, expected)
+    h2.kill_daemon()
+    h2.weave("launch", check=True)
+    for name, expected in ((container.name, {address}), (alias, {address}), (outside, {"192.0.2.77", "192.0.2.78"})):
+        wait_for(lab.hosts, name, expected, NOTICE_DEADLINE_S)
+    lab.kill("h2")
+    wait_for([h1], outside, set(), NOTICE_DEADLINE_S)
+    lab.reboot("h2")
+    h2.weave("launch", check=True)
+    wait_for(lab.hosts, outside, {"192.0.2.77", "192.0.2.78"}, NOTICE_DEADLINE_S)
+    back = h2.start_container(container.name)
+    wait_until(back.addresses, NOTICE_DEADLINE_S, "the container to have an address again")
+    wait_for(lab.hosts, alias, set(back.addresses()))
+    h2.weave("dns-remove", "192.0.2.77", "-h", outside, check=True)
+    wait_for(lab.hosts, outside, {"192.0.2.78"})
+    h2.weave("dns-remove", "weave:external", check=True)
+    wait_for(lab.hosts, outside, set())
+    back.remove()
+
+
+def test_an_exposed_host_reaches_everybody_and_hides_without_a_trace(lab: Lab) -> None:
+    h1, h2, h3 = lab.hosts
+    containers = [attach_new(host, some_name("target")) for host in lab.hosts]
+    before = _traces(h1)
+    address = h1.weave("expose", "-h", "gw", check=True).stdout.strip()
+    wait_for(lab.hosts, "gw", {address})
+    for container, target in containers:
+        wait_until(lambda target=target: _reaches(h1, target), SPREAD_DEADLINE_S, f"h1 to reach {target}")
+        assert container.ping(address)
+    h1.run(["nft", "flush", "ruleset"], check=True)
+    wait_until(lambda: "masquerade" in _traces(h1)[0], SPREAD_DEADLINE_S, "the rules to come back")
+    lab.kill("h1")
+    lab.reboot("h1")
+    h1.weave("launch", check=True)
+    wait_for_links(lab.hosts)
+    wait_for(lab.hosts, "gw", {address}, NOTICE_DEADLINE_S)
+    for _, target in containers[1:]:
+        wait_until(lambda target=target: _reaches(h1, target), SPREAD_DEADLINE_S, f"h1 to reach {target} again")
+    assert h1.weave("hide", check=True).stdout.strip() == address
+    wait_for(lab.hosts, "gw", set())
+    assert _traces(h1) == before
+    assert observe.report(h2).router.name and h3.daemon_pids()
+    for container, _ in containers[1:]:
+        container.remove()
+
+
+def _reaches(host: Host, address: str) -> bool:
+    return host.run(["ping", "-n", "-c", "1", "-W", "1", address]).returncode == 0
+
+
+def _traces(host: Host) -> tuple[str, str]:
+    """Rules and addresses of the host; ``ip`` numbers devices, which differ after a reboot."""
+    rules = host.run(["nft", "list", "ruleset"], check=True).stdout
+    lines = host.run(["ip", "-o", "address", "show", "scope", "global"], check=True).stdout.splitlines()
+    return rules, "\n".join(line.partition(": ")[2] for line in lines)

@@ -291,9 +291,9 @@ class Host:
             self.names = {}
         for record in names:
             if record.addresses:
-                self.names[record.name] = record.addresses
+                self.names[record.name.lower()] = record.addresses
             else:
-                self.names.pop(record.name, None)
+                self.names.pop(record.name.lower(), None)
 
     def probe(self, peer: PeerId, nonce: int, is_answer: bool) -> None:
         self._network.probe(self, peer, nonce, is_answer)

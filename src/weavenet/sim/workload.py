@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from weavenet.core.commands import (
+    AddName,
     Addresses,
     Allocate,
     Attachment,
@@ -26,6 +29,8 @@ from weavenet.core.commands import (
     Lookup,
     PutAttachment,
     Release,
+    RemoveAttachment,
+    RemoveName,
     RemovePeers,
     Result,
     Revived,
@@ -35,10 +40,13 @@ from weavenet.core.events import Cancelled, PlaneTraffic, Requested
 from weavenet.core.types import AddressRange
 from weavenet.sim.checkers import Checker
 from weavenet.sim.host import Host
+from weavenet.sim.naming import name_command
 from weavenet.sim.scheduler import Scheduler
 from weavenet.sim.violation import Violation
 
 IDENTS_PER_HOST_MAX = 40
+RECONCILE_S = 0.05
+"""After a start."""
 
 
 @dataclass
@@ -49,6 +57,8 @@ class Container:
     held: dict[str, str] = field(default_factory=dict)
     leaving: bool = False
     dead: bool = False
+    plugged: Attachment | None = None
+    """As the daemon was told last; followed only where names are played with."""
 
 
 @dataclass
@@ -70,8 +80,10 @@ class Workload:
         subnets: tuple[str, ...],
         removals: float = 0.0,
         forced_removals: float = 0.0,
+        names: float = 0.0,
     ) -> None:
-        """``removals``: weight of ``rmpeer`` among the actions; ``forced_removals``: share with ``--force``."""
+        """``removals``: weight of ``rmpeer`` among the actions; ``forced_removals``: share with ``--force``.
+        ``names``: weight of actions on names; containers then tell of their attachments what a real host would."""
         self._hosts = hosts
         self._scheduler = scheduler
         self._rng = rng
@@ -79,6 +91,7 @@ class Workload:
         self._area = area
         self._subnets = subnets
         self._forced_removals = forced_removals
+        self._names = names
         self._next_request = 0
         self._next_ident = 0
         self.containers: list[dict[str, Container]] = [{} for _ in hosts]
@@ -98,6 +111,7 @@ class Workload:
             (0.2, self.forget),
             (1.0, self.traffic),
             (removals, self.remove),
+            (names, self.name),
         )
 
     def act(self) -> None:
@@ -146,9 +160,11 @@ class Workload:
             for key in [key for key, text in container.held.items() if text.partition("/")[0] == address]:
                 del container.held[key]
             self._unacknowledge(host, container.ident, address)
+            self._plugged_anew(host, container)
             self.request(host, Release(container.ident, (address,)))
         else:
             self._leave(host, container)
+            self._unplug(host, container)
             self.request(host, Release(container.ident), container)
 
     def destroy(self, host: Host) -> None:
@@ -165,6 +181,8 @@ class Workload:
                 self._unacknowledge(host, container.ident, address.partition("/")[0])
             container.held.clear()
             container.dead = True
+            if container.plugged is not None:
+                self.request(host, PutAttachment(replace(container.plugged, live=False)))
             self.request(host, Died(container.ident))
 
     def revive(self, host: Host) -> None:
@@ -219,6 +237,12 @@ class Workload:
             names = tuple(missing)
         self.request(host, RemovePeers(names, is_forced, wait=self._rng.random() < 0.7))
 
+    def name(self, host: Host) -> None:
+        """Somebody registers a name, or takes one away."""
+        attached = [each for each in self.containers[host.index].values() if each.plugged and not each.leaving]
+        held = {each.ident: [text.partition("/")[0] for text in each.held.values()] for each in attached}
+        self.request(host, name_command(self._rng, held))
+
     def traffic(self, host: Host) -> None:
         host.deliver(PlaneTraffic())
 
@@ -226,6 +250,8 @@ class Workload:
 
     def started(self, host: Host) -> None:
         """The daemon is back: whoever still waits asks again."""
+        if self._names:
+            self._scheduler.after(RECONCILE_S, self._reconcile, host)
         waiting, self.pending[host.index] = self.pending[host.index], {}
         for pending in waiting.values():
             container = pending.container
@@ -261,7 +287,7 @@ class Workload:
             case Release() | Destroyed():
                 if container is not None and container.leaving:
                     self.containers[host.index].pop(container.ident, None)
-            case Forget() | RemovePeers():
+            case Forget() | RemovePeers() | AddName() | RemoveName():
                 pass
             case _:
                 if isinstance(result, Failure) and not isinstance(pending.command, Connect):
@@ -294,7 +320,44 @@ class Workload:
 
     def _plug(self, host: Host, container: Container, attachment: Attachment) -> None:
         if host.is_running and container.held and not container.leaving:
-            self.request(host, PutAttachment(attachment))
+            if not self._names:
+                self.request(host, PutAttachment(attachment))
+                return
+            container.plugged = attachment
+            self._plugged_anew(host, container, self._rng.choice(("", container.ident, "n1")))
+
+    def _plugged_anew(self, host: Host, container: Container, name: str = "") -> None:
+        """Tell the daemon what a plugged container has now."""
+        if container.plugged is not None:
+            addresses = tuple(dict.fromkeys(container.held.values()))
+            container.plugged = replace(container.plugged, addresses=addresses)
+            self.request(host, PutAttachment(container.plugged, name))
+
+    def _unplug(self, host: Host, container: Container) -> None:
+        if container.plugged is not None:
+            self.request(host, RemoveAttachment(container.ident))
+
+    def _reconcile(self, host: Host) -> None:
+        """The daemon is back: it finds out what became of the attachments, as on a real host."""
+        for container in list(self.containers[host.index].values()) if host.is_running else ():
+            if container.plugged is None:
+                continue
+            if container.leaving:
+                self._unplug(host, container)
+            elif container.dead:
+                self._leave(host, container)
+                self.request(host, Destroyed(container.ident), container)
+            else:
+                self._plugged_anew(host, container)
+
+    def has_living(self, hosts: Iterable[Host], address: str) -> bool:
+        """Whether a container on one of ``hosts`` lives and was told ``address``."""
+        return any(
+            text.partition("/")[0] == address and not (container.dead or container.leaving)
+            for host in hosts
+            for container in self.containers[host.index].values()
+            for text in container.held.values()
+        )
 
     def _compare(self, host: Host, container: Container | None, result: Result) -> None:
         if container is None or container.leaving or container.dead or not isinstance(result, Addresses):

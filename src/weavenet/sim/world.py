@@ -22,6 +22,7 @@ from weavenet.sim.checkers import Checker
 from weavenet.sim.disk import Disk
 from weavenet.sim.faults import CALM, FaultKind, FaultOptions, draw_faults
 from weavenet.sim.host import Host, sim_peer_id
+from weavenet.sim.naming import names_unrest
 from weavenet.sim.network import Network
 from weavenet.sim.recordlock import RecordLock
 from weavenet.sim.scheduler import Scheduler
@@ -54,6 +55,7 @@ class HistoryOptions(msgspec.Struct, frozen=True, kw_only=True):
     is_forced: bool = False
     removals: float = 0.0
     forced_removals: float = 0.0
+    names: float = 0.0
 
 
 def draw_options(seed: int, *, peers_min: int = 5, peers_max: int = 7, steps: int = STEPS_DEFAULT) -> HistoryOptions:
@@ -74,6 +76,7 @@ def draw_options(seed: int, *, peers_min: int = 5, peers_max: int = 7, steps: in
         check_every=rng.choice((5, 50, 50, 50)),
         removals=removals,
         forced_removals=rng.choice((0.0, 0.0, 0.0, 0.3)),
+        names=rng.choice((0.0, 3.0, 8.0)),
     )
 
 
@@ -107,6 +110,7 @@ class World:
             subnets=options.setup.subnets,
             removals=options.removals,
             forced_removals=options.forced_removals,
+            names=options.names,
         )
         self.storm = Storm(self, options.faults)
         self.area = area
@@ -245,10 +249,15 @@ class World:
         if b"" in clusters and (len(clusters) > 1 or self.workload.waiting()):
             return f"no cluster record at {' '.join(host.label for host in clusters[b''])}"
         for members in clusters.values():
-            text = _disagreement(members) or _unfinished(members)
+            text = _disagreement(members) or _unfinished(members) or self._misnamed(members)
             if text:
                 return text
         return self._unserved()
+
+    def _misnamed(self, members: list[Host]) -> str:
+        if not self.options.names:
+            return ""
+        return names_unrest(members, self.area, lambda address: self.workload.has_living(members, address))
 
     def _unserved(self) -> str:
         for host, pending in self.workload.waiting():

@@ -156,7 +156,7 @@ class FakeDaemon:
             case Claim(address=address):
                 return Addresses((address,))
             case Consense():
-                return Done("elector")
+                return Done("voter")
             case _:
                 return Done()
 

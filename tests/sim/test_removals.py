@@ -415,7 +415,10 @@ def test_members_become_electors_by_consense_at_the_same_time() -> None:
     stage = Stage(80, 5, electors=1, bootstrap=Bootstrap.COUNT, range_cidr=RANGE)
     stage.form()
     requests = [stage.ask(host, Consense()) for host in stage.hosts]
-    assert [stage.answer(request) for request in requests] == [Done("elector")] * 5
+    for request in requests:
+        result = stage.answer(request)
+        assert isinstance(result, Done)
+        assert result.text in {"voter", "standby"}
     stage.settle()
     assert stage.hosts[0].node is not None
     assert len(stage.hosts[0].node.log.voters) == 5

@@ -16,7 +16,8 @@ def consense(timeout: float | None, output: str | None) -> None:
     """Divide the addresses now, and wait until the division is decided and durable.
 
     Without it the same happens when the first address is needed. Progress goes to stderr: the quorum, how many electors
-    are known, who is missing. Prints `elector` or `member, not elector`.
+    are known, who is missing. Prints `voter`, `standby` (an elector that votes when it
+    takes the place of a voter) or `member, not elector`.
 
     \b
     Example:  weave consense --timeout 60s
@@ -30,7 +31,7 @@ def consense(timeout: float | None, output: str | None) -> None:
     )
     text = str(reply.json().get("text", ""))
     if output:
-        as_json({"result": text, "elector": text == "elector"})
+        as_json({"result": text, "elector": text in {"voter", "standby"}})
     else:
         click.echo(text)
 

@@ -167,6 +167,7 @@ def _ipam(ipam: IpamReport) -> Document:
             "Quorum": ipam.quorum,
             "Electors": list(ipam.electors),
             "Voters": list(ipam.voters),
+            "Role": ipam.role,
             "Missing": list(ipam.electors_missing),
         },
         "Range": ipam.range,

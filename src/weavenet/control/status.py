@@ -139,6 +139,8 @@ def _ipam_summary(ipam: IpamReport) -> list[tuple[str, str]]:
         ("DefaultSubnet", ipam.default_subnet),
         ("Active", f"{ipam.active} address{'' if ipam.active == 1 else 'es'} in use on this host"),
     ]
+    if ipam.role:
+        rows.append(("Role", f"{ipam.role} ({len(ipam.voters)} of {len(ipam.electors)} electors vote)"))
     rows += [("Waiting", pending) for pending in ipam.pending[:ADDRESSES_SHOWN]]
     return rows
 
@@ -226,12 +228,15 @@ def _ipam(report: NodeReport) -> str:
     if ipam.default_subnet != ipam.range:
         head.append(("DefaultSubnet", ipam.default_subnet))
     if ipam.electors or not ipam.owners:
-        role = "elector" if ipam.is_elector else "not an elector"
+        role = ipam.role or ("elector" if ipam.is_elector else "not an elector")
         head.append(("Quorum", f"{ipam.quorum}, known: {ipam.electors_known}, this peer: {role}"))
     if ipam.electors:
         head.append(("Electors", ", ".join(ipam.electors)))
-    if ipam.voters and ipam.voters != ipam.electors:
+    if ipam.voters:
         head.append(("Voters", ", ".join(ipam.voters)))
+        standby = [elector for elector in ipam.electors if elector not in ipam.voters]
+        if standby:
+            head.append(("Standby", ", ".join(standby)))
     if ipam.electors_missing:
         head.append(("Missing", ", ".join(ipam.electors_missing)))
     head += [("Waiting", pending) for pending in ipam.pending]

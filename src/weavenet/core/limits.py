@@ -95,6 +95,14 @@ BALLOT_ROUND_MAX = 1 << 32
 """Of a ballot taken from others; ours are one above, and must fit in 64 bits."""
 ELECTORS_MAX = 256
 VOTERS_MAX = 7
+VOTERS_MIN = 3
+"""Voters that are gone are not dropped below this without an operator."""
+VOTERS_CHECK_S = 2.0
+"""The first reachable voter looks this often whether voters should be added or replaced."""
+GROW_AFTER_S = 5.0
+"""Peers that may vote are added when the same ones were there for this long."""
+VOTER_ABSENT_S = 600.0
+"""A voter that a quorum has not seen for this long is replaced."""
 
 # --- planes ---
 PROBE_BUSY_S = 0.5

@@ -21,7 +21,7 @@ from weavenet.core.commands import Done, RemovePeers
 from weavenet.core.config import NodeConfig
 from weavenet.core.deadlines import earliest
 from weavenet.core.effects import Fence, Outbox, Reply
-from weavenet.core.election import DecreeAcceptor, DecreeElection
+from weavenet.core.election import DecreeAcceptor, DecreeElection, Reconfiguration
 from weavenet.core.errors import Code, Failure, InvariantBroken
 from weavenet.core.limits import ELECTORS_MAX, PENDING_REQUESTS_MAX
 from weavenet.core.mesh.mesh import Mesh
@@ -142,6 +142,7 @@ class Membership:
             outbox=outbox,
             rng=rng,
         )
+        self.reconfiguration = Reconfiguration(me=config.peer, log=log, around=self, outbox=outbox, rng=rng)
 
     # --- the node's interface ---
 
@@ -150,15 +151,15 @@ class Membership:
         self.follow_log(now)
 
     def deadline(self) -> float | None:
-        return earliest(
-            (self.decrees.deadline(), self.collect.deadline(), self.removals.deadline(), self.gate.deadline())
-        )
+        parts = (self.decrees, self.collect, self.removals, self.gate, self.reconfiguration)
+        return earliest([part.deadline() for part in parts])
 
     def advance(self, now: float) -> None:
         """To be called once per settling round, after news was exchanged."""
         if self._log.genesis is None or self.fenced:
             return
         self.removals.advance(now)
+        self.reconfiguration.advance(now)
         self.decrees.advance(now)
         entry, self.decrees.decided = self.decrees.decided, None
         if entry is not None:
@@ -182,6 +183,8 @@ class Membership:
                 self.collect.handle(now, source, body)
             case SeenQuery() | SeenAnswer() | HoldAnswer():
                 self.removals.handle(now, source, body)
+                if isinstance(body, SeenAnswer):
+                    self.reconfiguration.answered(body)
             case AppliedQuery() | RingPull() | RingPage() | StampPage() | StampAnswer() | HoldQuery():
                 self.collect.handle(now, source, body)
             case _:
@@ -249,12 +252,11 @@ class Membership:
             self._consensing.append(request)
 
     def answer_consense(self) -> None:
-        """``elector``: voter or standby by a decided decree, so a quorum knows it durably."""
+        """Voter or standby by a decided decree, so a quorum of the voters knows it durably."""
         if not self._consensing or not self._ipam.has_ring or self._wants_to_grow():
             return
-        text = "elector" if self.is_elector else "member, not elector"
         for request in self._consensing:
-            self._outbox.append(Reply(request, Done(text)))
+            self._outbox.append(Reply(request, Done(self.role)))
         self._consensing.clear()
 
     @property
@@ -262,9 +264,18 @@ class Membership:
         return self._config.peer in self._log.electors or self._ipam.bound_as in self._log.electors
 
     @property
+    def role(self) -> str:
+        """``voter``, ``standby`` or ``member, not elector``."""
+        if self.votes_as() is not None:
+            return "voter"
+        if self.is_elector:
+            return "standby"
+        return "member, not elector"
+
+    @property
     def wants_decree(self) -> bool:
         """Somebody here waits for the voters."""
-        return self._wants_to_grow() or self.removals.is_undecided
+        return self._wants_to_grow() or self.removals.is_undecided or self.reconfiguration.wanted is not None
 
     def _wants_to_grow(self) -> bool:
         return (
@@ -281,7 +292,7 @@ class Membership:
             return removal
         if self._wants_to_grow():
             return Electors(tuple(sorted({*self._log.electors, self._config.peer})))
-        return None
+        return self.reconfiguration.wanted
 
     # --- what the log says ---
 
@@ -363,6 +374,15 @@ class Membership:
 
     def ids_of(self, peer: PeerId) -> tuple[PeerId, ...]:
         return (peer, *(voter for voter, stand_in in self._seed_voters.items() if stand_in == peer))
+
+    def eligible(self) -> frozenset[PeerId]:
+        """Reachable peers that may vote, ourselves included; without those who vote as the seed that they stand for."""
+        found = {self._config.peer} if self._cluster.is_elector_mode and self._ipam.bound_as is None else set()
+        for peer in self._mesh.reachable():
+            record = self._mesh.peer_record(peer)
+            if record is not None and record.elector and not record.votes_as:
+                found.add(peer)
+        return frozenset(found)
 
     def heir(self, without: frozenset[PeerId]) -> PeerId | None:
         if self._ipam.may_own:

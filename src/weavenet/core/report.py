@@ -96,6 +96,8 @@ class IpamReport(msgspec.Struct, frozen=True):
     segments: int
     voters: tuple[str, ...] = ()
     """Those of the electors that vote on decrees now."""
+    role: str = ""
+    """Of this peer: voter, standby, or neither; empty before genesis."""
     removals: tuple[str, ...] = ()
     """Each a removal asked for here and not finished, with what it waits for."""
     held: tuple[str, ...] = ()

@@ -111,6 +111,7 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
         electors_known=len(electors),
         electors_missing=() if genesis else node.mesh.missing_targets(),
         voters=tuple(_titled(node, peer) for peer in node.log.voters),
+        role=membership.role if genesis else "",
         removals=removals,
         held=tuple(_held(node)),
         waiting_for=tuple(_titled(node, peer) for peer in membership.collect.waiting_for),

@@ -8,6 +8,7 @@ from weavenet.core.election.electorate import Electorate, quorum
 from weavenet.core.election.locking import LockedGenesis
 from weavenet.core.election.lockurl import LockKind, LockUrl, parse_lock_url
 from weavenet.core.election.proposer import GenesisElection
+from weavenet.core.election.reconfiguration import Reconfiguration
 
 __all__ = [
     "Acceptor",
@@ -19,6 +20,7 @@ __all__ = [
     "LockKind",
     "LockUrl",
     "LockedGenesis",
+    "Reconfiguration",
     "parse_lock_url",
     "quorum",
 ]

@@ -188,14 +188,17 @@ Peers = Annotated[tuple[WirePeerId, ...], msgspec.Meta(max_length=4096)]
 
 
 class SeenQuery(msgspec.Struct, frozen=True, array_like=True, tag=48):
-    """Somebody asserts that ``peers`` are dead: do you see one of them?"""
+    """Somebody asserts that ``peers`` are dead: do you see one of them, or have you within the last ``absent_s``
+    seconds?"""
 
     session: Uint
     peers: Peers
+    absent_s: Uint = 0
 
 
 class SeenAnswer(msgspec.Struct, frozen=True, array_like=True, tag=49):
-    """``seen``: those of the peers asked about that are reachable here. ``voter``: as whom the sender votes."""
+    """``seen``: those of the peers asked about that are reachable here, or were until lately. ``voter``: as whom the
+    sender votes."""
 
     session: Uint
     voter: WirePeerId

@@ -334,7 +334,7 @@ class Removals:
             case SeenQuery():
                 voter = self._around.votes_as()
                 if voter is not None:
-                    seen = tuple(peer for peer in message.peers if self._around.is_reachable(peer))
+                    seen = tuple(peer for peer in message.peers if self._has_seen(now, peer, message.absent_s))
                     self._outbox.unicast(source, SeenAnswer(message.session, voter, seen))
             case SeenAnswer():
                 self._on_seen(message)
@@ -344,6 +344,12 @@ class Removals:
                         waiter.waiting_for = message.waiting_for
                         if message.over:
                             waiter.heirs_done.add(source)
+
+    def _has_seen(self, now: float, peer: PeerId, within_s: int) -> bool:
+        if self._around.is_reachable(peer):
+            return True
+        absent_s = self._around.unreachable_for(now, peer)
+        return within_s > 0 and (absent_s is None or absent_s < within_s)
 
     def _on_seen(self, answer: SeenAnswer) -> None:
         for proposal in list(self._proposals.values()):

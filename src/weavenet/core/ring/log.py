@@ -51,7 +51,7 @@ class LogInvalid(Exception):
 class Chain:
     """An immutable chain of decided decrees; empty before genesis."""
 
-    __slots__ = ("electors", "entries", "genesis", "hashes", "removed", "voters")
+    __slots__ = ("admitted", "electors", "entries", "genesis", "hashes", "removed", "voters")
 
     entries: tuple[LogEntry, ...]
     hashes: tuple[bytes, ...]
@@ -60,6 +60,8 @@ class Chain:
     genesis: Genesis | None
     electors: tuple[PeerId, ...]
     """In force after the last entry."""
+    admitted: Mapping[PeerId, Position]
+    """Elector → position of the decree since which it is one."""
     voters: tuple[PeerId, ...]
     """Those of the electors that decide the next entry: the oldest, odd in number, at most VOTERS_MAX."""
 
@@ -67,9 +69,9 @@ class Chain:
         """Raises LogInvalid unless ``entries`` are a whole chain from the genesis."""
         self.entries = tuple(entries)
         self.hashes = _chain(self.entries)
-        self.removed, admitted = _derive(self.entries)
-        self.electors = tuple(sorted(admitted))
-        self.voters = _voters(admitted)
+        self.removed, self.admitted = _derive(self.entries)
+        self.electors = tuple(sorted(self.admitted))
+        self.voters = _voters(self.admitted)
         decree = self.entries[0].decree if self.entries else None
         self.genesis = decree if isinstance(decree, Genesis) else None
 

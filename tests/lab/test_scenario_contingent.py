@@ -1,0 +1,70 @@
+"""A fixed core of two and observers that come and go by the dozen (spec "Operations", deployment type 3)."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+from lab.clusters import NOTICE_DEADLINE_S, attach_new, launch_together, wait_for_links
+from lab.fresh import MakeLab
+from weavenet.lab import observe
+from weavenet.lab.host import Host
+from weavenet.lab.waiting import wait_until
+
+CORE, OBSERVERS = 2, 20
+JOIN_DEADLINE_S = 180.0
+RANGE_ADDRESSES = 1 << 20
+AT_ONCE = 8
+"""Commands that the test itself runs at the same time."""
+
+
+def absent(host: Host) -> list[str]:
+    done = host.weave("status", "ipam", "--unreachable", "-o", "json", check=True)
+    return sorted(peer["Nickname"] for peer in json.loads(done.stdout)["Peers"])
+
+
+def links_sideways(host: Host) -> bool:
+    """Has it found more than the core, which is all it was told of?"""
+    connections = observe.report(host).router.connections
+    return sum(connection.state == "established" for connection in connections) > CORE
+
+
+def test_twenty_join_at_once_and_ten_killed_without_notice_are_recovered_by_one_command(make_lab: MakeLab) -> None:
+    lab = make_lab(CORE + OBSERVERS)
+    core, observers = lab.hosts[:CORE], lab.hosts[CORE:]
+    launch_together(core)
+    wait_for_links(core)
+    for done in observe.on_each(core, "consense", "--timeout", "30s"):
+        assert done.returncode == 0, done.stderr
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        joins = [threads.submit(host.weave, "launch", "--observer", "h1", "h2", timeout_s=120) for host in observers]
+        busy = [threads.submit(attach_new, core[number % CORE], f"core{number}") for number in range(6)]
+        for join in joins:
+            assert join.result().returncode == 0, join.result().stderr
+        containers = [one.result() for one in busy]
+        containers += threads.map(lambda host: attach_new(host, f"{host.name}-c"), observers)
+    assert len({address for _, address in containers}) == len(containers) == 6 + OBSERVERS
+    wait_until(lambda: observe.owners(core[0]) == observe.owners(core[1]), JOIN_DEADLINE_S, "the core to agree")
+    assert sum(observe.owners(core[0]).values()) == RANGE_ADDRESSES
+
+    wait_until(lambda: links_sideways(observers[0]), JOIN_DEADLINE_S, "an observer to be linked with other observers")
+
+    dead, living = observers[: OBSERVERS // 2], observers[OBSERVERS // 2 :]
+    names = sorted(host.name for host in dead)
+    for host in dead:
+        lab.kill(host.name)
+    for host in core:
+        wait_until(lambda host=host: absent(host) == names, NOTICE_DEADLINE_S, f"{host.name} to miss {len(dead)} hosts")
+    alert = core[0].weave("status", "ipam", "--unreachable", "--threshold", "0.001%")
+    assert alert.returncode == 2, alert
+    assert "weave rmpeer" in alert.stderr
+    done = core[1].weave("rmpeer", "--all-unreachable", "--timeout", "120s", timeout_s=150)
+    assert done.returncode == 0, done.stderr
+    for host in core:
+        wait_until(lambda host=host: not absent(host), NOTICE_DEADLINE_S, f"{host.name} to miss nobody")
+        assert sum(observe.owners(host).values()) == RANGE_ADDRESSES
+        assert host.weave("status", "ipam", "--unreachable", "--threshold", "0.001%").returncode == 0
+    left = [(container, address) for container, address in containers if container.host.name not in names]
+    fresh = [attach_new(host, f"{host.name}-new") for host in (*core, living[0])]
+    assert len({address for _, address in [*left, *fresh]}) == len(left) + len(fresh)
+    assert lab.unreachable([fresh[0], fresh[1], fresh[2], left[-1]]) == []

@@ -70,6 +70,7 @@ class Story:
         self._attach(lab.hosts)
         self._look(lab.hosts[0])
         self._ping_all()
+        self._call_by_name(lab)
         self._divide(lab)
         self._heal(lab)
         self._crash(lab)
@@ -136,6 +137,34 @@ class Story:
         _expect(not silent, f"all {count} pairs answer", "; ".join(silent))
         self._tell.say(f"{count} of {count} answered")
         self.summary.append(f"{count} of {count} ordered pairs of containers reached each other")
+
+    def _call_by_name(self, lab: Lab) -> None:
+        source = next(container for container, _ in self._containers if container.host.name == "h1")
+        target, address = next(each for each in self._containers if each[0].host.name == "h3")
+        self._tell.chapter("Containers find each other by name, wherever they are; no name outlives its container")
+        self._tell.command(source.name, "ping -c 1", target.name)
+        _expect(source.ping(target.name), f"{target.name} answers to its name", "no answer")
+        self._tell.say(f"{target.name} is {address}, and answers")
+        for host in lab.hosts[1:3]:
+            name = f"{host.name}-web"
+            container = host.start_container(name)
+            self._tell.command(host.name, "weave attach -h web", container.id)
+            words = ["attach", "-h", "web", container.id]
+            done = host.weave(*words)
+            _succeeded(host, words, done)
+            self._tell.say(done.stdout.strip())
+        wait_until(
+            lambda: len(source.resolve("web")) == len(lab.hosts) - 1, NOTICE_DEADLINE_S, "web to have two addresses"
+        )
+        self._tell.say(f"web is {' and '.join(source.resolve('web'))}, seen from {source.name}")
+        lab.host("h2").container("h2-web").remove()
+        self._tell.command("h2", "ip netns delete h2-web")
+        began = time.monotonic()
+        wait_until(lambda: len(source.resolve("web")) == 1, NOTICE_DEADLINE_S, "the dead to lose its name")
+        took = time.monotonic() - began
+        self._tell.say(f"web is {source.resolve('web')[0]}, {took * 1000:.0f} ms later")
+        self.summary.append(f"a dead container's name was gone on another host after {took * 1000:.0f} ms")
+        lab.host("h3").container("h3-web").remove()
 
     def _divide(self, lab: Lab) -> None:
         h1, h2, h3 = lab.hosts

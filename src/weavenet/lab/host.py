@@ -16,6 +16,8 @@ from weavenet.lab.waiting import wait_until
 
 COMMAND_TIMEOUT_S = 60.0
 END_DEADLINE_S = 10.0
+RESOLVER = "nameserver 169.254.53.53\nsearch weave.local\noptions timeout:1 attempts:3\n"
+"""resolv.conf(5) of every container: the DNS server that weave runs on its host."""
 LIFELONG = ("sleep", "infinity")
 
 Result = subprocess.CompletedProcess[str]
@@ -258,6 +260,7 @@ class Host:
             )
         self.run(["ip", "netns", "add", name], check=True)
         container = Container(self, name)
+        container.write_resolver()
         detached = 'setsid -- "$@" </dev/null >>"/var/log/container-$0.log" 2>&1 &'
         self.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
         container.run(["sh", "-c", detached, name, *command], check=True)
@@ -293,6 +296,12 @@ class Container:
         """What ``weave attach`` calls it."""
         return f"netns:{self.name}"
 
+    def write_resolver(self) -> None:
+        """`ip netns exec` shows a command the files in /etc/netns/NAME in place of those in /etc (ip-netns(8))."""
+        folder = self.host.path(f"/etc/netns/{self.name}")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "resolv.conf").write_text(RESOLVER)
+
     def entering(self, argv: Sequence[str]) -> list[str]:
         return ["ip", "netns", "exec", self.name, *argv]
 
@@ -312,6 +321,11 @@ class Container:
         words = self.run(["ip", "-4", "-o", "address", "show", "dev", "ethwe"]).stdout.split()
         return [words[index + 1].partition("/")[0] for index, word in enumerate(words) if word == "inet"]
 
+    def resolve(self, name: str) -> list[str]:
+        """IPv4 addresses that a program in the container gets for ``name``, sorted; empty when there are none."""
+        words = [line.split() for line in self.run(["getent", "ahostsv4", name]).stdout.splitlines()]
+        return sorted({line[0] for line in words if line})
+
     def ping(self, address: str, timeout_s: int = 2) -> bool:
         return self.run(["ping", "-n", "-q", "-c", "1", "-W", str(timeout_s), address]).returncode == 0
 
@@ -322,3 +336,4 @@ class Container:
             # The shell's own kill: the command is in a package of its own. One that ended meanwhile is no error.
             self.host.run(["sh", "-c", 'kill -KILL "$@"', "kill", *pids])
         self.host.run(["ip", "netns", "del", self.name], check=True)
+        self.host.run(["rm", "-rf", f"/etc/netns/{self.name}"], check=True)

@@ -15,8 +15,9 @@ import dns.rrset
 import pytest
 
 import dns_oracle as oracle
+from dns_fuzz import storm
 from dns_server import DEADLINE_S, FakeUpstream, WorkerProcess, is_root, wait_for, worker
-from weavenet.dns import fuzz, tcp, wire
+from weavenet.dns import tcp, wire
 from weavenet.dns.feed import Name, Names
 
 NAMES = {
@@ -164,9 +165,9 @@ def test_an_edns_version_to_come(server: WorkerProcess) -> None:
 def test_datagrams_that_are_nearly_queries(tmp_path: Path) -> None:
     with worker(tmp_path) as server:
         server.set_names(NAMES)
-        assert fuzz.storm(server.host, server.port, 20_000, 1) == 0
+        assert storm(server.host, server.port, 20_000, 1) == 0
         settled = server.resident_kb()
-        assert fuzz.storm(server.host, server.port, 30_000, 2) == 0
+        assert storm(server.host, server.port, 30_000, 2) == 0
         assert server.resident_kb() < settled + 6_000, "prepared answers fill up to their bound, nothing else grows"
         assert server.process.poll() is None
         assert server.status().malformed > 1000

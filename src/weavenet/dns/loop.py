@@ -1,6 +1,6 @@
 """The worker's event loop: epoll and deadlines, nothing else.
 
-asyncio would cost 10 MB of memory and 20 µs per wake-up, a quarter of what an answer may take (bench/run dns). Handlers
+asyncio would cost 8 MB of memory and 5 µs of CPU time per wake-up, where an answer takes 25 in all. Handlers
 run one at a time and must not block. An exception out of a handler ends the loop: the worker dies and its supervisor
 starts another.
 """
@@ -56,22 +56,33 @@ class Loop:
         """Until :meth:`stop`."""
         poll, handlers, clock = self._epoll.poll, self._handlers, time.monotonic
         while not self._is_stopped:
-            for fd, events in poll(self._wait_s(), EVENTS_MAX):
+            least = self._least()
+            if least is None:
+                wait_s = -1.0
+            else:
+                now = clock()
+                if least <= now:  # once a turn: what is due again at once must not starve the sockets
+                    self._tick(now)
+                    least, now = self._least(), clock()
+                wait_s = -1.0 if least is None else max(0.0, least - now)
+            for fd, events in poll(wait_s, EVENTS_MAX):
                 handler = handlers.get(fd)  # None: an earlier handler of this turn removed it
                 if handler is not None:
                     handler(events)
-            for timed in self._timed:
-                deadline = timed.deadline()
-                if deadline is not None and deadline <= clock():
-                    timed.tick(clock())
 
-    def _wait_s(self) -> float:
+    def _least(self) -> float | None:
         least: float | None = None
         for timed in self._timed:
             deadline = timed.deadline()
             if deadline is not None and (least is None or deadline < least):
                 least = deadline
-        return -1.0 if least is None else max(0.0, least - time.monotonic())
+        return least
+
+    def _tick(self, now: float) -> None:
+        for timed in self._timed:
+            deadline = timed.deadline()
+            if deadline is not None and deadline <= now:
+                timed.tick(now)
 
     def close(self) -> None:
         self._epoll.close()

@@ -13,6 +13,7 @@ import msgspec
 
 from weavenet.core.config import NodeConfig
 from weavenet.core.effects import Endpoint, Outbox, SetPlane, SetSleeve
+from weavenet.core.limits import SLEEVE_PROOF_S
 from weavenet.core.membership import Membership
 from weavenet.core.mesh.changes import MeshChanges
 from weavenet.core.mesh.mesh import Mesh
@@ -21,7 +22,7 @@ from weavenet.core.overlay import choice
 from weavenet.core.overlay.choice import FASTDP, SLEEVE
 from weavenet.core.overlay.endpoints import Endpoints
 from weavenet.core.overlay.handover import Handover
-from weavenet.core.overlay.openplanes import OpenPlanes
+from weavenet.core.overlay.openplanes import OpenPlane, OpenPlanes
 from weavenet.core.overlay.paths import Paths, PathState
 from weavenet.core.overlay.sleeve import SleeveStatus
 from weavenet.core.overlay.sleeveplane import SleevePlane
@@ -64,13 +65,17 @@ class DataPaths:
         self._use_changed = True
         self._choice_changed = True
         self._sleeve_changed = True
+        self._adopted: frozenset[PeerId] = frozenset()
+        self._adopted_until = 0.0
         self.sleeve = SleevePlane(config=config, mesh=mesh, planes=planes)
 
-    def start(self) -> None:
+    def start(self, now: float) -> None:
         """The data paths of the previous start, unchanged."""
+        self._adopted = self._planes.peers
+        self._adopted_until = now + SLEEVE_PROOF_S
         self._outbox.append(SetPlane(self._planes.desired()))
         self._planes.changed = False
-        self._lower_sleeve(0.0)
+        self._lower_sleeve(now)
 
     def sleeve_reported(self, now: float, status: SleeveStatus | None) -> None:
         """News from the sleeve worker, also when it only repeats itself: what is unproven gets older."""
@@ -150,9 +155,11 @@ class DataPaths:
                 continue  # nothing is known of it since the start: it stays where it was
             planes = choice.in_common(self._config.planes, record.planes)
             is_vxlan_allowed = FASTDP in planes and not self.must_seal(peer)
-            candidates = [(plane, self.plane_state(now, peer, plane)) for plane in planes if plane != FASTDP]
-            if is_vxlan_allowed:
-                candidates.insert(0, (FASTDP, self.plane_state(now, peer, FASTDP)))
+            candidates = [
+                (plane, self._presumed_state(now, peer, plane, row))
+                for plane in planes
+                if plane != FASTDP or is_vxlan_allowed
+            ]
             plane = choice.best(candidates, row.plane) if candidates else row.plane
             relay = self.sleeve.relay(peer) if self.sleeve.is_running else PeerId(row.relay)
             self._planes.use(
@@ -162,6 +169,12 @@ class DataPaths:
                 sleeve=self.sleeve.record(peer) if SLEEVE in planes else None,
                 relay=relay or b"",
             )
+
+    def _presumed_state(self, now: float, peer: PeerId, plane: str, row: OpenPlane) -> PathState:
+        """A plane that carried when we were started again counts as working until it had the time to show it."""
+        state = self.plane_state(now, peer, plane)
+        is_adopted = plane == row.plane and peer in self._adopted and now < self._adopted_until
+        return PathState.WORKING if is_adopted and state is PathState.UNPROVEN else state
 
     def plane_state(self, now: float, peer: PeerId, plane: str) -> PathState:
         """Whether ``plane`` works to ``peer``, whichever is in use."""

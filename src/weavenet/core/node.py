@@ -203,7 +203,7 @@ class Node:
         self._blocked = self.ipam.blocked()
         if self._blocked:
             self._outbox.append(SetBlocked(self._blocked))
-        self.datapaths.start()
+        self.datapaths.start(now)
         if self.config.mode is GenesisMode.SEED and self.log.genesis is None and self.cluster.may_found:
             genesis = seed_genesis(self.config.seeds, self.config.ranges, self.config.seed_salt)
             self.cluster.merge_log(now, 0, (LogEntry(GENESIS_POSITION, ZERO16, genesis),))

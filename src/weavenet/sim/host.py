@@ -13,7 +13,7 @@ from typing import Protocol
 
 from weavenet.core.commands import Result
 from weavenet.core.config import NodeConfig
-from weavenet.core.effects import NameRecord, PlanePeer
+from weavenet.core.effects import NameRecord, PlanePeer, VxlanUse
 from weavenet.core.events import Event, Tick
 from weavenet.core.messages import Message
 from weavenet.core.node import Node
@@ -25,6 +25,7 @@ from weavenet.sim.driver import Driver, Fenced, ProcessDied, node_seed
 from weavenet.sim.network import Network
 from weavenet.sim.recordlock import RecordLock
 from weavenet.sim.scheduler import Scheduler
+from weavenet.sim.sleeve import Worker
 from weavenet.sim.trace import Trace
 
 WAKE_LATENCY_S = 0.0002
@@ -85,6 +86,12 @@ class Host:
         self.clock_offset_s = 0.0
         self.plane: tuple[PlanePeer, ...] = ()
         self.open_peers: frozenset[PeerId] = frozenset()
+        self.vxlan_peers: frozenset[PeerId] = frozenset()
+        """From whom VXLAN is taken."""
+        self.worker: Worker | None = None
+        """Of sleeve, where it is among the planes."""
+        self.sleeve: SleeveDesired | None = None
+        """What the worker was last told."""
         self.kernel_peer = self.peer
         """As whom the data path was last set."""
         self.blocked: frozenset[tuple[str, str]] = frozenset()
@@ -128,6 +135,8 @@ class Host:
         node = Node(config, dict(self.disk.durable), node_seed(self._seed, self.index, self.life))
         self.driver = Driver(node, self.disk, self, self._trace, self._codec_every, self._check_every)
         self._watcher.started(self)
+        if self.worker is not None and not self.worker.is_running:
+            self.worker.start()
         self._guard(self.driver.start)
 
     def kill(self, *, kernel_lost: bool = False) -> None:
@@ -143,7 +152,10 @@ class Host:
             self.disk.crash()
         self.is_paused = False
         self._say("machine died" if kernel_lost else "process died")
+        if kernel_lost and self.worker is not None:
+            self.worker.stop()
         if kernel_lost:
+            self.vxlan_peers, self.sleeve = frozenset(), None
             self.plane, self.open_peers, self.blocked = (), frozenset(), frozenset()
         self._watcher.stopped(self, kernel_lost=kernel_lost)
 
@@ -277,10 +289,13 @@ class Host:
         self.plane = peers
         self.kernel_peer = self.peer
         self.open_peers = frozenset(peer.peer for peer in peers)
+        self.vxlan_peers = frozenset(peer.peer for peer in peers if peer.vxlan is not VxlanUse.CLOSED)
         self._watcher.kernel_changed(self)
 
     def set_sleeve(self, desired: SleeveDesired) -> None:
-        """No worker runs here yet."""
+        self.sleeve = desired
+        if self.worker is not None:
+            self.worker.apply(desired)
 
     def set_blocked(self, blocked: tuple[tuple[str, str], ...]) -> None:
         self.blocked = frozenset(blocked)
@@ -302,7 +317,7 @@ class Host:
         self._watcher.replied(self, request, result)
 
     def sees_plane_of(self, peer: PeerId) -> bool:
-        return peer in self.open_peers
+        return peer in self.vxlan_peers
 
     def _say(self, text: str) -> None:
         if self._trace is not None:

@@ -96,6 +96,7 @@ class Network:
         self._next_link = 0
         self._next_port = _FIRST_EPHEMERAL_PORT
         self.messages_sent = 0
+        self.vxlan_passes: Callable[[int, int], bool] = self.passes
         self.intercept: Callable[[Station, Message], bool] | None = None
         """Scenarios only: sees every message as it is sent; False loses it."""
 
@@ -336,7 +337,7 @@ class Network:
     def _arrive_probe(self, source: Station, peer: PeerId, event: ProbeReceived) -> None:
         for station in self.stations:
             if station.peer == peer:
-                if self.passes(source.index, station.index) and station.sees_plane_of(source.peer):
+                if self.vxlan_passes(source.index, station.index) and station.sees_plane_of(source.peer):
                     station.deliver(event)
                 return
 

@@ -52,6 +52,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     subnets: tuple[str, ...] = ("",)
     launch_spread_s: float = 0.5
     discovery: bool = True
+    sleeve: bool = False
+    """Workers of sleeve run too, UDP of either plane may be cut, and containers broadcast."""
     seed_twin: bool = False
     """The last host claims the seed name of host 0: an operator's error."""
 
@@ -124,5 +126,6 @@ def configure(setup: Setup, host: Host) -> NodeConfig:
         first_start=host.generation == 0,
         launch_targets=None if is_resumed else tuple(targets),
         discovery=setup.discovery,
+        planes=("fastdp", "sleeve") if setup.sleeve else ("fastdp",),
         local_hosts=(host.host,),
     )

@@ -29,6 +29,7 @@ class Stage(World):
         faults: FaultOptions = CALM,
         discovery: bool = True,
         seed_twin: bool = False,
+        sleeve: bool = False,
         trace: Trace | None = None,
     ) -> None:
         setup = Setup(
@@ -39,6 +40,7 @@ class Stage(World):
             launch_spread_s=0.0,
             discovery=discovery,
             seed_twin=seed_twin,
+            sleeve=sleeve,
         )
         super().__init__(seed, HistoryOptions(setup=setup, faults=faults, is_forced=seed_twin), trace)
         self.answers: dict[int, Result] = {}

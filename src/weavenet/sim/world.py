@@ -19,6 +19,7 @@ from weavenet.core.commands import Allocate, Claim, Connect, Consense, RemovePee
 from weavenet.core.effects import Change
 from weavenet.core.types import AddressRange
 from weavenet.sim.checkers import Checker
+from weavenet.sim.dataplane import DataPlane
 from weavenet.sim.disk import Disk
 from weavenet.sim.faults import CALM, FaultKind, FaultOptions, draw_faults
 from weavenet.sim.host import Host, sim_peer_id
@@ -38,6 +39,8 @@ CONVERGENCE_MAX_S = 90.0
 QUIET_S = 3.0
 """What converged must stay so for a while."""
 STEPS_DEFAULT = 60
+SLEEVE_SHARE = 0.2
+"""Of random histories, with workers of sleeve."""
 
 
 class HistoryOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +70,7 @@ def draw_options(seed: int, *, peers_min: int = 5, peers_max: int = 7, steps: in
     if removals:  # a peer is out of reach for others only after some seconds of silence
         faults = msgspec.structs.replace(faults, outage_max_s=rng.choice((15.0, 40.0)))
     return HistoryOptions(
-        setup=setup,
+        setup=msgspec.structs.replace(setup, sleeve=random.Random(f"planes {seed}").random() < SLEEVE_SHARE),
         faults=faults,
         steps=steps,
         step_interval_s=rng.choice((0.3, 0.6, 1.0) if removals else (0.1, 0.3, 0.6)),
@@ -114,6 +117,7 @@ class World:
         )
         self.storm = Storm(self, options.faults)
         self.area = area
+        self.dataplane = DataPlane(self, seed) if options.setup.sleeve else None
 
     def _make_host(self, index: int) -> Host:
         host = Host(
@@ -179,6 +183,8 @@ class World:
                 self.storm.strike()
             else:
                 self.workload.act()
+            if self.dataplane is not None:
+                self.dataplane.trouble()
 
     def heal(self) -> None:
         """Lift every fault, start everybody, and connect all to all."""
@@ -188,6 +194,8 @@ class World:
             host.disk.options = CALM
             if host.driver is not None:
                 host.driver.crash_countdown = None
+        if self.dataplane is not None:
+            self.dataplane.heal()
         self.network.suspended.clear()
         self.network.blocked.clear()
         self.network.flush()
@@ -222,6 +230,8 @@ class World:
         left = self.unrest()
         if left:
             self.until(lambda: not self.unrest(), within_s, "a little after all agreed")
+        if self.dataplane is not None:
+            self.dataplane.final()
 
     def advance(self, seconds: float) -> None:
         self.scheduler.run_until(self.scheduler.now + seconds)
@@ -250,6 +260,8 @@ class World:
             return f"no cluster record at {' '.join(host.label for host in clusters[b''])}"
         for members in clusters.values():
             text = _disagreement(members) or _unfinished(members) or self._misnamed(members)
+            if not text and self.dataplane is not None:
+                text = self.dataplane.unrest(members)
             if text:
                 return text
         return self._unserved()

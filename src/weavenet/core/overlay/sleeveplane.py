@@ -61,6 +61,7 @@ class SleevePlane:
         self._mesh = mesh
         self._planes = planes
         self._status: SleeveStatus | None = None
+        self._was_heard = False
         self._paths: dict[PeerId, SleevePath] = {}
         self._wanted_at: dict[PeerId, float] = {}
         self._decoded: dict[PeerId, tuple[list[bytes], SleeveRecord | None]] = {}
@@ -96,6 +97,7 @@ class SleevePlane:
     def reported(self, status: SleeveStatus | None) -> bool:
         """True when something in it that was decided upon differs from before."""
         before, before_paths = self._status, self._paths
+        self._was_heard = True
         self._status = status
         self._paths = {} if status is None else {path.peer: path for path in status.paths}
         if status is None or before is None:
@@ -111,7 +113,7 @@ class SleevePlane:
 
     def state(self, now: float, peer: PeerId) -> PathState:
         """Whether frames get to ``peer`` over sleeve, directly or relayed."""
-        if not self.is_running or self.record(peer) is None:
+        if self.record(peer) is None or (self._was_heard and not self.is_running):
             return PathState.BROKEN
         path = self._paths.get(peer)
         if path is not None and path.works:

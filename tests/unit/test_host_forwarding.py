@@ -6,8 +6,9 @@ import random
 import struct
 
 import pytest
+from msgspec.structs import replace
 
-from weavenet.core.effects import Endpoint, PlanePeer
+from weavenet.core.effects import Endpoint, PlanePeer, VxlanUse
 from weavenet.core.types import PeerId
 from weavenet.host import announce
 from weavenet.host.attach import container_mac
@@ -18,7 +19,7 @@ from weavenet.host.netlink import Route
 from weavenet.host.probe import conflicts
 from weavenet.plane import heartbeat, traffic
 from weavenet.plane.fake import FakePlane, FakeWire
-from weavenet.plane.forwarding import Entry, Kind, Present, difference, wanted
+from weavenet.plane.forwarding import TAP, Entry, Kind, Present, difference, wanted
 
 
 def peer(number: int, host: str, *endpoints: Endpoint) -> PlanePeer:
@@ -39,6 +40,26 @@ def test_entries_of_one_peer() -> None:
         Entry(Kind.NEIGHBOUR, 0, WEB.mac, "fd00::1"),
     }
     assert complaints == ()
+
+
+def test_a_peer_on_sleeve_keeps_heartbeats_and_has_its_macs_behind_the_tap() -> None:
+    on_sleeve = replace(peer(1, "192.0.2.1", WEB), vxlan=VxlanUse.PROBED)
+    behind_tap = {
+        Entry(Kind.PIN, TAP, WEB.mac, ""),
+        Entry(Kind.NEIGHBOUR, 0, WEB.mac, "10.32.0.1"),
+        Entry(Kind.NEIGHBOUR, 0, WEB.mac, "fd00::1"),
+    }
+    assert wanted([on_sleeve])[0] == behind_tap | {Entry(Kind.DEVICE, 4, on_sleeve.mac, "192.0.2.1")}
+    assert wanted([replace(on_sleeve, vxlan=VxlanUse.CLOSED)])[0] == behind_tap
+
+
+def test_a_change_of_plane_puts_before_it_removes() -> None:
+    before = wanted([peer(1, "192.0.2.1", WEB)])[0]
+    after = wanted([replace(peer(1, "192.0.2.1", WEB), vxlan=VxlanUse.PROBED)])[0]
+    puts, removes = difference(before, after)
+    assert puts == [Entry(Kind.PIN, TAP, WEB.mac, "")]
+    assert removes[0].kind is Kind.FLOOD  # no frame goes both ways for longer than it has to
+    assert Entry(Kind.PIN, 4, WEB.mac, "") in removes
 
 
 def test_ipv6_underlay_uses_the_other_device() -> None:

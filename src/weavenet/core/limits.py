@@ -8,6 +8,8 @@ PROTOCOL_MAX = 1
 PORT_DEFAULT = 6783
 VXLAN_PORT = 6784
 VXLAN_VNI = 6784
+SLEEVE_DEVICE = "weave-sleeve"
+"""The TAP device of the sleeve worker, a port of the bridge."""
 HEARTBEAT_ETHERTYPE = 0x88B5
 """IEEE 802 local experimental ethertype 1."""
 

@@ -4,6 +4,9 @@ Kernel facts behind it (vxlan without learning, port with ``neigh_suppress``): t
 all-zero MAC is the flood list; the bridge answers ARP and ND for an address only when its neighbour table knows the
 address and its own forwarding table has the MAC pinned to the suppressing port.
 
+A peer that is not on VXLAN now keeps only the entry that lets heartbeats reach its plane device, or none at all; MACs
+behind it are pinned to the port of the sleeve worker, which answers and suppresses like that of VXLAN.
+
 Invariant: puts are to be executed before removes, so that an entry that moves is never missing in between.
 """
 
@@ -14,8 +17,12 @@ import ipaddress
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from weavenet.core.effects import PlanePeer
+from weavenet.core.effects import PlanePeer, VxlanUse
 from weavenet.core.limits import ENDPOINT_ADDRESSES_MAX
+from weavenet.core.types import PeerId
+
+TAP = 1
+"""In place of an address family: the port of the sleeve worker."""
 
 
 class Kind(enum.IntEnum):
@@ -24,7 +31,7 @@ class Kind(enum.IntEnum):
     DEVICE = 1
     """``mac`` lives behind underlay address ``where``."""
     PIN = 2
-    """The bridge forwards ``mac`` to the VXLAN port."""
+    """The bridge forwards ``mac`` to the overlay port."""
     NEIGHBOUR = 3
     """The bridge answers for address ``where`` with ``mac``."""
     FLOOD = 4
@@ -32,7 +39,7 @@ class Kind(enum.IntEnum):
 
 
 class Entry(NamedTuple):
-    """``family``: 4 or 6, that of the VXLAN device; 0 for neighbours, which are the bridge's."""
+    """``family``: 4 or 6, that of the VXLAN device, or TAP; 0 for neighbours, which are the bridge's."""
 
     kind: Kind
     family: int
@@ -56,7 +63,7 @@ def wanted(peers: Iterable[PlanePeer]) -> tuple[frozenset[Entry], tuple[str, ...
     """
     entries: set[Entry] = set()
     complaints: list[str] = []
-    macs: dict[bytes, str] = {}
+    macs: dict[bytes, PeerId] = {}
     addresses: dict[str, bytes] = {}
     for peer in sorted(peers, key=lambda peer: peer.peer):
         try:
@@ -64,17 +71,20 @@ def wanted(peers: Iterable[PlanePeer]) -> tuple[frozenset[Entry], tuple[str, ...
         except ValueError:
             complaints.append(f"no data path to {peer.peer.hex()}: {peer.host!r} is no underlay address")
             continue
-        entries.add(Entry(Kind.FLOOD, family, b"", host))
-        if macs.setdefault(peer.mac, host) == host:
+        carries = peer.vxlan is VxlanUse.CARRIES
+        if carries:
+            entries.add(Entry(Kind.FLOOD, family, b"", host))
+        if peer.vxlan is not VxlanUse.CLOSED and macs.setdefault(peer.mac, peer.peer) == peer.peer:
             entries.add(Entry(Kind.DEVICE, family, peer.mac, host))
         for endpoint in peer.endpoints:
-            if endpoint.mac[0] & 1 or macs.setdefault(endpoint.mac, host) != host:
+            if endpoint.mac[0] & 1 or macs.setdefault(endpoint.mac, peer.peer) != peer.peer:
                 complaints.append(
                     f"MAC {endpoint.mac.hex(':')} announced by {peer.peer.hex()} is taken or no unicast MAC"
                 )
                 continue
-            entries.add(Entry(Kind.DEVICE, family, endpoint.mac, host))
-            entries.add(Entry(Kind.PIN, family, endpoint.mac, ""))
+            if carries:
+                entries.add(Entry(Kind.DEVICE, family, endpoint.mac, host))
+            entries.add(Entry(Kind.PIN, family if carries else TAP, endpoint.mac, ""))
             for text in endpoint.addresses[:ENDPOINT_ADDRESSES_MAX]:
                 address = canonical(text.partition("/")[0])
                 if addresses.setdefault(address, endpoint.mac) == endpoint.mac:

@@ -23,14 +23,14 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from weavenet.core.effects import PlanePeer
-from weavenet.core.limits import VXLAN_PORT, VXLAN_VNI
+from weavenet.core.effects import PlanePeer, VxlanUse
+from weavenet.core.limits import SLEEVE_DEVICE, VXLAN_PORT, VXLAN_VNI
 from weavenet.host import announce, netns, sysctl
 from weavenet.host.bridge import BRIDGE, Bridge, is_port_name
 from weavenet.host.kernel import Kernel
 from weavenet.host.links import GoneNeighbour, Link, PortFlags, VxlanSettings
 from weavenet.host.netlink import FLOOD_MAC
-from weavenet.plane.forwarding import Entry, Kind, Present, canonical, difference, wanted
+from weavenet.plane.forwarding import TAP, Entry, Kind, Present, canonical, difference, wanted
 from weavenet.plane.heartbeat import Heartbeat
 from weavenet.plane.traffic import Counters
 
@@ -172,11 +172,16 @@ class VxlanPlane:
             if self._devices.get(family) != link.index:
                 self._devices[family], self._stale = link.index, True
                 self._open_heartbeat(family)
+        await self._ensure_sleeve_port(bridge)
         if self._stale:
             await self._read_present()
         if self._firewall is not None and self._peers is not None:  # else an adopted path would be cut
-            devices = {DEVICES[family]: index for family, index in self._devices.items()}
-            hosts = frozenset(canonical(peer.host) for peer in self._peers if _is_address(peer.host))
+            devices = {DEVICES[family]: index for family, index in self._devices.items() if family != TAP}
+            hosts = frozenset(
+                canonical(peer.host)
+                for peer in self._peers
+                if peer.vxlan is not VxlanUse.CLOSED and _is_address(peer.host)
+            )
             await self._firewall.set_plane(devices, self._mac, hosts)
 
     async def _ensure_device(self, family: int, bridge: Link) -> Link:
@@ -212,6 +217,18 @@ class VxlanPlane:
         if not link.is_up:
             await netlink.set_up(link.index)
         return self._found(name)
+
+    async def _ensure_sleeve_port(self, bridge: Link) -> None:
+        """The worker makes its device; as a port of the bridge it is ours. Without it those MACs are pinned nowhere."""
+        link = self._kernel.links.get(SLEEVE_DEVICE)
+        if link is None:
+            self._devices.pop(TAP, None)
+            return
+        if link.master != bridge.index:
+            sysctl.write(self._kernel.namespace, sysctl.quiet_port(SLEEVE_DEVICE))
+        await self._set_up(link, bridge)
+        if self._devices.get(TAP) != link.index:
+            self._devices[TAP], self._stale = link.index, True
 
     def _found(self, name: str) -> Link:
         link = self._kernel.links.get(name)
@@ -319,7 +336,7 @@ class VxlanPlane:
     # --- what others do ---
 
     def _link_changed(self, link: Link, gone: bool) -> None:
-        ours = link.name == BRIDGE or link.name in DEVICES.values()
+        ours = link.name in (BRIDGE, SLEEVE_DEVICE, *DEVICES.values())
         if ours or (is_port_name(link.name) and not gone and link.master != self._bridge_index):
             self._wake.set()
 
@@ -379,7 +396,7 @@ class VxlanPlane:
             return 0
         own = sum(heartbeat.sent + heartbeat.received for heartbeat in self._heartbeats.values())
         with contextlib.suppress(OSError, ValueError, IndexError):
-            return self._counters.frames(DEVICES[family] for family in self._devices) - own
+            return self._counters.frames((*DEVICES.values(), SLEEVE_DEVICE)) - own
         return 0
 
 

@@ -61,7 +61,7 @@ class DataPaths:
         self._outbox = outbox
         self._is_obligated = is_obligated
         self._seeding = Seeding(config, mesh.peer_record)
-        self._topology_changed = True
+        self._reachable: frozenset[PeerId] = frozenset()
         self._use_changed = True
         self._choice_changed = True
         self._sleeve_changed = True
@@ -97,7 +97,6 @@ class DataPaths:
     def follow(self, now: float, changes: MeshChanges) -> None:
         """Act on what the mesh learnt."""
         if changes.topology or changes.links_up or changes.links_down:
-            self._topology_changed = True
             self._sleeve_changed = True
         if changes.records:
             self.sleeve.learnt(changes.records)
@@ -107,10 +106,14 @@ class DataPaths:
             self._want_handovers(now, again)
         for peer in self._seeding.to_repeat(changes.records):
             self._handover.forget(peer)
-        if changes.topology or changes.records:
-            self._want_handovers(now, self._mesh.known_peers() if changes.topology else changes.records)
-        if self._topology_changed or changes.records or self._handover.completed:
-            self._follow_peers(now, changes.records)
+        reachable = self._mesh.reachable()
+        toggled = frozenset() if reachable is self._reachable else reachable ^ self._reachable
+        self._reachable = reachable
+        if toggled or changes.records or changes.links_up:
+            self._want_handovers(now, toggled.union(changes.records, changes.links_up))
+        if toggled or changes.touched or changes.records or self._handover.completed:
+            stale = self._planes.peers if toggled else changes.touched | changes.records
+            self._follow_peers(now, stale)
 
     def settle(self, now: float) -> None:
         """The last word of an event: the plane of each open path, and heartbeats on those that VXLAN may take."""
@@ -208,17 +211,15 @@ class DataPaths:
             else:
                 self._handover.unwant(peer)
 
-    def _follow_peers(self, now: float, origins: frozenset[PeerId]) -> None:
-        """Open what the handover allows; let open paths follow their peers' addresses and endpoints."""
+    def _follow_peers(self, now: float, stale: frozenset[PeerId]) -> None:
+        """Open what the handover allows; let open paths to ``stale`` follow their peers' addresses and endpoints."""
         completed = self._handover.completed
         fresh = completed & self._planes.peers if self._membership.gate.is_shut else completed
         self._handover.completed = completed - fresh
         if self._seeding.handed_over(sorted(fresh)):
             self._ipam.allow_binding(now)
         self._use_changed = True
-        stale = self._planes.peers if self._topology_changed else self._planes.peers & origins
-        self._topology_changed = False
-        for peer in sorted(fresh | stale):
+        for peer in sorted(fresh | (self._planes.peers & stale)):
             host = self._mesh.link_host(peer)
             if host is None and peer in self._planes:
                 host = self._planes.host(peer)

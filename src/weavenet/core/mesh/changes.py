@@ -10,13 +10,14 @@ from weavenet.core.types import PeerId
 
 class MeshChanges(msgspec.Struct, frozen=True):
     """What happened since the last call. A peer that was started anew is in ``links_down`` and ``links_up``.
-    ``topology``: who is reachable, over which link or under which address may differ. ``records``: origins whose
-    records changed. ``bodies``: unicast bodies for us with their source. ``targets``: :meth:`Mesh.target_count` may
-    differ."""
+    ``topology``: who is reachable or over which link may differ; ``touched``: under which address. ``records``:
+    origins whose records changed. ``bodies``: unicast bodies for us with their source. ``targets``:
+    :meth:`Mesh.target_count` may differ."""
 
     links_up: tuple[PeerId, ...] = ()
     links_down: tuple[PeerId, ...] = ()
     topology: bool = False
+    touched: frozenset[PeerId] = frozenset()
     records: frozenset[PeerId] = frozenset()
     bodies: tuple[tuple[PeerId, Body], ...] = ()
     targets: bool = False

@@ -205,12 +205,14 @@ class Mesh:
             links_up=tuple(self._links_up),
             links_down=tuple(self._links_down),
             topology=topology,
+            touched=frozenset(self._routes.touched),
             records=frozenset(self._around.changed),
             bodies=tuple(self._bodies),
             targets=self._targets_changed,
         )
         self._links_up, self._links_down, self._bodies = [], [], []
         self._around.changed.clear()
+        self._routes.touched.clear()
         self._targets_changed = False
         return changes
 

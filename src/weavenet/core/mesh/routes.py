@@ -32,6 +32,8 @@ class Routes:
         self._known: set[PeerId] = {own}
         self._view: frozenset[PeerId] | None = None
         self.has_changed = False
+        self.touched: set[PeerId] = set()
+        """Peers to whom a link came or went, ours or one that others report, since the owner last cleared this."""
 
     # --- input ---
 
@@ -44,6 +46,7 @@ class Routes:
             self._linked.discard(peer)
             self._part(self.own, peer)
         self.has_changed = True
+        self.touched.add(peer)
 
     def publish(self, origin: PeerId, sequence: int, peer: PeerId) -> None:
         """Record ``sequence`` of ``origin`` says that it has a link to ``peer``."""
@@ -53,6 +56,7 @@ class Routes:
         is_new = peer not in peers
         peers[self._same.setdefault(peer, peer)] = sequence
         self.has_changed = True
+        self.touched.add(peer)
         if is_new and peer != self.own and origin in self._published.get(peer, ()):
             self._join(origin, peer)
 
@@ -61,6 +65,7 @@ class Routes:
         if peers is None or peers.get(peer) != sequence:
             return  # replaced meanwhile
         self.has_changed = True
+        self.touched.add(peer)
         del peers[peer]
         if not peers:
             del self._published[origin]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from weavenet.core.commands import Connect, Consense, Done, GetReport, RemovePeers
 from weavenet.core.errors import Code, Failure
+from weavenet.core.messages import Message, decode_body
+from weavenet.core.messages.unicast import Routed, SeenAnswer
 from weavenet.core.report import NodeReport
 from weavenet.core.types import PeerId
+from weavenet.sim.faults import CALM
 from weavenet.sim.host import Host
+from weavenet.sim.network import Station
 from weavenet.sim.setup import Bootstrap
 from weavenet.sim.stage import Stage
 from weavenet.sim.violation import Violation
@@ -111,6 +116,32 @@ def test_a_dead_peer_is_removed_by_name_after_everybody_else_was_started_anew() 
     assert isinstance(stage.answer(remove(stage, rest[0], victim)), Done)
     victim.start()
     end(stage)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_i_do_not_see_it_is_durable_before_it_is_told(seed: int) -> None:
+    """A slow disk, and voters that die right after the word has left: it is on their disks."""
+    stage = formed(90 + seed)
+    victim, asker = stage.hosts[4], stage.hosts[0]
+    victim.kill(kernel_lost=True)
+    stage.advance(NOTICED_S)
+    told: list[Host] = []
+
+    def intercept(source: Station, message: Message) -> bool:
+        if isinstance(message, Routed) and isinstance(decode_body(message.body), SeenAnswer):
+            assert isinstance(source, Host)
+            assert ("unseen", victim.peer) in source.disk.durable
+            told.append(source)
+        return True
+
+    stage.network.intercept = intercept
+    for host in stage.hosts[:4]:
+        host.disk.options = replace(CALM, fsync_min_s=0.05, fsync_max_s=0.4)
+    assert isinstance(stage.answer(remove(stage, asker, victim)), Done)
+    assert told
+    stage.network.intercept = None
+    end(stage)
+    assert all(("unseen", victim.peer) not in host.disk.durable for host in stage.hosts), "settled"
 
 
 # --- during a partition ---

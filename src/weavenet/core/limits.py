@@ -188,6 +188,8 @@ DECREE_PATIENCE_S = 3.0
 SEEN_VALID_S = 5.0
 """Answers to "do you see X?" are evidence for this long; a decree that took longer asks again."""
 SEEN_RETRY_S = 0.5
+ATTEST_KEPT_S = 30.0
+"""A durable "I do not see X" is dropped when X is back and nobody has asked for this long."""
 COLLECT_RETRY_S = 0.5
 """Peers that an heir waits for are asked again this often."""
 HOLD_RETRY_S = 1.0

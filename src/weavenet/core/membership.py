@@ -48,7 +48,7 @@ from weavenet.core.messages.unicast import (
 from weavenet.core.overlay.gate import Gate
 from weavenet.core.overlay.handover import Handover
 from weavenet.core.overlay.openplanes import OpenPlanes
-from weavenet.core.removal import Collect, Known, Removals
+from weavenet.core.removal import Attests, Collect, Known, Removals
 from weavenet.core.removal.naming import Known as Named
 from weavenet.core.ring import Ipam, Log, seed_owner
 from weavenet.core.types import Electors, LogEntry, PeerId, Remove
@@ -133,11 +133,13 @@ class Membership:
             reachable=mesh.reachable,
             spread=self._spread,
         )
+        self.attests = Attests(rows("unseen"), outbox)
         self.removals = Removals(
             me=config.peer,
             log=log,
             collect=self.collect,
             around=self,
+            attests=self.attests,
             rows=rows("removals"),
             outbox=outbox,
             rng=rng,
@@ -158,6 +160,7 @@ class Membership:
         """To be called once per settling round, after news was exchanged."""
         if self._log.genesis is None or self.fenced:
             return
+        self.attests.review(now, self._log.removed, self.is_reachable)
         self.removals.advance(now)
         self.reconfiguration.advance(now)
         self.decrees.advance(now)
@@ -227,6 +230,7 @@ class Membership:
         """Our own cluster was given up for another."""
         self.decrees.forget()
         self.removals.forget()
+        self.attests.forget()
         self.known.forget(tuple(self.known.peers))
         self._seen_log = b""
 

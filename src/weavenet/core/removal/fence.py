@@ -22,7 +22,20 @@ from weavenet.core.types import AddressRange, Bytes16, Genesis, Label, LogEntry
 REJOIN_TABLE = "rejoin"
 _REJOIN = b"cluster"
 DROPPED_TABLES = frozenset(
-    {"ring", "log", "acceptor", "planes", "election", "cluster", "grants", "held", "removals", "collect", "known"}
+    {
+        "ring",
+        "log",
+        "acceptor",
+        "planes",
+        "election",
+        "cluster",
+        "grants",
+        "held",
+        "removals",
+        "collect",
+        "known",
+        "unseen",
+    }
 )
 _DROPPED_META = frozenset({b"bound", b"binder"})
 

@@ -2,9 +2,8 @@
 
 The operator asserts that a peer is dead. Before that is decreed a quorum of the voters must say "I do not see it", and
 their word counts for SEEN_VALID_S only: a proposal that waited out a partition asks again, and one whose peer is back
-is dropped (history *pending-kills-the-living*). An answer promises nothing about later, so the voter need not remember
-it. Proposals are durable before they are sent, so that one which waits for
-a quorum outlives the command and the daemon.
+is dropped (history *pending-kills-the-living*). Such an answer is durable before it leaves (``Attests``), and so is a
+proposal, so that one which waits for a quorum outlives the command and the daemon.
 
 ``force`` skips the question. Without a quorum, and only when every voter that is out of reach is among the removed, it
 opens a new epoch, whose log replaces the old one's after the fork wherever both meet. It also ends a hold that did not
@@ -29,6 +28,7 @@ from weavenet.core.election import quorum
 from weavenet.core.errors import Code, Failure
 from weavenet.core.limits import HOLD_RETRY_S, PENDING_REQUESTS_MAX, REMOVALS_MAX, SEEN_RETRY_S, SEEN_VALID_S
 from weavenet.core.messages.unicast import HoldAnswer, HoldQuery, SeenAnswer, SeenQuery
+from weavenet.core.removal.attests import Attests
 from weavenet.core.removal.collect import Collect
 from weavenet.core.removal.naming import Known, resolve
 from weavenet.core.ring.log import Log
@@ -111,6 +111,7 @@ class Removals:
         log: Log,
         collect: Collect,
         around: Surroundings,
+        attests: Attests,
         rows: Iterable[tuple[bytes, bytes]],
         outbox: Outbox,
         rng: random.Random,
@@ -119,6 +120,7 @@ class Removals:
         self._log = log
         self._collect = collect
         self._around = around
+        self._attests = attests
         self._outbox = outbox
         self._rng = rng
         self._proposals: dict[frozenset[PeerId], Proposal] = {}
@@ -290,6 +292,7 @@ class Removals:
             proposal.unseen = set()
         own = self._around.votes_as()
         if own is not None:
+            self._attests.add(now, sorted(remaining))
             proposal.unseen.add(own)
         for voter in self._log.voters:
             peer = self._around.voter_address(voter)
@@ -335,6 +338,8 @@ class Removals:
                 voter = self._around.votes_as()
                 if voter is not None:
                     seen = tuple(peer for peer in message.peers if self._has_seen(now, peer, message.absent_s))
+                    if not message.absent_s:
+                        self._attests.add(now, (peer for peer in message.peers if peer not in seen))
                     self._outbox.unicast(source, SeenAnswer(message.session, voter, seen))
             case SeenAnswer():
                 self._on_seen(message)

@@ -33,6 +33,26 @@ def test_two_blank_seeds_do_not_vouch_for_each_other(seed: int) -> None:
         assert stage.allocate(host, f"on-{host.label}") != granted
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_lost_disk_seed(seed: int) -> None:
+    """A seed comes back blank and cut off: it takes its share only after hearing from a seed that knows its grants."""
+    stage = Stage(10 + seed, 4, bootstrap=Bootstrap.SEED, electors=3)
+    victim, *others = stage.hosts
+    stage.form()
+    granted = stage.allocate(others[-1], "guest")
+    stage.settle()
+    stage.partition((victim,), tuple(others))
+    stage.workload.lost(victim)
+    stage.checker.forget_host(victim)
+    victim.lose_disk()
+    victim.start()
+    stage.advance(30)
+    assert victim.node is not None and not victim.node.ipam.bound
+    stage.reunite()
+    stage.until(lambda: victim.node is not None and victim.node.ipam.bound, 60, "its share")
+    assert stage.allocate(victim, "own") != granted
+
+
 def test_blank_seeds_that_are_all_there_take_their_shares() -> None:
     """Nobody was launched with ``--first-start``: with all seeds blank and met there is nothing to lose."""
     stage = Stage(5, 3, bootstrap=Bootstrap.SEED)

@@ -147,7 +147,7 @@ def test_i_do_not_see_it_is_durable_before_it_is_told(seed: int) -> None:
 # --- during a partition ---
 
 
-def test_rmpeer_in_the_majority_waits_for_those_who_may_know_better() -> None:
+def test_rmpeer_during_a_partition_in_the_majority_waits_for_those_who_may_know_better() -> None:
     """Two are cut off, one of them is declared dead: its space stays on hold until the other one was heard."""
     stage = formed(2)
     majority, lost, witness = stage.hosts[:3], stage.hosts[3], stage.hosts[4]
@@ -166,7 +166,7 @@ def test_rmpeer_in_the_majority_waits_for_those_who_may_know_better() -> None:
     end(stage)
 
 
-def test_rmpeer_in_the_minority_is_pending_and_decided_after_heal() -> None:
+def test_rmpeer_during_a_partition_in_the_minority_is_pending_and_decided_after_heal() -> None:
     stage = formed(3)
     minority, victim, rest = stage.hosts[0], stage.hosts[1], stage.hosts[2:]
     victim.kill(kernel_lost=True)
@@ -178,7 +178,7 @@ def test_rmpeer_in_the_minority_is_pending_and_decided_after_heal() -> None:
     stage.advance(10)
     assert not removed(minority)
     assert minority.node is not None
-    assert "needed" in minority.node.membership.removals.reports()[0]
+    assert "needed" in minority.node.membership.removals.reports(stage.scheduler.now)[0]
     minority.kill()
     stage.reunite()
     minority.start()
@@ -209,7 +209,30 @@ def test_pending_kills_the_living(seed: int) -> None:
     end(play_pending_kills_the_living(seed))
 
 
-def test_rmpeer_on_both_sides_at_once() -> None:
+def test_rmpeer_during_a_partition_prints_the_exact_line_that_goes_on_without_a_quorum() -> None:
+    stage = formed(7)
+    few, many = stage.hosts[:2], stage.hosts[2:]
+    for host in many:
+        host.kill(kernel_lost=True)
+    stage.advance(NOTICED_S)
+    pending = stage.answer(remove(stage, few[0], many[0], wait=False))
+    assert isinstance(pending, Done)
+    assert "1 more of the voters" in pending.text and "--force" not in pending.text, "two voters are not named"
+    pending = stage.answer(remove(stage, few[0], *many, wait=False))
+    assert isinstance(pending, Done)
+    assert "last seen" in pending.text
+    line = pending.text.partition("weave rmpeer --force ")[2].partition(";")[0]
+    assert line.split() == sorted(host.peer.hex() for host in many)
+    stage.checker.force()
+    done = stage.answer(stage.ask(few[0], RemovePeers(tuple(line.split()), force=True)))
+    assert isinstance(done, Done)
+    assert "is removed, last seen" in done.text and "may be used twice" in done.text
+    again = stage.answer(stage.ask(few[1], RemovePeers(tuple(line.split()))))
+    assert isinstance(again, Done)
+    assert again.text.count("was removed before; what it owned is h0") + again.text.count("(h0)'s") >= 3
+
+
+def test_rmpeer_during_a_partition_on_both_sides_at_once() -> None:
     """Each side declares the other dead; the majority decides, the minority's wish dies when they meet."""
     stage = formed(4)
     majority, minority = stage.hosts[:3], stage.hosts[3:]
@@ -243,7 +266,7 @@ def test_two_operators_remove_two_peers_at_once() -> None:
 # --- the victim lives ---
 
 
-def test_victim_alive_behind_a_partition_is_fenced_and_claims_its_addresses_back() -> None:
+def test_rmpeer_during_a_partition_victim_alive_is_fenced_and_claims_its_addresses_back() -> None:
     stage = formed(6)
     victim = stage.hosts[4]
     address = stage.allocate(victim, "a")
@@ -260,7 +283,7 @@ def test_victim_alive_behind_a_partition_is_fenced_and_claims_its_addresses_back
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_victim_alive_by_force_without_a_quorum(seed: int) -> None:
+def test_rmpeer_during_a_partition_victim_alive_by_force_without_a_quorum(seed: int) -> None:
     """Two of five go on without the others, who live, decide nothing meanwhile, and follow the new epoch."""
     stage = formed(10 + seed)
     few, many = stage.hosts[:2], stage.hosts[2:]
@@ -307,7 +330,7 @@ def play_return_with_the_old_disk(seed: int) -> Stage:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_victim_returns_with_its_old_disk(seed: int) -> None:
+def test_rmpeer_during_a_partition_victim_returns_with_its_old_disk(seed: int) -> None:
     stage = play_return_with_the_old_disk(seed)
     assert stage.hosts[4].node is not None
     assert stage.hosts[4].node.ipam.blocked(), "its address is used elsewhere by now"
@@ -340,6 +363,28 @@ def play_remove_hides_grant(seed: int) -> Stage:
 def test_remove_hides_grant(seed: int) -> None:
     """Also the question of a victim that was granted space meanwhile, seen from its other end."""
     play_remove_hides_grant(seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rmpeer_during_a_partition_victim_is_granted_space_meanwhile(seed: int) -> None:
+    """One side removes the victim, which lives on the other and is given space there until they meet."""
+    stage = formed(45 + seed)
+    rest, donor, victim = stage.hosts[:3], stage.hosts[3], stage.hosts[4]
+    stage.partition(tuple(rest), (donor, victim))
+    stage.advance(NOTICED_S)
+    request = remove(stage, rest[0], victim)
+    used = drain(stage, victim, "v")
+    assert len(used) > 12, "more than its share: the donor gave it some"
+    stage.advance(10)
+    assert victim.peer in removed(rest[0])
+    assert request not in stage.answers, "the donor may know of grants"
+    old = victim.peer
+    stage.reunite()
+    assert isinstance(stage.answer(request), Done)
+    stage.until(lambda: victim.peer != old, 90, "the fence")
+    end(stage)
+    assert victim.node is not None
+    stage.until(lambda: victim.node is not None and not victim.node.ipam.blocked(), 90, "its addresses claimed back")
 
 
 def test_grant_to_the_dead() -> None:
@@ -403,7 +448,7 @@ def test_stranger_island(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_heir_dies_before_its_hold_ends(seed: int) -> None:
+def test_rmpeer_during_a_partition_heir_dies_before_its_hold_ends(seed: int) -> None:
     stage = formed(60 + seed, 7)
     victim, heir, cut = stage.hosts[6], stage.hosts[0], stage.hosts[5]
     victim.kill(kernel_lost=True)

@@ -52,6 +52,7 @@ from weavenet.core.removal import Attests, Collect, Known, Removals
 from weavenet.core.removal.naming import Known as Named
 from weavenet.core.ring import Ipam, Log, seed_owner
 from weavenet.core.types import Electors, LogEntry, PeerId, Remove
+from weavenet.core.words import duration
 
 MembershipBody = (
     DecreePrepare
@@ -361,6 +362,14 @@ class Membership:
             return None
         since = self._mesh.unreachable_since(peer)
         return None if since is None else max(0.0, now - since)
+
+    def last_seen(self, now: float, peer: PeerId) -> str:
+        absent_s = self.unreachable_for(now, peer)
+        if absent_s is None:
+            return ""
+        if peer in self._mesh.known_peers():
+            return f"last seen {duration(absent_s)} ago"
+        return f"not seen since this daemon started {duration(absent_s)} ago"
 
     def named(self, peer: PeerId) -> Named:
         """As it called itself when last heard of, perhaps by an earlier life of ours; without names when never."""

@@ -87,7 +87,7 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
     electorate = node.electorate
     n = len(node.log.voters) if genesis else electorate.n
     membership = node.membership
-    removals = membership.removals.reports() if genesis else ()
+    removals = membership.removals.reports(now) if genesis else ()
     state, detail = report.state, report.detail
     if node.config.ranges and genesis is None:
         waiting = node.founding.is_wanted or node.founding.is_wanted_elsewhere()

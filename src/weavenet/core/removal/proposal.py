@@ -50,6 +50,10 @@ class Surroundings(Protocol):
         """Seconds since ``peer`` was last seen; None while it is reachable."""
         ...
 
+    def last_seen(self, now: float, peer: PeerId) -> str:
+        """In words; empty while it is reachable, and for a seed that never was."""
+        ...
+
     def directory(self) -> list[Known]:
         """Everybody one may name, ourselves included."""
         ...
@@ -96,6 +100,7 @@ class Waiter:
     force: bool
     session: int
     heirs_done: set[PeerId] = field(default_factory=set)
+    last_seen: dict[PeerId, str] = field(default_factory=dict)
     waiting_for: tuple[PeerId, ...] = ()
     ask_at: float = 0.0
     removed_at: float | None = None
@@ -157,11 +162,13 @@ class Removals:
         if remaining:
             self._propose(remaining, command.force)
         if command.wait:
-            self._waiters[request] = Waiter(ids, command.force, self._rng.getrandbits(62))
+            waiter = self._waiters[request] = Waiter(ids, command.force, self._rng.getrandbits(62))
+            waiter.last_seen = {peer: self._around.last_seen(now, peer) for peer in remaining}
+        elif remaining:
+            text = f"pending: {self._pending_text(now, self._proposals[remaining])}; "
+            self._reply(request, Done(text + "checked again and decided as soon as a quorum of the voters is there"))
         else:
-            names = self._titles(remaining)
-            text = f"pending: removal of {names}; checked again and decided as soon as a quorum of the voters is there"
-            self._reply(request, Done(text if remaining else self._done_text(ids)))
+            self._reply(request, Done(self._done_text(Waiter(ids, command.force, 0))))
 
     def cancel(self, request: int) -> None:
         """Its client went away; what it proposed stays."""
@@ -322,7 +329,7 @@ class Removals:
                 waiter.waiting_for = self._collect.waiting_for
         if heirs <= waiter.heirs_done:
             del self._waiters[request]
-            self._reply(request, Done(self._done_text(waiter.ids)))
+            self._reply(request, Done(self._done_text(waiter)))
         elif now >= waiter.ask_at:
             waiter.ask_at = now + HOLD_RETRY_S
             number = max(self._log.removed[peer][1].number for peer in waiter.ids)
@@ -411,29 +418,37 @@ class Removals:
     def _force_line(self, ids: Iterable[PeerId]) -> str:
         return "weave rmpeer --force " + " ".join(peer_text(peer) for peer in sorted(set(ids)))
 
-    def _done_text(self, ids: Iterable[PeerId]) -> str:
+    def _done_text(self, waiter: Waiter) -> str:
         lines = []
-        for peer in sorted(ids):
+        for peer in sorted(waiter.ids):
             heir = self._log.heir(peer)
             who = "this peer" if heir == self._me else self._title(heir)
-            lines.append(f"{self._title(peer)} is removed; what it owned is {who}'s")
+            seen = waiter.last_seen.get(peer)
+            how = "was removed before" if seen is None else f"is removed, {seen}" if seen else "is removed"
+            lines.append(f"{self._title(peer)} {how}; what it owned is {who}'s")
+        if waiter.force and waiter.last_seen:
+            lines.append("by force: addresses may be used twice if one of them was alive; see `weave status ipam`")
         return "\n".join(lines)
 
-    def reports(self) -> tuple[str, ...]:
-        """A line per removal that is not finished: what it waits for and what one may do."""
-        lines = []
+    def _pending_text(self, now: float, proposal: Proposal) -> str:
+        """What a removal waits for and what one may do."""
         missing, lacking = self._missing()
-        for proposal in self._proposals.values():
-            names = self._titles(proposal.ids)
-            if lacking:
-                text = f"removal of {names} is pending: {lacking} more of the voters {self._titles(missing)} needed"
-                if all(voter in proposal.ids for voter in missing):
-                    text += f"; if they are dead: {self._force_line(proposal.ids)}"
-                lines.append(text)
-            elif proposal.force:
-                lines.append(f"removal of {names}: being decided")
-            else:
-                lines.append(f"removal of {names}: asking the voters whether they see it")
+        names = ", ".join(self._seen_title(now, peer) for peer in sorted(proposal.ids))
+        if not lacking:
+            waits_for = "being decided" if proposal.force else "asking the voters whether they see it"
+            return f"removal of {names}: {waits_for}"
+        text = f"removal of {names} is pending: {lacking} more of the voters {self._titles(missing)} needed"
+        if all(voter in proposal.ids for voter in missing):
+            text += f"; if they are dead: {self._force_line(proposal.ids)}"
+        return text
+
+    def _seen_title(self, now: float, peer: PeerId) -> str:
+        seen = self._around.last_seen(now, peer)
+        return f"{self._title(peer)} ({seen})" if seen else self._title(peer)
+
+    def reports(self, now: float) -> tuple[str, ...]:
+        """A line per removal that is not finished."""
+        lines = [self._pending_text(now, proposal) for proposal in self._proposals.values()]
         for waiter in self._waiters.values():
             if waiter.removed_at is not None:
                 held = self._titles(waiter.waiting_for) or self._titles({self._log.heir(peer) for peer in waiter.ids})

@@ -16,6 +16,7 @@ from weavenet.core.commands import Addresses, Allocate, Destroyed, Died, PutAtta
 from weavenet.core.errors import Code, Failure
 from weavenet.host.attachments import Attachments
 from weavenet.host.bridge import port_name
+from weavenet.host.requests import Wishes
 
 pytestmark = pytest.mark.lab
 _numbers = itertools.count()
@@ -250,6 +251,46 @@ def test_waiting_call_ends_when_its_container_goes(names: Callable[[], str]) -> 
             await run_async(host.namespace, "ip", "netns", "delete", name)
             failure = refused(await asyncio.wait_for(call, 2.0))
             assert "went away" in failure.found and not node.held.get(name)
+            await attachments.close()
+
+    drive(scenario)
+
+
+def test_hosts_files_are_rewritten_where_asked_for(names: Callable[[], str], tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Pair() as (a, _):
+            node = FakeNode()
+            attachments = await opened(a, node)
+            name = names()
+            make(name)
+            file = Path(f"/etc/netns/{name}/hosts")
+            wishes = Wishes(rewrite_hosts=True, hosts=("db:192.0.2.7",), name="web")
+            assert addresses(await attachments.attach(f"netns:{name}", (), wishes)) == ("10.32.0.1/12",)
+            text = inside(name, "cat", "/etc/hosts")
+            assert "10.32.0.1 web.weave.local web" in text and "192.0.2.7 db" in text
+            addresses(await attachments.attach(f"netns:{name}", ["10.41.0.7/16"]))
+            assert "10.41.0.7 web.weave.local web" in file.read_text()
+            addresses(await attachments.detach(f"netns:{name}", ["10.41.0.7/16"]))
+            assert "10.41.0.7" not in file.read_text()
+            addresses(await attachments.detach(f"netns:{name}"))
+            assert not file.parent.exists()
+
+            own = tmp_path / "hosts"
+            own.write_text("192.0.2.1 gate\n")
+            script = f"mount --bind {own} /etc/hosts && echo ready && exec sleep 60"
+            process = await asyncio.create_subprocess_exec(
+                "unshare", "--net", "--mount", "sh", "-c", script, stdout=asyncio.subprocess.PIPE
+            )
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"ready\n"
+            reference = f"pid:{process.pid}"
+            addresses(await attachments.attach(reference, (), wishes))
+            assert "web.weave.local" in own.read_text() and "192.0.2.1 gate" in own.read_text()
+            assert "web.weave.local" not in Path("/etc/hosts").read_text()
+            addresses(await attachments.detach(reference))
+            assert own.read_text() == "192.0.2.1 gate\n"
+            process.kill()
+            await process.wait()
             await attachments.close()
 
     drive(scenario)

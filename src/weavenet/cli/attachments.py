@@ -18,6 +18,8 @@ SILENT_S = 2.0
 @click.command()
 @click.option("--without-dns", is_flag=True, help="Register no name.")
 @click.option("-h", "--hostname", metavar="NAME", default="", help="Register this name instead of its own.")
+@click.option("--rewrite-hosts", is_flag=True, help="Put its name and addresses into its /etc/hosts.")
+@click.option("--add-host", "hosts", multiple=True, metavar="NAME:IP", help="Put this into its /etc/hosts, too.")
 @click.option("--no-multicast-route", is_flag=True, help="Make no route for 224.0.0.0/4.")
 @timeout_option
 @output_option
@@ -26,6 +28,8 @@ def attach(
     *,
     without_dns: bool,
     hostname: str,
+    rewrite_hosts: bool,
+    hosts: tuple[str, ...],
     no_multicast_route: bool,
     timeout: float | None,
     output: str | None,
@@ -48,6 +52,8 @@ def attach(
         "multicast_route": not no_multicast_route,
         "dns": not without_dns,
         "name": hostname,
+        "rewrite_hosts": rewrite_hosts,
+        "hosts": list(hosts),
     }
     reply = wait_for(
         Call("POST", "/v1/attach", body),

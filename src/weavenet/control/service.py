@@ -18,13 +18,15 @@ from weavenet.core.errors import Failure
 class AttachSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``container``: ``netns:NAME``, ``netns:/path`` or ``pid:N``. ``addresses``: the addr arguments as given
     (``[ip:]CIDR``, ``net:CIDR``, ``net:default``; empty means ``net:default``). ``dns``: register its name, ``name`` or
-    what it calls itself."""
+    what it calls itself. ``rewrite_hosts``: put its name and ``hosts`` (``NAME:ADDRESS`` each) into its /etc/hosts."""
 
     container: str
     addresses: tuple[str, ...] = ()
     multicast_route: bool = True
     dns: bool = True
     name: str = ""
+    rewrite_hosts: bool = False
+    hosts: tuple[str, ...] = ()
 
 
 class DetachSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

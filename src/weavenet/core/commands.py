@@ -66,12 +66,14 @@ class Attachment(msgspec.Struct, frozen=True, array_like=True):
     multicast_route: bool
     live: bool
     rewrite_hosts: bool = False
-    """Its /etc/hosts is ours to keep: its name, and ``hosts``."""
+    """A block of its /etc/hosts is ours to keep: ``hosts_name`` with its addresses, and ``hosts``."""
     hosts: tuple[str, ...] = ()
     """``NAME:ADDRESS`` each."""
     masquerade: bool = True
     """Of ``weave:expose`` only, and so is the next: this host forwarded nothing before we asked it to."""
     forwarding_switched: bool = False
+    hosts_name: str = ""
+    """What it is called, absolute; empty when it has no name that fits into the domain."""
 
 
 class PutAttachment(msgspec.Struct, frozen=True):

@@ -39,7 +39,7 @@ from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.limits import DNS_DOMAIN_DEFAULT
 from weavenet.core.names import EXPOSE, absolute_name
 from weavenet.core.overlay.endpoints import is_named
-from weavenet.host import naming, netns, requests
+from weavenet.host import hostsfile, naming, netns, requests
 from weavenet.host.attach import Attacher
 from weavenet.host.bridge import is_port_name, port_name
 from weavenet.host.deaths import DeathWatch
@@ -129,24 +129,25 @@ class Attachments:
         try:
             wanted = requests.parse_all(requested)
             with netns.resolve(container, self._host) as found:
-                name = self._name_of(found, wishes)
+                wishes = self._completed(found, wishes)
                 async with self._locked(found.ident):
-                    return await self._attach(found, wanted, wishes.multicast_route, name)
+                    return await self._attach(found, wanted, wishes)
         except WeaveError as error:
             return error.failure
 
-    def _name_of(self, container: netns.Container, wishes: Wishes) -> str:
-        """What to register it as, or an empty string. Raises WeaveError for a name that was asked for and cannot be."""
-        if not wishes.is_named:
-            return ""
-        name = wishes.name or naming.container_name(container)
+    def _completed(self, container: netns.Container, wishes: Wishes) -> Wishes:
+        """``wishes`` with the absolute name, or none. Raises WeaveError for a name that was asked for and cannot be."""
+        old = self._known.get(container.ident)
+        name = wishes.name or (old.hosts_name if old is not None else "") or naming.container_name(container)
         absolute = absolute_name(name, self._domain) if name else ""
-        if not isinstance(absolute, Failure):
-            return absolute
-        if wishes.name:
-            raise WeaveError(absolute)
-        log.info("%s gets no name: %s", container.reference, absolute.sentence())
-        return ""
+        if isinstance(absolute, Failure):
+            if wishes.name:
+                raise WeaveError(absolute)
+            log.info("%s gets no name: %s", container.reference, absolute.sentence())
+            absolute = ""
+        hosts = hostsfile.parse_entries(wishes.hosts)
+        is_rewriting = wishes.rewrite_hosts or bool(hosts)
+        return msgspec.structs.replace(wishes, name=absolute, rewrite_hosts=is_rewriting, hosts=hosts)
 
     def owner(self, container: str) -> tuple[str, str] | Failure:
         """(ident, what it calls itself or an empty string) of a container that is or was attached."""
@@ -159,9 +160,7 @@ class Attachments:
                     return attachment.ident, ""
             return error.failure
 
-    async def _attach(
-        self, container: netns.Container, wanted: Sequence[Wanted], multicast_route: bool, name: str = ""
-    ) -> Addresses:
+    async def _attach(self, container: netns.Container, wanted: Sequence[Wanted], wishes: Wishes) -> Addresses:
         ident = container.ident
         old = self._known.get(ident)
         before = await self._held(ident)
@@ -170,12 +169,23 @@ class Attachments:
         try:
             for item in wanted:
                 taken.append(await self._obtain(ident, item))
-            mac = await self._attacher.plug(container, taken, multicast_route=multicast_route)
+            mac = await self._attacher.plug(container, taken, multicast_route=wishes.multicast_route)
             merged, held = requests.merge(old, wanted, taken)
             attachment = Attachment(
-                ident, container.reference, mac, tuple(merged), tuple(held), multicast_route, live=True
+                ident,
+                container.reference,
+                mac,
+                tuple(merged),
+                tuple(held),
+                wishes.multicast_route,
+                live=True,
+                rewrite_hosts=wishes.rewrite_hosts or (old is not None and old.rewrite_hosts),
+                hosts=tuple(dict.fromkeys((*(old.hosts if old is not None else ()), *wishes.hosts))),
+                hosts_name=wishes.name,
             )
-            await self._must(PutAttachment(attachment, name))
+            if attachment.rewrite_hosts:
+                await asyncio.to_thread(hostsfile.write, container, attachment)
+            await self._must(PutAttachment(attachment, wishes.name if wishes.is_named else ""))
         except BaseException:
             await asyncio.shield(self._give_back(container, old, before))
             raise
@@ -208,6 +218,9 @@ class Attachments:
         """Undo a call: whatever the ident holds now and did not before. Asked of IPAM, because an answer may have been
         on its way when the call was cancelled."""
         taken = sorted(await self._held(container.ident) - before)
+        if old is None:
+            with contextlib.suppress(WeaveError):
+                await asyncio.to_thread(hostsfile.clear, container.reference)
         try:
             if old is None or not old.live:
                 self._deaths.forget(container.ident)
@@ -249,6 +262,7 @@ class Attachments:
             raise WeaveError(Failure(Code.NOT_FOUND, f"{container} must have {' '.join(addresses)}", f"it has {has}"))
         requested, left = requests.without(old, gone)
         if not left:
+            await self._clear_hosts(old)
             self._deaths.forget(ident)
             await self._attacher.remove(ident)
             self._known.pop(ident, None)
@@ -256,10 +270,20 @@ class Attachments:
         else:
             with netns.resolve(container, self._host) as found:
                 await self._attacher.unplug(found, gone)
+                if old.rewrite_hosts:
+                    await asyncio.to_thread(hostsfile.write, found, msgspec.structs.replace(old, addresses=left))
             await self._put(old, requested, left, live=True)
         if gone:
             await self._must(Release(ident, tuple(address.partition("/")[0] for address in gone)))
         return Addresses(gone)
+
+    async def _clear_hosts(self, old: Attachment) -> None:
+        if not old.rewrite_hosts:
+            return
+        try:
+            await asyncio.to_thread(hostsfile.clear, old.container)
+        except WeaveError as error:
+            log.info("nothing to take out of its /etc/hosts: %s", error)
 
     async def ps(self) -> AttachmentList:
         """What is plugged in now, by ident."""
@@ -299,6 +323,8 @@ class Attachments:
                 return
             if await self._is_there(old):
                 return
+            if is_named(old.container):
+                await self._clear_hosts(old)
             await self._attacher.remove(ident)  # what still uses the namespace must not keep a freed address
             if process:
                 await self._put(old, old.requested, old.addresses, live=False)
@@ -356,7 +382,8 @@ class Attachments:
                 if old is None or old.live:
                     return
                 wanted = requests.parse_all(old.requested)
-                await self._attach(found, wanted, old.multicast_route)
+                wishes = Wishes(old.multicast_route, is_named=False, name=old.hosts_name)
+                await self._attach(found, wanted, wishes)
 
     async def _reconcile(self, old: Attachment) -> None:
         """After a start: adopt, plug again, or destroy."""

@@ -31,11 +31,14 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Wishes(msgspec.Struct, frozen=True):
-    """What an attach asks for besides addresses. ``is_named``: register a name, ``name`` or what it calls itself."""
+    """What an attach asks for besides addresses. ``is_named``: register a name, ``name`` or what it calls itself.
+    ``rewrite_hosts``: put its name and ``hosts`` (``NAME:ADDRESS`` each) into its /etc/hosts."""
 
     multicast_route: bool = True
     is_named: bool = True
     name: str = ""
+    rewrite_hosts: bool = False
+    hosts: tuple[str, ...] = ()
 
 
 NO_WISHES = Wishes()

@@ -282,7 +282,7 @@ class KernelDatapath:
             return STARTING
         from weavenet.host.requests import Wishes
 
-        wishes = Wishes(multicast_route=spec.multicast_route, is_named=spec.dns, name=spec.name)
+        wishes = Wishes(spec.multicast_route, spec.dns, spec.name, spec.rewrite_hosts, spec.hosts)
         return await self._attachments.attach(spec.container, spec.addresses, wishes)
 
     async def expose(self, spec: ExposeSpec) -> Addresses | Failure:

@@ -1,0 +1,172 @@
+"""/etc/hosts of a container, where that was asked for: a marked block of ours, the rest as it is.
+
+For ``netns:NAME`` it is /etc/netns/NAME/hosts, which ``ip netns exec`` shows in place of /etc/hosts (ip-netns(8)); it
+is made if it does not exist, and removed when nothing but ours was in it. For ``pid:N`` it is the file that the process
+sees, if it has a mount namespace of its own. Files are rewritten in place: others may have them mounted. What is no
+plain file is refused: the container's root could make us wait on it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ipaddress
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from weavenet.core.commands import Attachment
+from weavenet.core.errors import Code, Failure, WeaveError
+from weavenet.core.limits import HOSTS_FILE_BYTES_MAX
+from weavenet.core.names.spelling import name_problem
+from weavenet.host import netns
+
+BEGIN, END = "# created by Weave - BEGIN", "# created by Weave - END"
+NAMED = Path("/etc/netns")
+HOSTS = Path("/etc/hosts")
+LOCALHOST = ("127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback")
+CLONE_NEWNS, CLONE_FS = 0x0002_0000, 0x0000_0200
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def parse_entries(texts: Iterable[str]) -> tuple[str, ...]:
+    """``NAME:ADDRESS`` each, checked. Raises WeaveError."""
+    found = []
+    for text in texts:
+        name, _, address = text.partition(":")
+        try:
+            ipaddress.ip_address(address)
+            problem = name_problem(name)
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            expected, step = "expected NAME:ADDRESS for /etc/hosts", "write it like db:192.0.2.7"
+            raise WeaveError(Failure(Code.INVALID, expected, f"{text[:100]!r}: {problem}", step))
+        found.append(text)
+    return tuple(dict.fromkeys(found))
+
+
+def lines_of(attachment: Attachment) -> list[str]:
+    """What our block says of ``attachment``."""
+    name = attachment.hosts_name.removesuffix(".")
+    names = f"{name} {name.partition('.')[0]}"
+    own = [f"{address.partition('/')[0]} {names}" for address in attachment.addresses] if name else []
+    extra = [text.partition(":") for text in attachment.hosts]
+    return own + [f"{address} {name}" for name, _, address in extra]
+
+
+def with_block(text: str, lines: Iterable[str]) -> str:
+    """``text`` with our block at the top, in place of one that it had."""
+    rest = without_block(text)
+    has_localhost = any("localhost" in line.partition("#")[0].split() for line in rest.splitlines())
+    block = [BEGIN, *lines, *(() if has_localhost else LOCALHOST), END]
+    return "".join(f"{line}\n" for line in block) + rest
+
+
+def without_block(text: str) -> str:
+    kept: list[str] = []
+    is_ours = False
+    for line in text.splitlines(keepends=True):
+        if line.strip() == BEGIN:
+            is_ours = True
+        elif line.strip() == END and is_ours:
+            is_ours = False
+        elif not is_ours:
+            kept.append(line)
+    return "".join(kept)
+
+
+def write(container: netns.Container, attachment: Attachment) -> None:
+    """Bring the file in line with ``attachment``. Raises WeaveError."""
+    lines = lines_of(attachment)
+    _change(container.reference, lambda text: with_block(text, lines))
+
+
+def clear(reference: str) -> None:
+    """Take our block out, if there is any. Raises WeaveError."""
+    _change(reference, without_block)
+
+
+def _change(reference: str, change: Callable[[str], str]) -> None:
+    kind, value = netns.parse_reference(reference)
+    try:
+        if kind == "name":
+            _rewrite(NAMED / value / "hosts", change)
+            return
+        if kind == "pid":
+            _inside(int(value), lambda: _rewrite(HOSTS, change))
+            return
+    except (OSError, UnicodeDecodeError) as error:
+        raise _refused(reference, str(error)) from error
+    raise _refused(reference, "a path says nothing about files; use netns:NAME or pid:N")
+
+
+def _refused(reference: str, found: str) -> WeaveError:
+    return WeaveError(
+        Failure(Code.HOST, f"{reference} has an /etc/hosts of its own", found, "attach without --rewrite-hosts")
+    )
+
+
+def _rewrite(path: Path, change: Callable[[str], str]) -> None:
+    data = _read(path)
+    if len(data) > HOSTS_FILE_BYTES_MAX:
+        raise OSError(f"{path} has more than {HOSTS_FILE_BYTES_MAX} bytes")
+    before = data.decode()
+    after = change(before)
+    if after == before:
+        return
+    if not after and path != HOSTS:
+        path.unlink(missing_ok=True)
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
+        return
+    if path != HOSTS:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(after)
+
+
+def _read(path: Path) -> bytes:
+    """At most a byte more than is allowed. Raises OSError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{path} is no plain file")
+        return file.read(HOSTS_FILE_BYTES_MAX + 1)
+
+
+def _inside(pid: int, action: Callable[[], None]) -> None:
+    """Run ``action`` among the files that process ``pid`` sees, in a thread that ends there. Raises OSError."""
+    theirs = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    trouble: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            # setns(2): a thread that shares its root directory with others cannot change its mount namespace
+            if _libc.unshare(CLONE_FS) != 0 or not netns.enter(theirs, CLONE_NEWNS):
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code))
+            action()
+        except BaseException as error:
+            trouble.append(error)
+
+    try:
+        if netns.identity(theirs) == _own_mounts():
+            raise OSError("it sees the files of this host")
+        thread = threading.Thread(target=run, name="hosts")
+        thread.start()
+        thread.join()
+    finally:
+        os.close(theirs)
+    if trouble:
+        raise trouble[0]
+
+
+def _own_mounts() -> tuple[int, int]:
+    status = Path("/proc/self/ns/mnt").stat()
+    return status.st_dev, status.st_ino

@@ -1,0 +1,76 @@
+"""The block of ours in a container's /etc/hosts."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from weavenet.core.commands import Attachment
+from weavenet.core.errors import WeaveError
+from weavenet.host import hostsfile, netns
+from weavenet.host.hostsfile import BEGIN, END, parse_entries, with_block, without_block
+
+ATTACHMENT = Attachment(
+    "web", "netns:web", b"", (), ("10.32.0.1/12", "10.40.0.1/24"), True, True,
+    rewrite_hosts=True, hosts=("db:192.0.2.7",), hosts_name="web.weave.local.",
+)  # fmt: skip
+LINES = ["10.32.0.1 web.weave.local web", "10.40.0.1 web.weave.local web", "192.0.2.7 db"]
+
+
+def test_the_rest_of_the_file_stays() -> None:
+    rest = "127.0.0.1 localhost\n# mine\n192.0.2.1 gate"
+    first = with_block(rest, LINES)
+    assert first == "\n".join([BEGIN, *LINES, END, rest])
+    assert with_block(first, ["1.2.3.4 x"]) == "\n".join([BEGIN, "1.2.3.4 x", END, rest])
+    assert without_block(first) == rest
+    assert "127.0.0.1 localhost" in with_block("", LINES)
+
+
+@pytest.mark.parametrize("text", ["db", "db:", "d b:192.0.2.7", ":192.0.2.7", "db:192.0.2.777"])
+def test_wrong_entries_are_refused(text: str) -> None:
+    with pytest.raises(WeaveError, match="NAME:ADDRESS"):
+        parse_entries([text])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(hostsfile, "NAMED", tmp_path)
+    yield tmp_path
+
+
+def test_a_named_namespace_has_a_file_while_there_is_something_in_it(folder: Path) -> None:
+    container = netns.Container("netns:web", "web", -1)
+    hostsfile.write(container, ATTACHMENT)
+    file = folder / "web" / "hosts"
+    assert file.read_text().splitlines()[1:4] == LINES
+    hostsfile.clear("netns:web")
+    assert not file.parent.exists()
+    hostsfile.clear("netns:web")
+    file.parent.mkdir()
+    (folder / "web" / "resolv.conf").write_text("nameserver 192.0.2.1\n")
+    file.write_text("192.0.2.1 gate\n")
+    hostsfile.write(container, ATTACHMENT)
+    hostsfile.clear("netns:web")
+    assert file.read_text() == "192.0.2.1 gate\n"
+
+
+def test_what_has_no_file_of_its_own_is_refused() -> None:
+    with pytest.raises(WeaveError, match="a path"):
+        hostsfile.clear("netns:/proc/1/ns/net")
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            with pytest.raises(WeaveError, match="files of this host"):
+                hostsfile.clear(f"pid:{process.pid}")
+        finally:
+            process.kill()
+
+
+def test_a_file_that_is_too_large_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hostsfile, "HOSTS_FILE_BYTES_MAX", 10)
+    (folder / "web").mkdir()
+    (folder / "web" / "hosts").write_text("192.0.2.1 gate\n")
+    with pytest.raises(WeaveError, match="more than 10 bytes"):
+        hostsfile.write(netns.Container("netns:web", "web", -1), ATTACHMENT)

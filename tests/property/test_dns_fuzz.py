@@ -15,7 +15,7 @@ import dns_oracle as oracle
 from dns_fuzz import believe, mangled, seeds, survives
 from weavenet.dns import wire
 from weavenet.dns.local import LocalAnswers
-from weavenet.dns.zone import reverse_address
+from weavenet.dns.zone import reverse_address, reverse_name
 
 labels = st.binary(min_size=1, max_size=63)
 names = st.lists(labels, max_size=5).filter(lambda parts: sum(map(len, parts)) + len(parts) < 255)
@@ -90,6 +90,7 @@ def test_reverse_names(address: bytes) -> None:
 
     name = dns.reversename.from_address(str(ipaddress.ip_address(address)))
     assert reverse_address(name.to_wire()) == address
+    assert reverse_name(address) == name.to_wire().lower()
 
 
 @given(names)

@@ -25,10 +25,11 @@ class Counted(msgspec.Struct):
 
 
 class Local(NamedTuple):
-    """Answers of which one is as good as another. ``is_lasting``: they hold until the zone changes."""
+    """Answers of which one is as good as another. ``name``: folded; until the zone says something else about it, the
+    same datagram gets the same answers. Empty: it may not."""
 
     answers: tuple[bytes, ...]
-    is_lasting: bool
+    name: bytes = b""
 
 
 class Resolver:
@@ -62,12 +63,13 @@ class Resolver:
                 self.counted.dropped += 1
                 return None
             self.counted.malformed += 1
-            return Local((error.answer,), is_lasting=False)
+            return Local((error.answer,))
         limit_bytes = wire.MESSAGE_BYTES_MAX if stream else query.limit_bytes
         answers = self._local.answer(query, limit_bytes, 1 if stream else SHUFFLES)
         if answers is not None:
             self.counted.local += 1
-            return Local(answers, query.edns is None or not query.edns.has_options)
+            has_options = query.edns is not None and query.edns.has_options
+            return Local(answers, b"" if has_options else query.folded)
         self._forward(query, limit_bytes, client, reply)
         return None
 

@@ -2,13 +2,15 @@
 
 Most clients send the same few hundred questions again and again, byte for byte but for the id. Those that we answer
 ourselves are kept with the datagram, without its id, as the key: parsing, looking up and building then cost nothing.
-The dictionary is emptied whenever the zone changes, and bounded in bytes; a datagram with EDNS options (cookies differ
-each time) is not kept.
+When something about a name changes, what was kept for it is dropped. (Only the serial of the SOA in negative answers
+may be out of date then; nobody transfers this zone.) The dictionary is bounded in bytes; a datagram with EDNS options
+(cookies differ each time) is not kept.
 """
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
 
 from weavenet.dns.batch import Batch, Prepared, prepare
 from weavenet.dns.loop import READ, Loop
@@ -22,8 +24,8 @@ ROUNDS = 4
 PREPARED_BYTES_MAX = 4 << 20
 KEY_BYTES_MAX = 300
 """255 of a name and what surrounds it."""
-ENTRY_BYTES = 400
-"""What Python adds to key and answers of an entry, measured with tracemalloc."""
+ENTRY_BYTES, ANSWER_BYTES = 270, 150
+"""What Python adds to an entry and to each answer in it, measured with tracemalloc."""
 
 
 class PreparedAnswers:
@@ -31,23 +33,37 @@ class PreparedAnswers:
 
     def __init__(self) -> None:
         self.known: dict[bytes, tuple[Prepared, ...]] = {}
+        self._of_name: dict[bytes, list[bytes]] = {}
         self.size_bytes = 0
         self.answered = 0
 
-    def keep(self, query: bytes, answers: tuple[Prepared, ...]) -> None:
-        """``query``: without its id. Full: start anew, since what is asked for most comes back soonest."""
+    def keep(self, query: bytes, name: bytes, answers: tuple[Prepared, ...]) -> None:
+        """``query``: without its id, and not kept yet; ``name``: what it asks about, folded. Full: start anew, since
+        what is asked for most comes back soonest."""
         if len(query) > KEY_BYTES_MAX:
             return
-        size = ENTRY_BYTES + len(query) + sum(answer.size_bytes for answer in answers)
+        size = _size(query, answers)
         if self.size_bytes + size > PREPARED_BYTES_MAX:
             self.clear()
         if size <= PREPARED_BYTES_MAX:
             self.known[query] = answers
+            self._of_name.setdefault(name, []).append(query)
             self.size_bytes += size
+
+    def drop(self, names: Iterable[bytes]) -> None:
+        """What was kept about these (folded)."""
+        for name in names:
+            for query in self._of_name.pop(name, ()):
+                self.size_bytes -= _size(query, self.known.pop(query))
 
     def clear(self) -> None:
         self.known.clear()
+        self._of_name.clear()
         self.size_bytes = 0
+
+
+def _size(query: bytes, answers: tuple[Prepared, ...]) -> int:
+    return ENTRY_BYTES + len(query) + sum(ANSWER_BYTES + answer.size_bytes for answer in answers)
 
 
 class UdpServer:
@@ -85,6 +101,6 @@ class UdpServer:
         if found is None:
             return
         answers = tuple(prepare(answer) for answer in found.answers)
-        if found.is_lasting:
-            self._prepared.keep(packet[2:], answers)
+        if found.name and packet[2:] not in self._prepared.known:  # the same may be in one batch twice
+            self._prepared.keep(packet[2:], found.name, answers)
         batch.put(index, answers[0])

@@ -120,12 +120,13 @@ class Worker:
             self._building = Zone(self._configured.domain, self._configured.ranges)
         target = self._building if self._building is not None else self._resolver.zone
         for name in names.names:
-            _set(target, name)
+            affected = _set(target, name)
+            if self._building is None:
+                self._prepared.drop(affected)
         if self._building is not None and names.ends:
-            self._building.serial = self._resolver.zone.serial + 1
+            self._building.serial = self._resolver.zone.serial + 1 & 0xFFFFFFFF
             self._resolver.set_zone(self._building)
             self._building = None
-        if self._building is None:
             self._prepared.clear()
 
     def _status(self) -> Status:
@@ -146,9 +147,9 @@ class Worker:
         )
 
 
-def _set(zone: Zone, name: Name) -> None:
-    """A name that cannot be on the wire has no answer; the core lets none in."""
+def _set(zone: Zone, name: Name) -> list[bytes]:
+    """As :meth:`Zone.set`. A name that cannot be on the wire has no answer; the core lets none in."""
     try:
-        zone.set(name.name, name.addresses)
+        return zone.set(name.name, name.addresses)
     except ValueError:
-        return
+        return []

@@ -54,21 +54,25 @@ class Zone:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def set(self, name: str, addresses: Iterable[bytes]) -> None:
-        """``addresses``: packed; none: the name is gone. Raises ValueError for a name or address that cannot be."""
+    def set(self, name: str, addresses: Iterable[bytes]) -> list[bytes]:
+        """``addresses``: packed; none: the name is gone. Returns the (folded) names about which something else is to be
+        said from now on. Raises ValueError for a name or address that cannot be."""
         wire = encode_name(name)
         folded = wire.lower()
         packed = tuple(dict.fromkeys(addresses))
         if any(len(address) not in (4, 16) for address in packed):
             raise ValueError(f"expected packed addresses of 4 or 16 bytes for {name}")
-        if packed and self.below(folded) <= 0:
-            return
+        if self.below(folded) <= 0:
+            return []
         self.serial = self.serial + 1 & 0xFFFFFFFF
-        self._remove(folded)
+        before = self._remove(folded)
         if packed:
             four = tuple(address for address in packed if len(address) == 4)
             six = tuple(address for address in packed if len(address) == 16)
             self._add(folded, Entry(wire, four, six))
+        names = [folded, *self._above(folded)]
+        single = names[-1][: names[-1][0] + 1] + b"\0"  # stands for the one just below the domain
+        return [*names, single, *(reverse_name(address) for address in {*before, *packed})]
 
     def _add(self, folded: bytes, entry: Entry) -> None:
         self._entries[folded] = entry
@@ -77,10 +81,11 @@ class Zone:
         for address in (*entry.addresses4, *entry.addresses6):
             self._reverse.setdefault(address, {})[folded] = entry.name
 
-    def _remove(self, folded: bytes) -> None:
+    def _remove(self, folded: bytes) -> tuple[bytes, ...]:
+        """The addresses it had."""
         entry = self._entries.pop(folded, None)
         if entry is None:
-            return
+            return ()
         for above in self._above(folded):
             self._between[above] -= 1
             if not self._between[above]:
@@ -90,6 +95,7 @@ class Zone:
             del names[folded]
             if not names:
                 self._reverse.pop(address)
+        return (*entry.addresses4, *entry.addresses6)
 
     def _above(self, folded: bytes) -> list[bytes]:
         """Names strictly between ``folded`` and the domain."""
@@ -123,6 +129,14 @@ class Zone:
             return True
         parsed = ipaddress.ip_address(address)
         return any(parsed in network for network in self._ranges)
+
+
+def reverse_name(address: bytes) -> bytes:
+    """On the wire, of a packed address; the reverse of :func:`reverse_address`."""
+    if len(address) == 4:
+        labels = [b"%d" % octet for octet in reversed(address)]
+        return b"".join(bytes([len(label)]) + label for label in labels) + _REVERSE4
+    return b"".join(b"\1%c" % digit for digit in reversed(address.hex().encode())) + _REVERSE6
 
 
 def reverse_address(folded: bytes) -> bytes | None:

@@ -99,6 +99,34 @@ def test_a_killed_worker_comes_back_with_all_names(lab: Lab, containers: list[At
     assert len(lab.hosts[0].daemon_pids()) == 1
 
 
+def test_dockers_bridge_is_served_while_it_is_there(lab: Lab, containers: list[Attached]) -> None:
+    """Nothing of Docker is needed but its bridge; who asks there need not be attached."""
+    host, address = lab.hosts[0], "172.17.0.1"
+    for command in (
+        "link add docker0 type bridge",
+        f"address add {address}/16 dev docker0",
+        "link set docker0 up",
+        "netns add plain",
+        "link add plain0 type veth peer name eth0 netns plain",
+        "link set plain0 master docker0 up",
+        "-n plain address add 172.17.0.2/16 dev eth0",
+        "-n plain link set eth0 up",
+    ):
+        host.run(["ip", *command.split()], check=True)
+    asked = ["ip", "netns", "exec", "plain", "dig", f"@{address}", "+short", "+tries=1", "+time=1", "on-h2.weave.local"]
+    wait_until(lambda: host.run(asked).stdout.split() == [containers[1][1]], DEADLINE_S, "an answer on docker0")
+    assert f"--dns={address}" in host.weave("dns-args").stdout
+    host.run(["ip", "netns", "delete", "plain"], check=True)
+    host.run(["ip", "link", "delete", "docker0"], check=True)
+    wait_until(lambda: f"--dns={SERVER}" in host.weave("dns-args").stdout, DEADLINE_S, "docker0 to be forgotten")
+
+
+def test_the_bridge_made_anew_is_served_too(lab: Lab, containers: list[Attached]) -> None:
+    host, (container, own) = lab.hosts[0], containers[0]
+    host.run(["ip", "link", "delete", "weave"], check=True)
+    until_answers(container, [own], f"{container.name}.weave.local")
+
+
 def test_nobody_else_is_answered(lab: Lab) -> None:
     """What comes in on another device than the bridge is not for the server."""
     one, two = lab.hosts

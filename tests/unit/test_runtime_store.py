@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -234,6 +235,30 @@ def test_truncated_file(tmp_path: Path) -> None:
     path = tmp_path / FILE_NAME
     os.truncate(path, path.stat().st_size // 2 // 4096 * 4096)
     assert "damaged" in refused(tmp_path).found
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_store_cut_anywhere_is_refused_or_whole(tmp_path: Path, seed: int) -> None:
+    """A small file cut within its second page was read as if most rows had never been there."""
+    rng = random.Random(seed)
+    rows = [Change("t", bytes([number]), rng.randbytes(rng.randint(1, 300))) for number in range(rng.randint(5, 200))]
+    store = open_store(tmp_path)
+    store.write_now(rows)
+    store.close()
+    path = tmp_path / FILE_NAME
+    os.truncate(path, rng.randint(4096, path.stat().st_size - 1))
+    try:
+        store = open_store(tmp_path)
+    except WeaveError as error:
+        assert "damaged" in error.failure.found
+        return
+    try:
+        assert len(store.load()) == len(rows)
+    except WeaveError as error:
+        assert "damaged" in error.failure.found
+        assert "move" in error.failure.next_step
+    finally:
+        store.close()
 
 
 def test_foreign_database(tmp_path: Path) -> None:

@@ -64,11 +64,28 @@ class Store:
         return self._ticket
 
     def load(self) -> Rows:
-        """Everything persisted. Raises WeaveError when the file is damaged. Only before :meth:`start`."""
+        """Everything persisted. Raises WeaveError when the file is damaged. Only before :meth:`start`.
+
+        SQLite reads what is beyond the end of a truncated file as zeros, and can then miss rows without an error; so
+        the structure is checked first (40 ms for 100,000 rows)."""
         try:
+            self._check_whole()
             return {(table, key): value for table, key, value in self._connection.execute("SELECT * FROM kv")}
         except sqlite3.Error as error:
             raise WeaveError(explain(error, self.path)) from error
+
+    def _check_whole(self) -> None:
+        """Raises sqlite3.Error or WeaveError."""
+        pages, page_bytes = (
+            self._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
+        )
+        log = self.path.with_name(f"{self.path.name}-wal")
+        has_log = log.exists() and log.stat().st_size > 0
+        found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found == "ok" and not has_log and self.path.stat().st_size < pages * page_bytes:
+            found = f"{self.path.stat().st_size} of {pages * page_bytes} bytes are left"
+        if found != "ok":
+            raise WeaveError(damaged(self.path, found))
 
     def write_now(self, changes: Iterable[Change]) -> None:
         """Durable when it returns; blocks. Only before :meth:`start`. Raises WeaveError."""
@@ -259,6 +276,16 @@ def _prepare(connection: sqlite3.Connection) -> None:
         " PRIMARY KEY (tbl, key)) WITHOUT ROWID"
     )
     connection.execute("COMMIT")
+
+
+def damaged(path: Path, found: str) -> Failure:
+    """A store whose content cannot be trusted."""
+    return Failure(
+        Code.STORE_FAILED,
+        f"expected to read and write the store {path}",
+        f"the database is damaged ({' '.join(found.split())[:200]})",
+        _RESTORE.format(path=path),
+    )
 
 
 _NEXT_STEPS = {

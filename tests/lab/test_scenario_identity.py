@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from lab.clusters import attach_new, wait_for_links
+from lab.fresh import MakeLab
 from weavenet.lab.host import Host
 from weavenet.lab.lab import Lab
 from weavenet.lab.waiting import wait_until
@@ -38,6 +39,33 @@ def test_a_disk_with_another_machine_id_joins_as_a_new_peer_and_says_so(lab: Lab
     assert identity(host) not in {"", before}
     assert "other machine-id" in host.weave("status").stdout
     wait_for_links(lab.hosts)
+
+
+def test_a_copy_of_a_disk_that_runs_twice_is_said_on_both_and_hands_nothing_out_twice(make_lab: MakeLab) -> None:
+    """With the machine's fingerprint copied along (or --assume-identity) both would be the same peer."""
+    lab = make_lab(3)
+    h1, original, clone = lab.hosts
+    for host in (h1, original):
+        host.weave("launch", "h1", "h2", check=True)
+    wait_for_links([h1, original])
+    containers = [attach_new(host, f"{host.name}-c") for host in (h1, original)]
+    before = identity(original)
+    copy(original.disk / "data", clone.disk / "data")
+    clone.weave("launch", "--assume-identity", "h1", check=True)
+    wait_until(lambda: identity(original) not in {"", before}, NEW_KEY_DEADLINE_S, "one of them to give way")
+    assert identity(clone) == before  # the later start keeps the key
+    wait_for_links(lab.hosts)
+    assert "a copy of it runs on another host" in original.weave("status").stdout
+    for host in lab.hosts:
+        wait_until(
+            lambda host=host: "the disk of one was copied" in host.weave("status").stdout,
+            NEW_KEY_DEADLINE_S,
+            f"words on {host.name}",
+        )
+    assert "blocked" in original.weave("status").stdout  # its container's address is the clone's to give back
+    fresh = [attach_new(host, f"{host.name}-new")[1] for host in lab.hosts]
+    assert len({*fresh, *(address for _, address in containers)}) == 5
+    lab.down()
 
 
 def test_a_disk_set_back_ends_its_identity_and_hands_nothing_out_twice(lab: Lab, tmp_path: Path) -> None:

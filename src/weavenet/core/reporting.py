@@ -223,6 +223,10 @@ def _missing_seeds(node: Node) -> list[str]:
     return [name for name in node.config.seeds if name not in present]
 
 
+def _told_apart(node: Node, peer: PeerId) -> str:
+    return f"{node.membership.named(peer).nickname} {peer_text(peer)[:12]}".strip()
+
+
 def _label_warnings(node: Node) -> list[str]:
     holders: dict[str, list[PeerId]] = {}
     for peer in sorted(node.mesh.reachable()):
@@ -230,8 +234,8 @@ def _label_warnings(node: Node) -> list[str]:
         if record is not None:
             holders.setdefault(record.name, []).append(peer)
     return [
-        f"{len(peers)} live peers are named {name} ({', '.join(peer_text(peer)[:12] for peer in peers)}); "
-        "next: give one another --name"
+        f"{len(peers)} live peers are named {name} ({', '.join(_told_apart(node, peer) for peer in peers)}): two hosts "
+        "were given one name, or the disk of one was copied to the other; next: launch one with another --name"
         for name, peers in holders.items()
         if len(peers) > 1
     ]

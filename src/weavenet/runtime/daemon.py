@@ -95,6 +95,8 @@ class Daemon:
         self._stop = asyncio.Event()
         self._why_not: Failure = STARTING
         self._name_server = NameServer(self.settings) if self.settings.dns else None
+        self._renewed: tuple[str, ...] = ()
+        """Why this daemon last took a new identity; for people, until it is restarted."""
         self._warnings = (*foundation.notices, *password_warnings(foundation.settings.passwords))
 
     # --- what control handlers see ---
@@ -116,7 +118,7 @@ class Daemon:
             return self._why_not
         result = await self._life.request(command)
         if isinstance(result, NodeReport) and self._life is not None:
-            extra = (*self._warnings, *self._life.datapath.warnings())
+            extra = (*self._warnings, *self._renewed, *self._life.datapath.warnings())
             if self._name_server is not None:
                 extra += self._name_server.warnings()
                 result = msgspec.structs.replace(result, dns=await self._name_server.report(result.dns))
@@ -268,6 +270,7 @@ class Daemon:
             revive = self._foundation.reopen
             if failure.code is Code.FENCED:
                 revive, pause_s = self._foundation.fence, 0.0
+                self._renewed = (f"this host came back under a new identity: {failure.found}",)
             while not await self._stops_within(pause_s):
                 try:
                     await self._begin(await asyncio.to_thread(revive))

@@ -353,9 +353,11 @@ def play_remove_hides_grant(seed: int) -> Stage:
     for host in rest:
         drain(stage, host, f"r{host.index}")
     stage.reunite()
+    for _ in range(80):
+        stage.advance(0.25)
+        if granted.node is not None and granted.node.ipam.blocked():
+            raise Violation("honoured", f"{granted.label} lost what {victim.label} had given it")
     end(stage)
-    assert granted.node is not None
-    assert not granted.node.ipam.blocked(), "what X gave away is honoured"
     return stage
 
 
@@ -406,8 +408,10 @@ def test_grant_to_the_dead() -> None:
     end(stage)
 
 
-def play_stranger_island(seed: int) -> Stage:
-    """A newcomer meets only X, is given space by it, and X dies; one known peer meets the stranger before the heir."""
+def play_stranger_island(seed: int, *, crash_s: float = 0.0) -> Stage:
+    """A newcomer meets only X, is given space by it, and X dies; one known peer meets the stranger before the heir.
+
+    With ``crash_s`` that known peer has a disk so slow, and dies as soon as the heir counts on what it confirmed."""
     stage = formed(50 + seed, 6, strangers=1)
     rest, bridge, victim, stranger = stage.hosts[:3], stage.hosts[3], stage.hosts[4], stage.hosts[5]
     stage.partition((*rest, bridge), (victim, stranger))
@@ -422,7 +426,15 @@ def play_stranger_island(seed: int) -> Stage:
     held_back = [(host.index, bridge.index) for host in rest]
     stage.network.intercept = lambda source, message: not _is_ring(message, bridge.peer)
     stage.advance(NOTICED_S)
-    remove(stage, rest[0], victim)
+    if crash_s:
+        bridge.disk.options = replace(CALM, fsync_min_s=crash_s, fsync_max_s=crash_s)
+    request = remove(stage, rest[0], victim)
+    if crash_s:
+        stage.answer(request)
+        stage.network.block([*held_back, *((b, a) for a, b in held_back)])
+        bridge.kill()
+        bridge.disk.options = CALM
+        bridge.start()
     stage.advance(10)
     for host in rest:
         drain(stage, host, f"r{host.index}")
@@ -445,6 +457,66 @@ def _is_ring(message: object, receiver: PeerId) -> bool:
 @pytest.mark.parametrize("seed", range(3))
 def test_stranger_island(seed: int) -> None:
     play_stranger_island(seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_stranger_island_met_by_one_who_confirmed_and_crashed(seed: int) -> None:
+    """What a peer confirmed to the heir outlives its crash, however slow its disk."""
+    play_stranger_island(seed, crash_s=2.0)
+
+
+def play_late_grant_to_the_dead(seed: int) -> Stage:
+    """A stranger gave space to X, and is met only after X was removed and its heir has all it knew of."""
+    stage = formed(55 + seed, 6, strangers=1)
+    rest, victim, stranger = stage.hosts[:4], stage.hosts[4], stage.hosts[5]
+    stage.partition(tuple(rest), (victim, stranger))
+    stage.advance(NOTICED_S)
+    stranger.start()
+    stage.ask(stranger, Connect((victim.host,)))
+    stage.until(lambda: victim.peer in stranger.open_peers, 30, "the stranger joins")
+    address = stage.allocate(stranger, "s")
+    assert victim.node is not None
+    before = victim.node.ring.shares[victim.peer]
+    drain(stage, victim, "v")
+    assert victim.node.ring.shares[victim.peer] > before, "the stranger gave some back"
+    assert stage.owner(victim, address) == stranger.peer
+    victim.kill(kernel_lost=True)
+    assert isinstance(stage.answer(remove(stage, rest[0], victim)), Done)
+    stage.reunite()
+    stage.ask(stranger, Connect((rest[1].host,)))
+    end(stage)
+    return stage
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_late_grant_to_the_dead(seed: int) -> None:
+    play_late_grant_to_the_dead(seed)
+
+
+def play_lost_disk_owner(seed: int) -> Stage:
+    """X gave space to Y, and only these two knew it when X lost its disk; it joins again among the others."""
+    stage = formed(35 + seed)
+    rest, granted, victim = stage.hosts[:3], stage.hosts[3], stage.hosts[4]
+    stage.partition(tuple(rest), (granted, victim))
+    stage.advance(NOTICED_S)
+    drain(stage, granted, "g")
+    stage.workload.lost(victim)
+    stage.checker.forget_host(victim)
+    victim.lose_disk()
+    stage.network.blocked.clear()
+    stage.partition((*rest, victim), (granted,))
+    victim.start()
+    stage.advance(NOTICED_S)
+    drain(stage, victim, "x")
+    stage.reunite()
+    stage.heal()
+    stage.settle()
+    return stage
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lost_disk_owner_is_somebody_else(seed: int) -> None:
+    play_lost_disk_owner(seed)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -10,6 +10,7 @@ import pytest
 
 from lab.clusters import Attached, attach_new, form
 from lab.fresh import MakeLab
+from weavenet.core.limits import SLEEVE_DEVICE
 from weavenet.lab import observe, processes
 from weavenet.lab.host import Container, Host
 from weavenet.lab.lab import Lab
@@ -97,6 +98,22 @@ def test_a_killed_worker_comes_back_with_all_names(lab: Lab, containers: list[At
         until_answers(containers[0][0], [address], f"{container.name}.weave.local")
     assert worker(lab.hosts[0]) != before
     assert len(lab.hosts[0].daemon_pids()) == 1
+
+
+def test_every_way_into_the_overlay_is_filtered(lab: Lab, containers: list[Attached]) -> None:
+    """The port of the encrypted data path comes and goes with its worker."""
+    host = lab.hosts[0]
+
+    def chains() -> int:
+        return host.run(["nft", "list", "table", "netdev", "weave"]).stdout.count(f"arp daddr ip {SERVER} drop")
+
+    before = chains()
+    assert before >= 1
+    host.run(["ip", "tuntap", "add", SLEEVE_DEVICE, "mode", "tap"], check=True)
+    wait_until(lambda: chains() == before + 1, DEADLINE_S, "a filter on the new port")
+    host.run(["ip", "link", "delete", SLEEVE_DEVICE], check=True)
+    wait_until(lambda: chains() == before, DEADLINE_S, "the filter to go with the port")
+    assert "firewall off" not in host.weave("status").stdout
 
 
 def test_dockers_bridge_is_served_while_it_is_there(lab: Lab, containers: list[Attached]) -> None:

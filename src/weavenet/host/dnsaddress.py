@@ -61,15 +61,6 @@ class DnsAddress:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def remove(self) -> None:
-        """Undo everything."""
-        await self.close()
-        link = self._kernel.links.get(BRIDGE)
-        with contextlib.suppress(OSError):
-            if link is not None:
-                await self._kernel.netlink.delete_address(link.index, f"{ADDRESS}/32")
-            await self._kernel.netlink.no_longer_answer_through(ADDRESS, TABLE)
-
     def warnings(self) -> tuple[str, ...]:
         return (self._trouble,) if self._trouble else ()
 

@@ -62,7 +62,7 @@ class Firewall:
         self._watch.close()
 
     async def set_plane(self, devices: Mapping[str, int], mac: bytes, hosts: frozenset[str]) -> None:
-        """``devices``: VXLAN devices that exist, name to index (a new index: a new device, whose hook is gone).
+        """``devices``: overlay devices that exist, name to index (a new index: a new device, whose hook is gone).
         ``hosts``: underlay addresses of peers."""
         self._devices, self._mac, self._hosts = dict(devices), mac, hosts
         await self._apply()

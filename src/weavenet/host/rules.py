@@ -110,7 +110,7 @@ def bridge_table(blocked: Iterable[tuple[str, str]]) -> list[Command]:
 
 
 def netdev_table(devices: Iterable[str], mac: bytes, *, egress: bool = True) -> list[Command]:
-    """``mac``: our plane MAC. Chains per VXLAN device, named after it; the devices must exist. ``egress``: the kernel
+    """``mac``: our plane MAC. Chains per overlay device, named after it; the devices must exist. ``egress``: the kernel
     has such hooks."""
     commands = delete_table("netdev")
     names = sorted(devices)
@@ -167,7 +167,7 @@ def all_tables(
     *,
     egress: bool = True,
 ) -> list[Command]:
-    """Everything of ours as one transaction. ``devices``: VXLAN devices by name. Where nothing is known yet (no
+    """Everything of ours as one transaction. ``devices``: overlay devices by name. Where nothing is known yet (no
     devices, ``blocked`` None) the tables that an earlier daemon left stay as they are."""
     plane = netdev_table(devices, mac, egress=egress) + inet_table(hosts) if devices else []
     return plane + (bridge_table(blocked) if blocked is not None else [])

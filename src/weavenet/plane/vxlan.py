@@ -176,7 +176,8 @@ class VxlanPlane:
         if self._stale:
             await self._read_present()
         if self._firewall is not None and self._peers is not None:  # else an adopted path would be cut
-            devices = {DEVICES[family]: index for family, index in self._devices.items() if family != TAP}
+            # Every way out of this host, the worker's port too: what is said about one address must not leave it.
+            devices = {DEVICES.get(family, SLEEVE_DEVICE): index for family, index in self._devices.items()}
             hosts = frozenset(
                 canonical(peer.host)
                 for peer in self._peers

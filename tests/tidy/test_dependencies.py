@@ -23,7 +23,7 @@ OUTSIDE = {
     "runtime": {"msgspec", "cryptography"},
     "plane": {"msgspec"},
     "host": {"msgspec", "pyroute2"},
-    "control": {"msgspec", "httptools"},
+    "control": {"msgspec", "httptools", "prometheus_client"},
     "dns": {"msgspec"},
     "cli": {"click", "msgspec"},
     "lab": {"msgspec", "click"},

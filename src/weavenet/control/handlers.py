@@ -14,6 +14,7 @@ from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
 
+from weavenet.control import metrics
 from weavenet.control import report as report_json
 from weavenet.control import status as status_text
 from weavenet.control.service import AttachSpec, Daemon, DetachSpec, ExposeSpec, HideSpec, NameSpec
@@ -284,8 +285,11 @@ async def _stop(api: Api, _: Request) -> Answer:
     return TextAnswer("stopping")
 
 
-async def _no_metrics(_api: Api, _: Request) -> Answer:
-    return Failure(Code.NOT_FOUND, "this version has no metrics", "", "read /report, which has every figure as JSON")
+async def _metrics(api: Api, _: Request) -> Answer:
+    report = await _node_report(api)
+    if isinstance(report, Failure):
+        return report
+    return Response(200, metrics.render(report, api.daemon.identity), metrics.CONTENT_TYPE)
 
 
 _READ_ROUTES: dict[tuple[str, str], _Route] = {
@@ -294,7 +298,7 @@ _READ_ROUTES: dict[tuple[str, str], _Route] = {
     ("GET", "/report"): _report,
 }
 
-PUBLIC_ROUTES: dict[tuple[str, str], _Route | CommandRoute] = {**_READ_ROUTES, ("GET", "/metrics"): _no_metrics}
+PUBLIC_ROUTES: dict[tuple[str, str], _Route | CommandRoute] = {**_READ_ROUTES, ("GET", "/metrics"): _metrics}
 
 CONTROL_ROUTES: dict[tuple[str, str], _Route | CommandRoute] = {
     **{(method, f"/v1{path}"): route for (method, path), route in _READ_ROUTES.items()},

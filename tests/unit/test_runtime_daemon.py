@@ -52,8 +52,9 @@ class MemoryDatapath:
     async def adopt(self, request: Callable[[Command], Awaitable[Result]]) -> None:
         return
 
-    def set_plane(self, peers: tuple[PlanePeer, ...]) -> None:
+    def set_plane(self, peers: tuple[PlanePeer, ...], done: Callable[[], None]) -> None:
         self.peers = peers
+        done()
 
     def set_blocked(self, blocked: Blocked, done: Callable[[], None]) -> None:
         done()
@@ -342,13 +343,15 @@ def test_blocks_are_in_force_before_a_later_plane_opens() -> None:
         applier.set_blocked((), lambda: done.append("nothing to do"))
         assert done == ["nothing to do"]
         applier.set_blocked((a,), lambda: done.append("a in force"))
-        applier.set_plane((peer,))
-        await settled(4)
-        assert done[1:] == ["block ['a']", "a in force", "plane 1"]
-        applier.set_plane(())
+        applier.set_plane((peer,), lambda: done.append("nothing else open"))
+        await settled(5)
+        assert done[1:] == ["block ['a']", "a in force", "plane 1", "nothing else open"]
+        applier.set_plane((peer,), lambda: done.append("nothing to close"))
+        assert done.pop() == "nothing to close"
+        applier.set_plane((), lambda: done.append("closed"))
         applier.set_blocked((b,), lambda: done.append("b in force"))
-        await settled(8)
-        assert done[4:] == ["block ['a', 'b']", "b in force", "plane 0", "block ['b']"]
+        await settled(10)
+        assert done[5:] == ["block ['a', 'b']", "b in force", "plane 0", "closed", "block ['b']"]
         task.cancel()
 
     run(test)

@@ -75,6 +75,8 @@ class FakeDriver:
         self.done: list[str] = []
         self.on_send: Callable[[], None] = lambda: None
         self.finish_blocking: Callable[[], None] = lambda: None
+        self.finish_closing: Callable[[], None] = lambda: None
+        self.is_closing_slow = False
 
     def send(self, link: int, message: Message) -> None:
         self.done.append(f"send {type(message).__name__}")
@@ -95,8 +97,11 @@ class FakeDriver:
     def set_sleeve(self, desired: SleeveDesired) -> None:
         self.done.append("sleeve")
 
-    def set_plane(self, peers: tuple[PlanePeer, ...]) -> None:
+    def set_plane(self, peers: tuple[PlanePeer, ...], done: Callable[[], None]) -> None:
         self.done.append("plane")
+        self.finish_closing = done
+        if not self.is_closing_slow:
+            done()
 
     def set_blocked(self, blocked: tuple[tuple[str, str], ...], done: Callable[[], None]) -> None:
         self.done.append("blocked")
@@ -372,6 +377,19 @@ def test_what_follows_a_block_waits_until_it_is_in_force() -> None:
         assert bench.driver.done == ["blocked", "send Heartbeat"]
         bench.driver.finish_blocking()
         assert bench.driver.done == ["blocked", "send Heartbeat", "send Prune"]
+        assert bench.executor.pending_effects == 0
+
+    scenario(test)
+
+
+def test_what_follows_a_closed_path_waits_until_the_kernel_has_it() -> None:
+    async def test() -> None:
+        bench = Bench(lambda event: [SetPlane(()), Send(1, Prune()), Send(1, Heartbeat(1, 1), stateless=True)])
+        bench.driver.is_closing_slow = True
+        bench.executor.post(Tick())
+        assert bench.driver.done == ["plane", "send Heartbeat"]
+        bench.driver.finish_closing()
+        assert bench.driver.done == ["plane", "send Heartbeat", "send Prune"]
         assert bench.executor.pending_effects == 0
 
     scenario(test)

@@ -58,7 +58,8 @@ class Datapath(Protocol):
     async def adopt(self, request: Callable[[Command], Awaitable[Result]]) -> None:
         """Bring attachments in line with what is remembered; the node must answer ``request`` by now."""
 
-    def set_plane(self, peers: tuple[PlanePeer, ...]) -> None: ...
+    def set_plane(self, peers: tuple[PlanePeer, ...], done: Callable[[], None]) -> None:
+        """``done`` once nobody is in the kernel who is not among ``peers``."""
 
     def set_blocked(self, blocked: Blocked, done: Callable[[], None]) -> None: ...
 
@@ -97,10 +98,19 @@ class Applier:
         self._in_kernel: Blocked | None = ()  # as last set; None: being set, or that failed
         self._peers: tuple[PlanePeer, ...] | None = None
         self._peers_stale = False
+        self._may_show: frozenset[PeerId] | None = None
+        """Peers whose paths may be open in the kernel; None: whatever an earlier life left there."""
         self._waiting: list[Callable[[], None]] = []
+        self._closing: list[Callable[[], None]] = []
         self._wake = asyncio.Event()
 
-    def set_plane(self, peers: tuple[PlanePeer, ...]) -> None:
+    def set_plane(self, peers: tuple[PlanePeer, ...], done: Callable[[], None]) -> None:
+        wanted = frozenset(peer.peer for peer in peers)
+        if self._may_show is not None and self._may_show <= wanted:
+            self._may_show = wanted
+            done()
+        else:
+            self._closing.append(done)
         self._peers, self._peers_stale = peers, True
         self._wake.set()
 
@@ -137,15 +147,25 @@ class Applier:
         finally:
             for done in waiting:
                 done()
-        if self._apply is not None and self._peers_stale and peers is not None:
-            self._peers_stale = False
-            try:
-                await self._apply(peers)
-            except BaseException:
-                self._peers_stale = True
-                raise
+        if self._peers_stale and peers is not None:
+            await self._apply_peers(peers)
         if not self._waiting:
             await self._force(blocked)
+
+    async def _apply_peers(self, peers: tuple[PlanePeer, ...]) -> None:
+        self._peers_stale = False
+        closing, self._closing = self._closing, []
+        try:
+            if self._apply is not None:
+                await self._apply(peers)
+        except BaseException:
+            self._peers_stale = True
+            self._closing = closing + self._closing
+            raise
+        if not self._peers_stale:
+            self._may_show = frozenset(peer.peer for peer in peers)
+        for done in closing:
+            done()
 
     async def _force(self, blocked: Blocked) -> None:
         if blocked == self._in_kernel:
@@ -267,8 +287,8 @@ class KernelDatapath:
         if self._plane is not None:
             await self._plane.apply(peers)
 
-    def set_plane(self, peers: tuple[PlanePeer, ...]) -> None:
-        self._applier.set_plane(peers)
+    def set_plane(self, peers: tuple[PlanePeer, ...], done: Callable[[], None]) -> None:
+        self._applier.set_plane(peers, done)
 
     def set_blocked(self, blocked: Blocked, done: Callable[[], None]) -> None:
         self._applier.set_blocked(blocked, done)

@@ -5,8 +5,8 @@ Invariants:
 - **Persist first.** An effect that shows state leaves only when every ``Persist`` emitted before it, by this or any
   earlier event, is durable. Effects keep their order: one waiting effect holds back all later ones. Only ``Send`` with
   ``stateless`` and ``Probe`` (and ``Note``, which leaves no trace outside) pass ahead.
-- **Blocked before shown.** What follows a ``SetBlocked`` waits until the bridge drops those frames: a confirmation that
-  lets another host open its data path to us must not overtake the rule it relies on.
+- **Blocked and closed before shown.** What follows a ``SetBlocked`` or a ``SetPlane`` that closes a path waits until
+  the kernel has it: a confirmation that lets others use an address must not overtake the filter it relies on.
 - The node is entered by one call at a time; events that occur while it or a driver method runs are queued.
 - Every ``Requested`` ends: by the node's ``Reply``, by ``Cancelled`` when its waiter goes away, or by the failure that
   ended the executor.
@@ -96,7 +96,8 @@ class Driver(Protocol):
 
     def close_link(self, link: int, code: RefusalCode, sentence: str) -> None: ...
 
-    def set_plane(self, peers: tuple[PlanePeer, ...]) -> None: ...
+    def set_plane(self, peers: tuple[PlanePeer, ...], done: Callable[[], None]) -> None:
+        """Call ``done`` once, now or later, when no path to anybody else is open."""
 
     def set_sleeve(self, desired: SleeveDesired) -> None: ...
 
@@ -131,7 +132,7 @@ class Executor:
         self._ticket = 0
         self._durable = 0
         self._busy = False
-        self._held = False  # a SetBlocked is being applied
+        self._held = False  # a filter or a closed path is being applied
         self._paused = False
         self._ended: Failure | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -296,7 +297,8 @@ class Executor:
             case CloseLink():
                 self._driver.close_link(effect.link, effect.code, effect.sentence)
             case SetPlane():
-                self._driver.set_plane(effect.peers)
+                self._held = True
+                self._driver.set_plane(effect.peers, self._unhold)
             case SetSleeve():
                 self._driver.set_sleeve(effect.desired)
             case SetBlocked():

@@ -151,8 +151,8 @@ class Life:
     def pause_reading(self, paused: bool) -> None:
         self._links.pause_reading(paused)
 
-    def set_plane(self, peers: tuple[PlanePeer, ...]) -> None:
-        self.datapath.set_plane(peers)
+    def set_plane(self, peers: tuple[PlanePeer, ...], done: Callable[[], None]) -> None:
+        self.datapath.set_plane(peers, done)
 
     def set_sleeve(self, desired: SleeveDesired) -> None:
         self.on_sleeve(desired)

@@ -116,6 +116,28 @@ def test_every_way_into_the_overlay_is_filtered(lab: Lab, containers: list[Attac
     assert "firewall off" not in host.weave("status").stdout
 
 
+def test_queries_do_not_fill_the_table_of_connections(lab: Lab, containers: list[Attached]) -> None:
+    host, (container, own) = lab.hosts[0], containers[0]
+    name = f"{container.name}.weave.local"
+
+    def tracked() -> int:
+        return int(host.run(["cat", "/proc/sys/net/netfilter/nf_conntrack_count"], check=True).stdout)
+
+    for command in ("table ip probe", "chain ip probe input { type filter hook input priority 0; }"):
+        host.run(["nft", "add", *command.split()], check=True)
+    host.run(["nft", "add", "rule", "ip", "probe", "input", "ct", "state", "new", "counter"], check=True)
+    wait_until(
+        lambda: dig(container, name) == [own] and "notrack" in host.run(["nft", "list", "ruleset"]).stdout,
+        3 * DEADLINE_S,
+        "queries not to be tracked",
+    )
+    before = tracked()
+    for _ in range(30):
+        assert dig(container, name) == [own]
+    assert tracked() < before + 15
+    host.run(["nft", "delete", "table", "ip", "probe"], check=True)
+
+
 def test_dockers_bridge_is_served_while_it_is_there(lab: Lab, containers: list[Attached]) -> None:
     """Nothing of Docker is needed but its bridge; who asks there need not be attached."""
     host, address = lab.hosts[0], "172.17.0.1"

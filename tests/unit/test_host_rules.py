@@ -67,6 +67,13 @@ def test_arp_for_the_dns_server_stays_on_this_host() -> None:
         assert json.dumps(found).count("169.254.53.53") == 2
 
 
+def test_queries_are_not_tracked_where_anything_is() -> None:
+    assert chains(rules.inet_table(["192.0.2.1"])) == ["input"]
+    commands = rules.inet_table(["192.0.2.1"], has_conntrack=True)
+    assert chains(commands) == ["input", "prerouting", "output"]
+    assert commands[-1]["add"]["rule"]["expr"][-1] == {"notrack": None}
+
+
 def forward(policy: str, family: str = "ip") -> dict[str, Any]:
     return {"chain": {"family": family, "table": "filter", "name": "FORWARD", "hook": "forward", "policy": policy}}
 

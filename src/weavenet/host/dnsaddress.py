@@ -7,8 +7,8 @@ bridge, and by the same rule the containers' queries pass a strict reverse-path 
 with source and destination exchanged). No NAT, no Docker, no ``expose`` needed.
 
 Invariant: while it is kept, what somebody removes is back within CHECK_S (the address) or CHECKS_PER_RULE times that
-(the rule, about which the kernel cannot be asked as cheaply). The server itself binds whether or not the address is
-there.
+(the rule, about which the kernel cannot be asked as cheaply); where connections are tracked, queries are not, within
+the same time. The server itself binds whether or not the address is there.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from weavenet.core.errors import WeaveError
 from weavenet.host.bridge import BRIDGE, Bridge
 from weavenet.host.kernel import Kernel
 
+if TYPE_CHECKING:
+    from weavenet.host.firewall import Firewall
+
 ADDRESS = "169.254.53.53"
 TABLE = 6784
 """Routing table and priority of the rule."""
 CHECK_S = 1.0
-CHECKS_PER_RULE = 30
+CHECKS_PER_RULE = 10
 DOCKER_BRIDGE = "docker0"
 
 log = logging.getLogger(__name__)
@@ -38,8 +42,13 @@ class DnsAddress:
     containers can ask: ours, and Docker's bridge while it has an address."""
 
     def __init__(
-        self, kernel: Kernel, bridge: Bridge, on_addresses: Callable[[tuple[tuple[str, str], ...]], None]
+        self,
+        kernel: Kernel,
+        bridge: Bridge,
+        firewall: Firewall,
+        on_addresses: Callable[[tuple[tuple[str, str], ...]], None],
     ) -> None:
+        self._firewall = firewall
         self.address = ADDRESS
         self._kernel, self._bridge, self._on_addresses = kernel, bridge, on_addresses
         self._task: asyncio.Task[None] | None = None
@@ -52,6 +61,7 @@ class DnsAddress:
         """Put it there and keep it there. Raises OSError or WeaveError."""
         await self._ensure()
         await self._look_at_docker()
+        await self._firewall.look_at_conntrack()
         self._tell()
         self._task = asyncio.create_task(self._keep())
 
@@ -92,6 +102,8 @@ class DnsAddress:
             await asyncio.sleep(CHECK_S)
             checks += 1
             is_thorough = checks % CHECKS_PER_RULE == 0
+            if is_thorough:
+                await self._firewall.look_at_conntrack()
             docker = self._kernel.links.get(DOCKER_BRIDGE)
             docker_link = None if docker is None else (docker.index, docker.is_up)
             if (docker_link != self._docker_link or is_thorough) and await self._look_at_docker():

@@ -40,6 +40,7 @@ class Firewall:
         self._applied: object = None
         self._check_forward = True
         self._has_egress = True
+        self._has_conntrack = False
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -80,12 +81,20 @@ class Firewall:
             self._check_forward = True
             await self._apply()
 
+    async def look_at_conntrack(self) -> None:
+        """Whether connections are tracked here changes with other people's rules; to be called now and then."""
+        count = sysctl.read(self._namespace, "netfilter/nf_conntrack_count") or "0"
+        if count != "0" and not self._has_conntrack:
+            self._has_conntrack = True
+            await self._apply()
+
     def warnings(self) -> tuple[str, ...]:
         return tuple(text for text in (self._trouble, self._forward_trouble) if text)
 
     async def _apply(self) -> None:
         async with self._lock:
-            wanted = (tuple(sorted(self._devices.items())), self._mac, self._hosts, self._blocked, self._exposed)
+            devices = tuple(sorted(self._devices.items()))
+            wanted = (devices, self._mac, self._hosts, self._blocked, self._exposed, self._has_conntrack)
             if wanted != self._applied:
                 await self._replace(wanted)
             if self._check_forward and (self._devices or self._exposed is not None):
@@ -110,7 +119,14 @@ class Firewall:
 
     async def _run_tables(self) -> None:
         def tables() -> list[Command]:
-            plain = rules.all_tables(self._devices, self._mac, self._hosts, self._blocked, egress=self._has_egress)
+            plain = rules.all_tables(
+                self._devices,
+                self._mac,
+                self._hosts,
+                self._blocked,
+                egress=self._has_egress,
+                has_conntrack=self._has_conntrack,
+            )
             return plain + (exposure_rules.nat_tables(self._exposed) if self._exposed is not None else [])
 
         try:

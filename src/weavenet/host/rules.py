@@ -24,6 +24,7 @@ from weavenet.host.dnsaddress import ADDRESS as DNS_ADDRESS
 from weavenet.host.nft import Command
 
 TABLE = "weave"
+DNS_PORT = 53
 FORWARD_COMMENT = "weave"
 """Tag of the only rules that we put into tables of others."""
 DROP: Command = {"drop": None}
@@ -143,8 +144,10 @@ def _local_address_rules(chain: str) -> list[Command]:
     ]
 
 
-def inet_table(hosts: Iterable[str]) -> list[Command]:
-    """``hosts``: underlay addresses from which VXLAN is welcome."""
+def inet_table(hosts: Iterable[str], *, has_conntrack: bool = False) -> list[Command]:
+    """``hosts``: underlay addresses from which VXLAN is welcome. ``has_conntrack``: connections are tracked on this
+    host; those to its DNS server then are not: each query comes from a new port, and the table of connections would
+    fill up with them, to the harm of everybody."""
     hosts4, hosts6 = _split(sorted(set(hosts)))
     port = match(field("udp", "dport"), VXLAN_PORT)
     return [
@@ -156,7 +159,14 @@ def inet_table(hosts: Iterable[str]) -> list[Command]:
         _rule("inet", "input", port, match(field("ip", "saddr"), "@peers4"), ACCEPT),
         _rule("inet", "input", port, match(field("ip6", "saddr"), "@peers6"), ACCEPT),
         _rule("inet", "input", port, DROP),
+        *(_untracked("prerouting", "daddr", "dport") + _untracked("output", "saddr", "sport") if has_conntrack else []),
     ]
+
+
+def _untracked(hook: str, address: str, port: str) -> list[Command]:
+    """Ahead of connection tracking (priority -200)."""
+    ours = [match(field("ip", address), DNS_ADDRESS), match(field("udp", port), DNS_PORT)]
+    return [_chain("inet", hook, hook, -300), _rule("inet", hook, *ours, {"notrack": None})]
 
 
 def all_tables(
@@ -166,10 +176,13 @@ def all_tables(
     blocked: Iterable[tuple[str, str]] | None,
     *,
     egress: bool = True,
+    has_conntrack: bool = False,
 ) -> list[Command]:
     """Everything of ours as one transaction. ``devices``: overlay devices by name. Where nothing is known yet (no
     devices, ``blocked`` None) the tables that an earlier daemon left stay as they are."""
-    plane = netdev_table(devices, mac, egress=egress) + inet_table(hosts) if devices else []
+    plane: list[Command] = []
+    if devices:
+        plane = netdev_table(devices, mac, egress=egress) + inet_table(hosts, has_conntrack=has_conntrack)
     return plane + (bridge_table(blocked) if blocked is not None else [])
 
 

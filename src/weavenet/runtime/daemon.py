@@ -242,7 +242,8 @@ class Daemon:
         self._life = life
         if self._name_server is not None:
             life.on_names = self._name_server.set_names
-            life.datapath.on_dns_addresses = self._name_server.set_addresses
+            if not self.settings.dns_listen:
+                life.datapath.on_dns_addresses = self._name_server.set_addresses
         life.start()
         if control is not None:
             self._warnings += await control.start()

@@ -212,7 +212,7 @@ class KernelDatapath:
                 self._undo.push_async_callback(self._plane.close)
             else:
                 await self._bridge.ensure()
-            await self._open_dns_address(kernel, self._bridge)
+            await self._open_dns_address(kernel, self._bridge, self._firewall)
         except PermissionError as error:
             await self._undo.aclose()
             raise WeaveError(
@@ -228,13 +228,13 @@ class KernelDatapath:
             raise
         self._task = asyncio.create_task(self._applier.run())
 
-    async def _open_dns_address(self, kernel: Kernel, bridge: Bridge) -> None:
+    async def _open_dns_address(self, kernel: Kernel, bridge: Bridge, firewall: Firewall) -> None:
         """Nothing when nobody serves there."""
         from weavenet.host.dnsaddress import DnsAddress
 
         if self.on_dns_addresses is None:
             return
-        self._dns_address = address = DnsAddress(kernel, bridge, self.on_dns_addresses)
+        self._dns_address = address = DnsAddress(kernel, bridge, firewall, self.on_dns_addresses)
         await address.open()
         self._undo.push_async_callback(address.close)
 

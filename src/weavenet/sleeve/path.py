@@ -12,6 +12,7 @@ loss each segment is sealed by itself for ``hold_s``, which doubles each time th
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 SIZES = (528, 1232, 1352, 1392, 1432, 1452, 1472, 4052, 8924, 8972)
 """UDP payloads to try. 528 and 1232: what underlays of 576 and 1280 take under IPv6; 1472: Ethernet under IPv4."""
@@ -43,8 +44,10 @@ class Probe:
 class Path:
     """``changed``: something that the daemon decides by changed; the owner clears it."""
 
-    def __init__(self, now: float, rng: random.Random) -> None:
+    def __init__(self, now: float, rng: random.Random, room_to: Callable[[bytes], int]) -> None:
+        """``room_to``: the largest UDP payload that the interface towards a raw address takes."""
         self._rng = rng
+        self._room_to = room_to
         self._outstanding: dict[int, Probe] = {}
         self._answered = True
         self._direct_answered = True
@@ -104,7 +107,8 @@ class Path:
                 wanted.append((name, self.size))
                 if now >= self._size_retry_at:
                     self._size_retry_at = now + SIZE_RETRY_S
-                    wanted += [(name, size) for size in SIZES if size > self.size]
+                    room = self._room_to(name) if name is not None else SIZES[-1]
+                    wanted += [(name, size) for size in SIZES if self.size < size <= room]
                 elif self._size_misses:
                     wanted += [(name, size) for size in SIZES if size < self.size]
         probes = []

@@ -9,7 +9,7 @@ from weavenet.core.overlay.sleeve import SleeveDesired, SleeveKey, SleevePeer
 from weavenet.core.types import PeerId
 from weavenet.sleeve.keys import OwnPairs, ReceivingKey, SendingKey
 from weavenet.sleeve.path import Path
-from weavenet.sleeve.udp import sockaddr
+from weavenet.sleeve.udp import room_to, sockaddr
 from weavenet.sleeve.wire import SHORT_ID_BYTES, Kind, prefix, short_id
 
 
@@ -39,7 +39,7 @@ class Partial:
         self.base = base
         self.last = last
         self.header = header
-        self.pieces: list[bytes] = []
+        self.pieces: list[bytes | memoryview] = []
         self.next = 0
         self.rest: dict[int, bytes] = {}
 
@@ -50,7 +50,7 @@ class Session:
     def __init__(self, peer: PeerId, now: float, rng: random.Random) -> None:
         self.peer = peer
         self.short = short_id(peer)
-        self.path = Path(now, rng)
+        self.path = Path(now, rng, room_to)
         self.wanted = SleevePeer(peer, (), (), None, False, False, False, ())
         self.name: bytes | None = None
         self.sending: SendingKey | None = None

@@ -32,6 +32,7 @@ WAIT_MS = 5
 _SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
+_IP_MTU, _IPV6_MTU = 14, 24
 _MSG_DONTWAIT = 0x40
 
 
@@ -82,6 +83,20 @@ def endpoint_of(raw: bytes) -> SleeveEndpoint:
         return SleeveEndpoint(socket.inet_ntop(socket.AF_INET, raw[4:8]), port)
     address = ipaddress.IPv6Address(raw[8:24])
     return SleeveEndpoint(str(address.ipv4_mapped or address), port)
+
+
+def room_to(name: bytes) -> int:
+    """The largest UDP payload that the interface towards ``name`` takes; 0 without a route. Sends nothing."""
+    endpoint = endpoint_of(name)
+    is_v4 = ":" not in endpoint.host
+    with socket.socket(socket.AF_INET if is_v4 else socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.connect((endpoint.host, endpoint.port))
+            if is_v4:
+                return sock.getsockopt(socket.IPPROTO_IP, _IP_MTU) - 28
+            return sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU) - 48
+        except OSError:
+            return 0
 
 
 class UdpSocket:

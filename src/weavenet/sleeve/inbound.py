@@ -362,7 +362,7 @@ class Inbound:
     def _deliver(self, session: Session, frame: memoryview) -> None:
         """Give a frame to the kernel, if its peer may send it."""
         length = len(frame)
-        if not session.is_open or (length > VNET_BYTES and frame[VNET_BYTES] & 1 and not session.takes_groups):
+        if not session.is_open:
             self.not_open += 1
             return
         if not valid_vnet(frame, length):

@@ -1,0 +1,248 @@
+"""What goes in at one end comes out at the other, or not at all: loss, order, replay, damage, strangers."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from sleeve_pair import HOSTS, A, B, C, End, damage, fuzz, name_of, plain_frame
+from unit.test_sleeve_units import segmented
+from unit.test_sleeve_units import unit as tcp_unit
+from weavenet.sleeve.tap import VNET_BYTES
+from weavenet.sleeve.wire import HEADER_BYTES, HOPS_AT, Kind
+
+HOME = name_of(HOSTS[A])
+
+
+def random_unit(rng: random.Random, to: End | None = None, size_max: int = 30_000) -> bytes:
+    segment = rng.choice([100, 536, 1304])
+    payload = rng.randbytes(rng.randint(segment + 1, min(size_max, 200 * segment)))
+    made = tcp_unit(
+        rng, version=rng.choice([4, 6]), segment=segment, payload=payload, options=4 * rng.randrange(11), flags=0x18
+    )
+    return made if to is None else made[:VNET_BYTES] + to.mac() + made[VNET_BYTES + 6 :]
+
+
+def pair(*, aes: bool = True) -> tuple[End, End]:
+    a, b = End(A), End(B, aes=aes)
+    a.know(b)
+    b.know(a)
+    a.sessions.by_peer[B].path.size = 1472
+    return a, b
+
+
+def lossy(a: End) -> None:
+    """From now on segments are sealed by themselves."""
+    path = a.sessions.by_peer[B].path
+    path.reported(a.now, 1, path._lost_seen + 1)
+
+
+@pytest.mark.parametrize("aes", [True, False])
+@pytest.mark.parametrize("is_lossy", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_frames_arrive_as_they_were(seed: int, is_lossy: bool, aes: bool) -> None:
+    rng = random.Random(seed)
+    a, b = pair(aes=aes)
+    a.now = 10.0
+    if is_lossy:
+        lossy(a)
+    for _ in range(10):
+        frames = [
+            random_unit(rng, b) if rng.random() < 0.5 else plain_frame(b, rng.randbytes(rng.randrange(1300)))
+            for _ in range(rng.randint(1, 20))
+        ]
+        expected = [one for frame in frames for one in (segmented(frame) if frame[0] else [frame[VNET_BYTES:]])]
+        arrived = b.open(a.seal(*frames), HOME)
+        found = [one for frame in arrived for one in (segmented(frame) if frame[0] else [frame[VNET_BYTES:]])]
+        assert found == expected
+    assert not sum(b.counters().values())
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_loss_costs_what_was_lost(seed: int) -> None:
+    """Sealed by segment: exactly the segments whose datagrams arrived are delivered, each once."""
+    rng = random.Random(seed)
+    a, b = pair()
+    a.now = 10.0
+    lossy(a)
+    for _ in range(5):
+        unit = random_unit(rng, b)
+        datagrams = a.seal(unit)
+        segments = segmented(unit)
+        if len(datagrams) == 1:
+            continue  # it fits into one datagram
+        assert len(datagrams) == len(segments)
+        kept = [number for number in range(len(datagrams)) if rng.random() > 0.2]
+        if rng.random() < 0.5:
+            rng.shuffle(kept)
+        arrived = b.open([datagrams[number] for number in kept], HOME)
+        found = [one for frame in arrived for one in segmented(frame)]
+        assert sorted(found) == sorted(segments[number] for number in kept)
+        if kept == sorted(kept):
+            assert found == [segments[number] for number in kept]
+
+
+def test_batches_do_not_respect_the_borders_of_units() -> None:
+    rng = random.Random(1)
+    a, b = pair()
+    units = [random_unit(rng, b, 6000) for _ in range(8)]
+    datagrams = a.seal(*units)
+    rng.shuffle(datagrams)  # at most four frames may be incomplete at once
+    small = []
+    for unit in units:
+        small += a.seal(unit)
+    found = []
+    for at in range(0, len(small), 3):
+        found += b.open(small[at : at + 3], HOME)
+    assert found == units
+    b.open(datagrams, HOME)
+    assert len(b.sessions.by_peer[A].partials) <= 4
+
+
+def test_nothing_is_delivered_twice() -> None:
+    rng = random.Random(2)
+    a, b = pair()
+    everything: list[bytes] = []
+    for number in range(60):
+        a.now += 1.0
+        if number == 30:
+            lossy(a)
+        datagrams = a.seal(random_unit(rng, b), plain_frame(b, b"x" * number))
+        assert b.open(datagrams, HOME)
+        everything += datagrams
+    rng.shuffle(everything)
+    assert b.open(everything, name_of("203.0.113.9")) == []
+    assert b.inbound.replayed > 0 and b.sessions.by_peer[A].path.learned == HOME
+
+
+def test_no_nonce_repeats() -> None:
+    """Also over forgetting and learning the peer again: (key, counters used) never meet twice."""
+    rng = random.Random(3)
+    a, b = pair()
+    used: set[tuple[bytes, int]] = set()
+    for number in range(100):
+        if number % 10 == 9:
+            a.know()
+            a.know(b)
+        if number % 7 == 0:
+            lossy(a)
+        if number % 33 == 32:
+            a.pairs.tick(4000.0 * number)
+            a.sessions.rekeyed()
+        a.now += 3.0 * rng.random()
+        for datagram in a.seal(random_unit(rng, b, 5000), plain_frame(b, b"small"), plain_frame(b, bytes(1000))):
+            counter = int.from_bytes(datagram[15:21], "big")
+            if datagram[0] & 15 == Kind.WHOLE and datagram[21]:
+                continue  # sealed with the first
+            nonce = counter + datagram[21]
+            key = a.pairs.by_number(datagram[1])
+            assert key is not None
+            identity = (key.key.public, nonce)
+            assert identity not in used
+            used.add(identity)
+
+
+def test_a_restarted_sender_shares_no_key_with_its_past() -> None:
+    a, b = pair()
+    old = a.seal(plain_frame(b, b"before"))
+    again = End(A)
+    again.know(b)
+    b.know(again)
+    assert b.open(old, HOME) == []
+    assert b.open(again.seal(plain_frame(b, b"after")), HOME) == [plain_frame(b, b"after")]
+
+
+def test_keys_change_without_losing_a_frame() -> None:
+    a, b = pair()
+    frame = plain_frame(b, b"payload")
+    assert b.open(a.seal(frame), HOME) == [frame]
+    a.pairs.tick(3601.0)  # a new pair that b does not know yet
+    a.sessions.rekeyed()
+    assert len(a.pairs.public()) == 2
+    assert b.open(a.seal(frame), HOME) == [frame], "the peer has shown only the old one"
+    b.know(a)
+    assert a.open(b.seal(plain_frame(a, b"answer")), name_of(HOSTS[B])), "sealed for the new key"
+    assert a.seal(frame)[0][1] == a.pairs.newest.key.number
+    assert b.open(a.seal(frame), HOME) == [frame]
+    a.pairs.tick(3601.0 + 301.0)
+    a.sessions.rekeyed()
+    assert len(a.pairs.public()) == 1
+    assert b.open(a.seal(frame), HOME) == [frame]
+
+
+def test_closed_peers_get_and_give_nothing() -> None:
+    a, b = pair()
+    datagrams = a.seal(plain_frame(b, b"x"))
+    b.know(a, is_open=False)
+    assert b.open(datagrams, HOME) == []
+    assert b.inbound.not_open == 1
+    assert b.seal(plain_frame(a, b"x")) == []
+
+
+def test_group_frames_go_once_to_each() -> None:
+    a, b, c = End(A), End(B), End(C)
+    a.know(b, c)
+    b.know(a)
+    c.know(a)
+    frame = bytes(VNET_BYTES) + b"\xff" * 6 + b"\x02source" + b"\x88\xb6hello"
+    a.far.send(frame)
+    a.outbound.drain()
+    by_name = dict(a.udp.sent)
+    assert len(a.udp.sent) == 2
+    assert b.open(by_name[name_of(HOSTS[B])], HOME) == [frame]
+    assert c.open(by_name[name_of(HOSTS[C])], HOME) == [frame]
+
+
+def test_a_relay_forwards_unopened_and_counts_hops() -> None:
+    rng = random.Random(4)
+    a, relay, c = End(A), End(B), End(C)
+    a.know(c)
+    relay.know(a, c)
+    c.know(a)
+    for peer in (A, C):
+        relay.sessions.by_peer[peer].path.learned = name_of(HOSTS[peer])
+    relay.sessions.route()
+    unit = random_unit(rng, c)
+    datagrams = a.seal(unit)
+    relay.open(datagrams, HOME)
+    forwarded = relay.udp.take()
+    assert [data[:HOPS_AT] + data[HEADER_BYTES:] for data in forwarded] == [
+        data[:HOPS_AT] + data[HEADER_BYTES:] for data in datagrams
+    ]
+    assert all(new[HOPS_AT] == old[HOPS_AT] - 1 for new, old in zip(forwarded, datagrams, strict=True))
+    assert c.open(forwarded, name_of(HOSTS[B])) == [unit]
+    assert c.sessions.by_peer[A].path.learned is None, "a relay's address is not the peer's"
+    relay.open(datagrams, name_of("203.0.113.9"))
+    assert relay.udp.take() == [], "only peers are relayed for"
+    for _ in range(20):
+        relay.open(forwarded, HOME)
+        forwarded = relay.udp.take() or forwarded
+    assert forwarded[0][HOPS_AT] == 0
+    relay.open(forwarded, HOME)
+    assert relay.udp.take() == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damaged_datagrams(seed: int) -> None:
+    counted = fuzz(2000, seed, lambda rng: random_unit(rng, None, 3000))
+    assert counted["forged"] and counted["replayed"] and counted["malformed"] and counted["unknown"]
+
+
+def test_damage_beside_genuine_datagrams_costs_only_the_damaged() -> None:
+    rng = random.Random(5)
+    a, b = pair()
+    a.now = 10.0
+    lossy(a)
+    for _ in range(50):
+        unit = random_unit(rng, b, 9000)
+        datagrams = a.seal(unit)
+        segments = segmented(unit)
+        if len(datagrams) == 1:
+            continue
+        spoiled = rng.randrange(len(datagrams))
+        mixed = [damage(rng, data, datagrams) if number == spoiled else data for number, data in enumerate(datagrams)]
+        if any(mixed[spoiled][:23] + mixed[spoiled][24:] == data[:23] + data[24:] for data in datagrams):
+            continue
+        found = [one for frame in b.open(mixed, HOME) for one in segmented(frame)]
+        assert found == [one for number, one in enumerate(segments) if number != spoiled]

@@ -1,0 +1,116 @@
+"""Heartbeats of sleeve: works, does not, sizes, relays, and when units may be risked."""
+
+from __future__ import annotations
+
+import random
+
+from weavenet.sleeve.path import BUSY_S, HOLD_FIRST_S, SIZE_FIRST, Path
+
+DIRECT = b"direct address"
+
+
+class World:
+    """Answers probes that get through: ``size_max`` of the direct way, ``is_cut`` for all of it."""
+
+    def __init__(self, *, size_max: int = 1472, room: int = 1472, relay: bool = False) -> None:
+        self.now = 100.0
+        self.size_max = size_max
+        self.is_cut = False
+        self.path = Path(self.now, random.Random(1), lambda name: room)
+        self.path.candidates = (DIRECT,)
+        self.path.has_relay = relay
+        self.path.carries = True
+        self.is_relay_working = relay
+        self.probes = 0
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.now < end:
+            self.now += 0.1
+            for nonce, name, size in self.path.due(self.now):
+                self.probes += 1
+                if name is None and self.is_relay_working:
+                    self.path.answered(self.now + 0.01, nonce, direct=False)
+                elif name is not None and not self.is_cut and size <= self.size_max:
+                    self.path.learned = DIRECT
+                    self.path.answered(self.now + 0.01, nonce, direct=True)
+
+
+def test_an_answered_path_works_and_finds_its_size() -> None:
+    world = World()
+    world.run(1.0)
+    assert world.path.works and world.path.is_direct and world.path.size == 1472
+    assert world.path.rtt_s is not None and abs(world.path.rtt_s - 0.01) < 0.001
+
+
+def test_three_misses_end_it_and_one_answer_brings_it_back() -> None:
+    world = World()
+    world.run(1.0)
+    world.path.traffic(world.now)
+    world.is_cut = True
+    world.run(5 * BUSY_S)
+    assert not world.path.works and not world.path.is_direct
+    world.is_cut = False
+    world.run(1.0)
+    assert world.path.works and world.path.is_direct
+
+
+def test_a_path_that_takes_less_is_noticed() -> None:
+    for limit in (528, 1232, 1400):
+        world = World(size_max=limit)
+        world.run(30.0)
+        assert world.path.works
+        assert world.path.size == max(size for size in (528, 1232, 1352, 1392) if size <= limit)
+
+
+def test_a_path_that_shrinks_is_followed() -> None:
+    world = World()
+    world.run(1.0)
+    world.size_max = 1300
+    for _ in range(40):
+        world.path.traffic(world.now)
+        world.run(1.0)
+    assert world.path.works and world.path.size == SIZE_FIRST
+
+
+def test_nothing_larger_than_the_interface_takes_is_tried() -> None:
+    world = World(room=1452, size_max=9000)
+    world.run(70.0)
+    assert world.path.size == 1452
+
+
+def test_the_relay_keeps_a_cut_path_working() -> None:
+    world = World(relay=True)
+    world.is_cut = True
+    world.run(3.0)
+    assert world.path.works and not world.path.is_direct
+    world.is_cut = False
+    world.run(70.0)
+    assert world.path.is_direct
+
+
+def test_an_idle_path_is_asked_seldom() -> None:
+    world = World()
+    world.path.carries = False
+    world.run(5.0)
+    before = world.probes
+    world.run(240.0)
+    assert world.path.works and world.probes - before <= 20
+
+
+def test_a_loss_ends_units_for_longer_each_time() -> None:
+    path = Path(0.0, random.Random(1), lambda name: 1472)
+    assert path.units_allowed(0.0)
+    now, lost, holds = 10.0, 0, []
+    for _ in range(4):
+        lost += 1
+        path.reported(now, 1000, lost)
+        assert not path.units_allowed(now)
+        start = now
+        while not path.units_allowed(now):
+            now += 0.1
+        holds.append(round(now - start))
+        now += 0.5
+    assert holds == [HOLD_FIRST_S, 4, 8, 16]
+    path.reported(now + 1000.0, 1000, lost)
+    assert path.units_allowed(now + 1000.0), "the same count again is no loss"

@@ -28,6 +28,8 @@ from weavenet.sleeve.path import Path
 
 HOPS = 8
 STATUS_S = 1.0
+DATAGRAM_BYTES = 1472
+"""What interfaces take here."""
 _TICK_MIN_S = 0.02
 
 
@@ -116,7 +118,7 @@ class Worker:
         for peer, want in wanted.items():
             session = self._sessions.get(peer)
             if session is None:
-                session = self._sessions[peer] = _Session(Path(now, self._rng), want)
+                session = self._sessions[peer] = _Session(Path(now, self._rng, lambda name: DATAGRAM_BYTES), want)
             old, session.wanted, path = session.wanted, want, session.path
             path.candidates = tuple(endpoint.host.encode() for endpoint in want.endpoints)
             path.carries, path.has_relay = want.carries, want.relay is not None

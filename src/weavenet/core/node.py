@@ -248,6 +248,7 @@ class Node:
         self.mesh.check()
         self.ipam.check()
         self.membership.check()
+        self.names.check()
         if self.cluster.is_singleton and self.ipam.used:
             raise InvariantBroken("a used cluster of one must not count as a singleton")
 

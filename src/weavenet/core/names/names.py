@@ -15,7 +15,7 @@ import msgspec
 
 from weavenet.core.commands import AddName, Addresses, Done, RemoveName, Result
 from weavenet.core.effects import Outbox, SetNames
-from weavenet.core.errors import Code, Failure
+from weavenet.core.errors import Code, Failure, InvariantBroken
 from weavenet.core.limits import NAME_ENTRIES_MAX
 from weavenet.core.messages.gossip import KIND_NAME, EntryRecord
 from weavenet.core.names.directory import Directory
@@ -62,6 +62,7 @@ class Names:
         self.directory = Directory()
         self._entries: dict[str, frozenset[Entry]] = {}
         """Ours, by owner, as published."""
+        self._count = 0
         self._read: dict[PeerId, dict[bytes, Entry | None]] = {}
         self._stale_owners = set(self._registrations.owners())
         self._stale_origins: set[PeerId] = set()
@@ -144,18 +145,20 @@ class Names:
         stale, self._stale_owners = sorted(self._stale_owners), set()
         for owner in stale:
             before, entries = self._entries.pop(owner, frozenset()), self._registrations.entries(owner)
-            room = NAME_ENTRIES_MAX - sum(map(len, self._entries.values()))
-            if len(entries) > room:
-                entries = frozenset(sorted(entries)[:room])
+            self._count -= len(before)
+            if len(entries) > NAME_ENTRIES_MAX - self._count:
+                entries = frozenset(sorted(entries)[: NAME_ENTRIES_MAX - self._count])
                 self._complain()
-            for entry in sorted(before - entries):
+            gone, new = sorted(before - entries), sorted(entries - before)
+            for entry in gone:
                 self._published.withdraw(now, KIND_NAME, _key(entry))
-            for entry in sorted(entries - before):
+            for entry in new:
                 body = _encoder.encode(EntryRecord(entry.name, entry.address, entry.owner))
                 self._published.publish(now, KIND_NAME, _key(entry), body)
+            self.directory.change(self._own, gone, new)
+            self._count += len(entries)
             if entries:
                 self._entries[owner] = entries
-        self.directory.set(self._own, frozenset().union(*self._entries.values()))
 
     def _complain(self) -> None:
         if not self._is_full:
@@ -183,6 +186,17 @@ class Names:
             else:
                 self._read.pop(origin, None)
             self.directory.set(origin, frozenset(entry for entry in read.values() if entry is not None))
+
+    def check(self) -> None:
+        """Raises InvariantBroken."""
+        own = frozenset().union(*self._entries.values())
+        if self.directory.of(self._own) != own or not len(own) == self._count <= NAME_ENTRIES_MAX:
+            raise InvariantBroken("own names differ from what is answered, or are too many")
+        if not self._stale_owners and not self._is_full:
+            wanted = (self._registrations.entries(owner) for owner in self._registrations.owners())
+            if frozenset().union(*wanted) != own:
+                raise InvariantBroken("published names are not those registered")
+        self.directory.check()
 
     def _decode(self, body: bytes) -> Entry | None:
         """None for what cannot be an entry in our domain."""

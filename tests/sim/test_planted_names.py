@@ -63,5 +63,7 @@ def test_a_withdrawal_that_is_not_told_is_noticed(monkeypatch: pytest.MonkeyPatc
 
 def test_names_of_the_unreachable_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that lost its disk is another peer afterwards; what it was before is never reachable again."""
-    monkeypatch.setattr(Names, "_follow_reachable", lambda self: setattr(self, "_reachable", frozenset(self._read)))
+    monkeypatch.setattr(
+        Names, "_follow_reachable", lambda self, now: setattr(self, "_reachable", frozenset(self._read))
+    )
     hunt(["liveness"], play(FaultKind.LOST_DISK))

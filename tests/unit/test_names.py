@@ -11,7 +11,7 @@ import pytest
 from weavenet.core.commands import AddName, Addresses, Attachment, Done, RemoveName
 from weavenet.core.effects import NameRecord, Outbox, Persist, SetNames
 from weavenet.core.errors import Failure
-from weavenet.core.limits import NAME_ADDRESSES_MAX
+from weavenet.core.limits import NAME_ABSENCE_S, NAME_ADDRESSES_MAX
 from weavenet.core.messages.gossip import KIND_NAME, EntryRecord
 from weavenet.core.names import EXTERNAL, Names, absolute_name
 from weavenet.core.overlay.endpoints import Endpoints
@@ -57,8 +57,8 @@ class Host:
     def _rows(self, table: str) -> list[tuple[bytes, bytes]]:
         return [(key, value) for (name, key), value in sorted(self.disk.items()) if name == table]
 
-    def settle(self) -> None:
-        self.names.advance(0.0)
+    def settle(self, now: float = 0.0) -> None:
+        self.names.advance(now)
         for effect in self.outbox.drain():
             match effect:
                 case Persist():
@@ -200,6 +200,20 @@ def test_an_owner_that_is_gone_after_a_crash_leaves_no_name() -> None:
     assert not again.disk
 
 
+def test_a_daemon_that_is_back_at_once_was_never_missed() -> None:
+    host = Host()
+    host.hear(("other.weave.local.", "10.0.0.3"))
+    before = len(host.told)
+    for now, up in ((1.0, {ME}), (2.0, {ME, OTHER}), (9.0, {ME, OTHER})):
+        host.mesh.up = frozenset(up)
+        host.settle(now)
+    assert len(host.told) == before
+    host.mesh.up = frozenset({ME})
+    host.settle(10.0)
+    host.hear()  # it was removed, or tells others so
+    assert host.answers == {}
+
+
 def test_what_others_publish_counts_while_they_are_reachable() -> None:
     host = Host()
     host.add("web", EXTERNAL, "10.0.0.1")
@@ -207,7 +221,11 @@ def test_what_others_publish_counts_while_they_are_reachable() -> None:
     assert host.answers["Web.weave.local."] == ("10.0.0.1", "10.0.0.2")
     assert host.names.lookup("WEB") == Addresses(("10.0.0.1", "10.0.0.2"))
     host.mesh.up = frozenset({ME})
-    host.settle()
+    host.settle(10.0)
+    assert host.names.deadline() == 10.0 + NAME_ABSENCE_S
+    assert host.names.lookup("other") == Addresses(("10.0.0.3",))
+    host.settle(10.0 + NAME_ABSENCE_S)
+    assert host.names.deadline() is None
     assert host.names.lookup("WEB") == Addresses(("10.0.0.1",))
     assert host.told[-1].names == (
         NameRecord("other.weave.local.", ()),

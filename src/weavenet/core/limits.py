@@ -142,6 +142,9 @@ NAME_ADDRESSES_MAX = 1024
 """Addresses answered for one name; of more, the lowest count. As AAAA they still fit into one message over TCP."""
 NAME_ENTRIES_MAX = 8192
 """Entries that one peer publishes; those beyond are not, and the log says so. Half of RECORDS_PER_ORIGIN_MAX."""
+NAME_ABSENCE_S = 2.0
+"""Names of a host that cannot be reached are answered for this long: a daemon that is started anew is back within a
+second, and its containers were never gone."""
 HOSTS_FILE_BYTES_MAX = 1024 * 1024
 """Of a container's /etc/hosts that we are asked to rewrite; a larger one is refused."""
 NAME_REGISTRATIONS_MAX = 8192

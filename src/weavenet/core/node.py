@@ -355,7 +355,7 @@ class Node:
 
     def _earliest(self) -> float | None:
         parts = (self.mesh, self.ipam, self.handover, self.paths, self.endpoints, self.membership, self.founding)
-        return earliest([part.deadline() for part in parts])
+        return earliest([*(part.deadline() for part in parts), self.names.deadline()])
 
     def _exchange_news(self, now: float) -> bool:
         self.membership.follow_log(now)

@@ -2,7 +2,8 @@
 
 Each entry travels as one record of its origin (``EntryRecord``), so the mark of the origin is its version and a
 withdrawn record is gone everywhere: no clock, no tombstones. Records of others that make no sense are passed on and not
-used. A peer that cannot be reached keeps its records, and its entries leave the answers until it can be.
+used. A peer that cannot be reached keeps its records; its entries leave the answers after a moment in which a restarted
+daemon would be back, and return with it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import msgspec
 from weavenet.core.commands import AddName, Addresses, Done, RemoveName, Result
 from weavenet.core.effects import Outbox, SetNames
 from weavenet.core.errors import Code, Failure, InvariantBroken
-from weavenet.core.limits import NAME_ENTRIES_MAX
+from weavenet.core.limits import NAME_ABSENCE_S, NAME_ENTRIES_MAX
 from weavenet.core.messages.gossip import KIND_NAME, EntryRecord
 from weavenet.core.names.directory import Directory
 from weavenet.core.names.registrations import EXTERNAL, Entry, Owners, Registrations, packed
@@ -67,6 +68,8 @@ class Names:
         self._stale_owners = set(self._registrations.owners())
         self._stale_origins: set[PeerId] = set()
         self._reachable: frozenset[PeerId] = frozenset()
+        self._missed: dict[PeerId, float] = {}
+        """Not reachable any more, answered for until then."""
         self._is_told = False
         self._is_full = False
 
@@ -128,7 +131,7 @@ class Names:
     def advance(self, now: float) -> None:
         """Publish what changed here, and emit what is to be answered from now on."""
         self._follow_owners(now)
-        self._follow_reachable()
+        self._follow_reachable(now)
         self._follow_origins()
         changes = self.directory.take_changes()
         if changes or not self._is_told:
@@ -165,16 +168,26 @@ class Names:
             self._is_full = True
             self._outbox.note("error", "names", f"more than {NAME_ENTRIES_MAX} entries: the rest is not told")
 
-    def _follow_reachable(self) -> None:
+    def deadline(self) -> float | None:
+        return min(self._missed.values(), default=None)
+
+    def _follow_reachable(self, now: float) -> None:
         reachable = self._published.reachable()
         if reachable is not self._reachable and reachable != self._reachable:
-            self._stale_origins |= reachable ^ self._reachable
+            for origin in self._reachable - reachable:
+                self._missed[origin] = now + NAME_ABSENCE_S
+            for origin in reachable - self._reachable:
+                self._missed.pop(origin, None)
+                self._stale_origins.add(origin)
             self._reachable = reachable
+        for origin in [origin for origin, until in self._missed.items() if now >= until]:
+            del self._missed[origin]
+            self._stale_origins.add(origin)
 
     def _follow_origins(self) -> None:
         stale, self._stale_origins = self._stale_origins, set()
         for origin in sorted(stale - {self._own}):
-            if origin not in self._reachable:
+            if origin not in self._reachable and origin not in self._missed:
                 self._read.pop(origin, None)
                 self.directory.set(origin, frozenset())
                 continue

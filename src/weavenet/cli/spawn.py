@@ -65,6 +65,19 @@ def run_in_foreground(settings: Settings) -> NoReturn:
     os.execve(command[0], command, _environment())
 
 
+def run_erasing(settings: Settings, *, force: bool) -> bytes:
+    """Reset this host without a daemon; the one line of JSON that it says. Raises Ended."""
+    file = _settings_file(settings)
+    command = [sys.executable, "-P", "-s", "-m", "weavenet.runtime.erasing", *(["--force"] if force else [])]
+    try:
+        done = subprocess.run(command, stdin=file, capture_output=True, env=_environment(), check=False)
+    finally:
+        os.close(file)
+    if done.returncode != 0:
+        raise Ended(ERROR, f"reset failed: {done.stderr.decode('utf-8', 'replace')[-LOG_TAIL_BYTES:].strip()}")
+    return done.stdout
+
+
 def start_in_background(settings: Settings) -> Word:
     """Start the daemon in a session of its own; returns when it is ready. Raises Ended when it refuses, dies, or is not
     ready in time (it then goes on starting)."""

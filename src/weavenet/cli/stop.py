@@ -24,22 +24,24 @@ def stop() -> None:
     """
     try:
         pid = ask("GET", "/v1/ping").json().get("pid")
-        process = _watch(pid) if isinstance(pid, int) else None
+        process = watch(pid) if isinstance(pid, int) else None
         ask("POST", "/v1/stop", {})
     except NotRunning:
         note("weave is not running")
         return
     if process is not None:
-        _wait_for_end(process, pid)
+        wait_for_end(process, pid)
 
 
-def _watch(pid: int) -> int | None:
+def watch(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends; None when it has."""
     with contextlib.suppress(OSError):
         return os.pidfd_open(pid)
     return None
 
 
-def _wait_for_end(process: int, pid: object) -> None:
+def wait_for_end(process: int, pid: object) -> None:
+    """Closes the descriptor. Raises Ended when it takes too long."""
     poller = select.poll()
     poller.register(process, select.POLLIN)
     try:

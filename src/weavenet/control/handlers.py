@@ -56,6 +56,7 @@ _STATUS = {
     Code.INTERNAL: 500,
     Code.BUSY: 503,
     Code.FENCED: 503,
+    Code.DEPARTED: 503,
     Code.CANCELLED: 503,
     Code.TIMEOUT: 504,
 }
@@ -124,6 +125,12 @@ class RemovePeersBody(Body, frozen=True):
     all_unreachable: bool = False
     older_than_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     wait: bool = True
+
+
+class ResetBody(Body, frozen=True):
+    """As :class:`Reset`."""
+
+    force: bool = False
 
 
 class AddressesAnswer(msgspec.Struct, frozen=True):
@@ -322,6 +329,7 @@ CONTROL_ROUTES: dict[tuple[str, str], _Route | CommandRoute] = {
         lambda body: RemovePeers(body.names, body.force, body.all_unreachable, body.older_than_s, body.wait),
         _done,
     ),
+    ("POST", "/v1/reset"): _post(ResetBody, lambda daemon, body: daemon.reset(body.force), _done),
     ("POST", "/v1/stop"): _stop,
 }
 

@@ -184,6 +184,8 @@ def _ipam(ipam: IpamReport) -> Document:
         "Held": list(ipam.held),
         "HeldIPs": ipam.held_addresses,
         "WaitingFor": list(ipam.waiting_for),
+        "Leaving": ipam.leaving,
+        "LeavingNeeds": list(ipam.leaving_needs),
         "Removed": [_removed(removed) for removed in ipam.removed],
     }
 

@@ -108,5 +108,9 @@ class Daemon(Protocol):
     async def ps(self, containers: tuple[str, ...]) -> Attachments | Failure:
         """Attachments of the given containers (as named to ``attach``), or all when empty."""
 
+    async def reset(self, force: bool) -> Done | Failure:
+        """Leave the cluster and remove everything from this host; answered when that is done, the daemon ends then.
+        Cancelling gives it up where that is still possible."""
+
     def request_stop(self) -> None:
         """Begin a clean stop; returns at once."""

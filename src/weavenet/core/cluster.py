@@ -134,6 +134,12 @@ class Cluster:
                 f"expected cluster {self._rejoin.cluster.hex()[:12]}, which this peer was removed from and joins "
                 f"again, found cluster {hello.cluster.hex()[:12]}; next: connect it to a peer of its own cluster",
             )
+        if peer in self._log.departed:
+            return Refusal(
+                RefusalCode.REMOVED,
+                f"expected a peer of the cluster, found {hello.peer.hex()}, which left it by `weave reset`; next: "
+                "nothing, it comes back under a new identity by itself",
+            )
         if peer in self._log.removed and self._log.chain.epoch >= (hello.epoch, hello.epoch_id):
             # Of two peers that removed each other the one with the greater epoch stays, and says so itself.
             return Refusal(

@@ -150,6 +150,22 @@ class RemovePeers(msgspec.Struct, frozen=True):
     wait: bool = True
 
 
+class Reset(msgspec.Struct, frozen=True):
+    """Leave for good: first find who takes the addresses and, if this peer may vote, have a decree without it; then,
+    and from there on without a way back, take containers off the network, give all space away and have that confirmed.
+    Cancelled before that, everything is as it was; after it, it goes on by itself. ``force``: leave at once and
+    confirm nothing.
+
+    Result: ``Done`` when nothing here is needed any more; ``Depart`` follows. ``IpamReport.leaving`` says what is
+    missing."""
+
+    force: bool = False
+
+
+class Vacated(msgspec.Struct, frozen=True):
+    """``Vacate`` was carried out. Result: ``Done``."""
+
+
 class GetReport(msgspec.Struct, frozen=True):
     """Result: ``NodeReport``."""
 
@@ -173,6 +189,8 @@ Command = (
     | AddName
     | RemoveName
     | LookupName
+    | Reset
+    | Vacated
 )
 
 

@@ -1,9 +1,9 @@
 """What a core wants done, in order.
 
-**The one rule**: a ``Send``, ``Reply``, ``SetPlane``, ``SetSleeve``, ``SetBlocked``, ``SetNames`` or ``Fence`` leaves
-only when every ``Persist`` emitted before it, by this or any earlier event of the node, is durable. Persists may share
-one commit. Only a ``Send`` or ``Probe`` marked ``stateless`` passes ahead. A persist that fails ends the node: the
-driver stops executing effects and restarts it from what is on disk.
+**The one rule**: a ``Send``, ``Reply``, ``SetPlane``, ``SetSleeve``, ``SetBlocked``, ``SetNames``, ``Fence``,
+``Vacate`` or ``Depart`` leaves only when every ``Persist`` emitted before it, by this or any earlier event of the node,
+is durable. Persists may share one commit. Only a ``Send`` or ``Probe`` marked ``stateless`` passes ahead. A persist
+that fails ends the node: the driver stops executing effects and restarts it from what is on disk.
 """
 
 from __future__ import annotations
@@ -156,6 +156,18 @@ class Fence(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Vacate(msgspec.Struct, frozen=True):
+    """Take every container and this host itself off the network, whoever is being attached included, then send the
+    command ``Vacated``. Doing it twice is harmless."""
+
+
+class Depart(msgspec.Struct, frozen=True):
+    """This peer has left: end this life, give the disk to :func:`weavenet.core.leaving.departed_disk`, remove whatever
+    was made on this host, and end. Nothing comes after it. ``reason``: a sentence for people."""
+
+    reason: str
+
+
 class Unicast(msgspec.Struct, frozen=True):
     """Internal: the node lowers it to a ``Send`` of a ``Routed`` on the next hop, or drops it when there is none."""
 
@@ -178,6 +190,8 @@ Effect = (
     | Probe
     | Note
     | Fence
+    | Vacate
+    | Depart
 )
 """What a driver executes."""
 

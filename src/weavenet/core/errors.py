@@ -23,6 +23,7 @@ class Code(StrEnum):
     HOST = "host"
     TIMEOUT = "timeout"
     FENCED = "fenced"
+    DEPARTED = "departed"
     INTERNAL = "internal"
 
 

@@ -202,3 +202,23 @@ CONFIRM_PATIENCE_S = 10.0
 """A data path whose peer has not confirmed a removal for this long is closed, when a new path waits for it."""
 REMOVALS_MAX = 256
 """Proposals of removal at one peer; a further one fails as busy."""
+
+# --- leaving ---
+CUSTODIANS_MAX = 8
+CUSTODIANS_MIN = 2
+"""What a leaver knew survives the death of one of them; fewer only where fewer peers are known."""
+CUSTODY_ROWS_MAX = 256
+"""Departed peers handed on from one custodian to the next, latest first, in one message. Others learnt of the
+older ones long ago."""
+DEPARTED_MAX = 8192
+"""Departed peers remembered; beyond it the oldest of those that nothing hangs on is forgotten."""
+HEIRS_MAX = 3
+"""A leaver divides its space among at most so many: each has to be heard from before it may go."""
+LEAVE_RETRY_S = 0.5
+LEAVE_ANSWER_VALID_S = 3.0
+"""An answer "I stay" counts this long: six questions may be lost."""
+LEFT_PRESUMED_S = 10.0
+"""A leaver that all custodians know everything of, and that is unreachable this long, has left."""
+LEFT_FLUSH_S = 0.3
+"""Between the last words of a leaver and its end: they are on their way by then."""
+VACATE_RETRY_S = 5.0

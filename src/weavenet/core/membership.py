@@ -23,10 +23,12 @@ from weavenet.core.deadlines import earliest
 from weavenet.core.effects import Fence, Outbox, Reply
 from weavenet.core.election import DecreeAcceptor, DecreeElection, Reconfiguration
 from weavenet.core.errors import Code, Failure, InvariantBroken
+from weavenet.core.leaving import Departed, Leaving
 from weavenet.core.limits import ELECTORS_MAX, PENDING_REQUESTS_MAX
 from weavenet.core.mesh.mesh import Mesh
 from weavenet.core.messages import Body
-from weavenet.core.messages.gossip import RingDelta
+from weavenet.core.messages.gossip import KIND_LEFT, RingDelta
+from weavenet.core.messages.leaving import LeavingBody
 from weavenet.core.messages.unicast import (
     AppliedAnswer,
     AppliedQuery,
@@ -37,6 +39,7 @@ from weavenet.core.messages.unicast import (
     DecreePromise,
     HoldAnswer,
     HoldQuery,
+    MembershipBody,
     Proposal,
     RingPage,
     RingPull,
@@ -49,28 +52,11 @@ from weavenet.core.overlay.gate import Gate
 from weavenet.core.overlay.handover import Handover
 from weavenet.core.overlay.openplanes import OpenPlanes
 from weavenet.core.removal import Attests, Collect, Known, Removals
+from weavenet.core.removal.directory import Directory
 from weavenet.core.removal.naming import Known as Named
 from weavenet.core.ring import Ipam, Log, seed_owner
-from weavenet.core.types import Electors, LogEntry, PeerId, Remove
-from weavenet.core.words import duration
-
-MembershipBody = (
-    DecreePrepare
-    | DecreePromise
-    | DecreeAccept
-    | DecreeAccepted
-    | DecreeNack
-    | SeenQuery
-    | SeenAnswer
-    | AppliedQuery
-    | AppliedAnswer
-    | RingPull
-    | RingPage
-    | StampPage
-    | StampAnswer
-    | HoldQuery
-    | HoldAnswer
-)
+from weavenet.core.types import Electors, LogEntry, PeerId
+from weavenet.core.words import absence, decree_words
 
 
 class Membership:
@@ -102,16 +88,17 @@ class Membership:
         self._consensing: list[int] = []
         self._applied: frozenset[PeerId] = frozenset()
         self._seen_log = b""
-        self._seed_voters: dict[PeerId, PeerId] = {}
-        self._names = {config.peer: Named(config.peer, config.name, config.nickname)}
-        self._virtual = frozenset(seed_owner(name, config.seed_salt) for name in config.seeds)
+        self._directory = Directory(
+            Named(config.peer, config.name, config.nickname),
+            {seed_owner(name, config.seed_salt): name for name in config.seeds},
+        )
         self.reopen: set[PeerId] = set()
         """Peers whose paths were closed for want of a confirmation; the node hands over to them again."""
         self.fenced = ""
         """The reason, once this peer met its own removal."""
         self.gate = Gate(planes=planes, outbox=outbox, rng=rng)
         self.known = Known(config.peer, rows("known"), outbox)
-        self._names |= self.known.names()
+        self._directory.learn(self.known.names())
         self.decrees = DecreeElection(
             me=config.peer,
             log=log,
@@ -146,31 +133,70 @@ class Membership:
             rng=rng,
         )
         self.reconfiguration = Reconfiguration(me=config.peer, log=log, around=self, outbox=outbox, rng=rng)
+        self.departed = Departed(
+            me=config.peer,
+            log=log,
+            rows=rows("left"),
+            outbox=outbox,
+            publisher=mesh,
+            unreachable_for=self.unreachable_for,
+            owns_space=ipam.owns_space,
+        )
+        self.leaving = Leaving(
+            me=self._directory.me,
+            log=log,
+            ipam=ipam,
+            departed=self.departed,
+            around=self,
+            row=disk.get(Leaving.disk_key()),
+            outbox=outbox,
+            rng=rng,
+        )
+        self.has_promised: Callable[[], bool] = lambda: False
+        """Whether we voted on a genesis."""
 
     # --- the node's interface ---
 
     def start(self, now: float) -> None:
         """Apply what an earlier life learnt and may not have finished applying."""
+        self.departed.start(now)
+        self.leaving.start(now)
         self.follow_log(now)
 
+    @property
+    def is_over(self) -> bool:
+        """Fenced, or gone: this life only ends."""
+        return bool(self.fenced) or self.leaving.is_gone
+
     def deadline(self) -> float | None:
-        parts = (self.decrees, self.collect, self.removals, self.gate, self.reconfiguration)
-        return earliest([part.deadline() for part in parts])
+        parts = (self.decrees, self.removals, self.gate, self.reconfiguration, self.departed, self.leaving)
+        times = [part.deadline() for part in parts]
+        return earliest([*times, self.collect.deadline() if self._collects else None])
+
+    @property
+    def _collects(self) -> bool:
+        """A leaver does not begin to inherit."""
+        return not self.leaving.is_surrendering or bool(self._ipam.held)
 
     def advance(self, now: float) -> None:
         """To be called once per settling round, after news was exchanged."""
-        if self._log.genesis is None or self.fenced:
+        self.leaving.advance(now)
+        if self._log.genesis is None or self.is_over:
             return
+        self.departed.tick(now)
         self.attests.review(now, self._log.removed, self.is_reachable)
         self.removals.advance(now)
         self.reconfiguration.advance(now)
         self.decrees.advance(now)
         entry, self.decrees.decided = self.decrees.decided, None
         if entry is not None:
-            self._outbox.note("info", "decree", f"position {entry.position.number}: {_words(entry)}")
+            self._outbox.note("info", "decree", f"position {entry.position.number}: {decree_words(entry)}")
             self.append(now, entry)
         self.follow_log(now)
-        self.collect.advance(now)
+        if self._collects:
+            self.collect.advance(now)
+        if self._log.departed:
+            self._ipam.succeed(now)
         self.gate.tick(now)
         for peer in self.gate.overdue(now):
             self._outbox.note("warning", "removal", f"path to {peer.hex()} closed: it has not confirmed a removal")
@@ -179,6 +205,10 @@ class Membership:
             self.reopen.add(peer)
 
     def handle(self, now: float, source: PeerId, body: MembershipBody) -> None:
+        if isinstance(body, LeavingBody):
+            self.leaving.handle(now, source, body)
+            self.follow_log(now)
+            return
         match body:
             case DecreePrepare() | DecreePromise() | DecreeAccept() | DecreeAccepted() | DecreeNack():
                 self.decrees.handle(now, source, body)
@@ -189,42 +219,51 @@ class Membership:
                 self.removals.handle(now, source, body)
                 if isinstance(body, SeenAnswer):
                     self.reconfiguration.answered(body)
-            case AppliedQuery() | RingPull() | RingPage() | StampPage() | StampAnswer() | HoldQuery():
+            case StampAnswer():
+                if not self.leaving.stamped(source, body):
+                    self.collect.handle(now, source, body)
+            case AppliedQuery() | RingPull() | RingPage() | StampPage() | HoldQuery():
                 self.collect.handle(now, source, body)
             case _:
                 assert_never(body)
 
-    def met(self, peers: Iterable[PeerId]) -> None:
+    def met(self, now: float, peers: Iterable[PeerId]) -> None:
         """Records of ``peers`` changed."""
         for peer in sorted(peers):
+            for left in self.departed.read(peer, self._mesh.records_of(peer, KIND_LEFT)):
+                if left.peer in self.own_ids:
+                    self.fence(now, "others know that this peer left the cluster by `weave reset`")
+                self.departed.learn(now, left)
             record = self._mesh.peer_record(peer)
             if record is None:
                 if self._mesh.expired(peer) and not self._ipam.owns_space(peer):
                     self.known.forget((peer,))
                 continue
-            self._names[peer] = named = Named(peer, record.name, record.nickname)
-            self.known.meet((named,))
-            if record.votes_as:
-                self._seed_voters[PeerId(record.votes_as)] = peer
+            self.known.meet((self._directory.meet(peer, record),))
 
     def command(self, now: float, request: int, command: RemovePeers) -> None:
+        if self.leaving.is_leaving:
+            expected, step = "expected a peer that stays", "run this on another host"
+            self._outbox.append(Reply(request, Failure(Code.CONFLICT, expected, "it is leaving (`weave reset`)", step)))
+            return
         self.removals.command(now, request, command)
 
-    def cancel(self, request: int) -> None:
+    def cancel(self, now: float, request: int) -> None:
         self._consensing = [each for each in self._consensing if each != request]
         self.removals.cancel(request)
+        self.leaving.cancel(now, request)
 
     def check(self) -> None:
         """Raises InvariantBroken when somebody removed still has a way in."""
-        if self.fenced:
+        if self.is_over:
             return
-        removed = self._log.removed.keys()
+        removed = self._log.removed.keys() | self._log.departed.keys()
         if removed & self._planes.peers:
             raise InvariantBroken("a data path to a removed peer is open")
         if removed & self.known.peers or removed & self._mesh.known_peers():
             raise InvariantBroken("a removed peer is still known")
         for peer in removed & self._mesh.established_peers():
-            if self._mesh.epoch_of(peer) <= self._log.chain.epoch:
+            if peer in self._log.departed or self._mesh.epoch_of(peer) <= self._log.chain.epoch:
                 raise InvariantBroken(f"a link to {peer.hex()} is up, which was removed")
 
     def yielded(self) -> None:
@@ -233,6 +272,7 @@ class Membership:
         self.removals.forget()
         self.attests.forget()
         self.known.forget(tuple(self.known.peers))
+        self.departed.forget_all()
         self._seen_log = b""
 
     # --- consense ---
@@ -258,7 +298,7 @@ class Membership:
 
     def answer_consense(self) -> None:
         """Voter or standby by a decided decree, so a quorum of the voters knows it durably."""
-        if not self._consensing or not self._ipam.has_ring or self._wants_to_grow():
+        if not self._consensing or not self._ipam.has_ring or self._wants_to_grow() or self.leaving.is_leaving:
             return
         for request in self._consensing:
             self._outbox.append(Reply(request, Done(self.role)))
@@ -288,6 +328,7 @@ class Membership:
             and self._log.genesis is not None
             and self._cluster.is_elector_mode
             and not self.is_elector
+            and not self.leaving.is_leaving
             and len(self._log.electors) < ELECTORS_MAX
         )
 
@@ -295,6 +336,9 @@ class Membership:
         removal = self.removals.wanted(now)
         if removal is not None:
             return removal
+        without_us = self.leaving.wanted(now)
+        if without_us is not None:
+            return without_us
         if self._wants_to_grow():
             return Electors(tuple(sorted({*self._log.electors, self._config.peer})))
         return self.reconfiguration.wanted
@@ -308,7 +352,9 @@ class Membership:
         self.follow_log(now)
 
     def follow_log(self, now: float) -> None:
-        """Let everything here agree with what the log says about removed peers."""
+        """Let everything here agree with what the log says about removed peers, and with who left."""
+        if self.departed.fresh:
+            self._drop_departed(now)
         if self._log.hash == self._seen_log:
             return
         self._seen_log = self._log.hash
@@ -317,21 +363,37 @@ class Membership:
         gone = next((peer for peer in (self._config.peer, self._ipam.bound_as) if peer in removed), None)
         if gone is not None:
             heir = self._log.heir(gone)
-            self.fence(f"this peer was removed from the cluster in favour of {heir.hex()}")
+            self.fence(now, f"this peer was removed from the cluster in favour of {heir.hex()}")
             return
         fresh = removed - self._applied
         self._applied = removed
-        for peer in sorted(fresh):
-            self._planes.close(peer)
-            self._handover.forget(peer)
+        self._drop(now, fresh)
         if fresh:
-            self.known.forget(fresh)
-            self._mesh.banish(now, fresh)
+            self.departed.republish(now)
             if self._handover.unfinished - self._planes.peers:
                 self.gate.shut(now, len(self._log) - 1, self._log.hash)
 
-    def fence(self, reason: str) -> None:
-        if not self.fenced:
+    def _drop_departed(self, now: float) -> None:
+        fresh, self.departed.fresh = frozenset(self.departed.fresh), set()
+        self._drop(now, fresh, have_left=True)
+        self._directory.dismiss(fresh)
+        self._directory.learn(self.departed.names())
+        self.collect.restart()
+        self.departed.republish(now)
+
+    def _drop(self, now: float, gone: frozenset[PeerId], *, have_left: bool = False) -> None:
+        """Close paths and links to ``gone``, and forget what they said."""
+        for peer in sorted(gone):
+            self._planes.close(peer)
+            self._handover.forget(peer)
+        if gone:
+            self.known.forget(gone)
+            self._mesh.banish(now, gone, have_left=have_left)
+
+    def fence(self, now: float, reason: str) -> None:
+        if self.leaving.is_surrendering:
+            self.leaving.cut_off(now, reason)
+        elif not self.fenced:
             self.fenced = reason
             self._outbox.append(Fence(reason))
 
@@ -350,50 +412,41 @@ class Membership:
         reachable = self._mesh.reachable()
         if voter in reachable:
             return voter
-        peer = self._seed_voters.get(voter)
+        peer = self._directory.stand_ins.get(voter)
         return peer if peer in reachable else None
 
     def is_reachable(self, peer: PeerId) -> bool:
         reachable = self._mesh.reachable()
-        return peer in reachable or self._seed_voters.get(peer) in reachable
+        return peer in reachable or self._directory.stand_ins.get(peer) in reachable
 
     def unreachable_for(self, now: float, peer: PeerId) -> float | None:
-        if self.is_reachable(peer) or peer in self._virtual:
+        if self.is_reachable(peer) or peer in self._directory.virtual:
             return None
         since = self._mesh.unreachable_since(peer)
         return None if since is None else max(0.0, now - since)
 
     def last_seen(self, now: float, peer: PeerId) -> str:
         absent_s = self.unreachable_for(now, peer)
-        if absent_s is None:
-            return ""
-        if peer in self._mesh.known_peers():
-            return f"last seen {duration(absent_s)} ago"
-        return f"not seen since this daemon started {duration(absent_s)} ago"
+        return "" if absent_s is None else absence(absent_s, is_known=peer in self._mesh.known_peers())
 
     def named(self, peer: PeerId) -> Named:
-        """As it called itself when last heard of, perhaps by an earlier life of ours; without names when never."""
-        return self._names.get(peer) or Named(peer, "", "")
+        return self._directory.named(peer)
 
     def directory(self) -> list[Named]:
         owners = self._ipam.ring.shares
         peers = {*self._mesh.known_peers(), *self.known.peers, *owners, *self._log.electors, *self._log.removed}
-        stand_ins = {voter: peer for voter, peer in self._seed_voters.items() if peer in peers}
-        unbound = {seed_owner(name, self._config.seed_salt): name for name in self._config.seeds}
-        found = []
-        for peer in sorted(peers - stand_ins.keys()):
-            found.append(self._names.get(peer) or Named(peer, unbound.get(peer, ""), ""))
-        return found
+        return self._directory.listed(peers | self._log.departed.keys())
 
     def ids_of(self, peer: PeerId) -> tuple[PeerId, ...]:
-        return (peer, *(voter for voter, stand_in in self._seed_voters.items() if stand_in == peer))
+        return self._directory.ids_of(peer)
 
     def eligible(self) -> frozenset[PeerId]:
         """Reachable peers that may vote, ourselves included; without those who vote as the seed that they stand for."""
-        found = {self._config.peer} if self._cluster.is_elector_mode and self._ipam.bound_as is None else set()
+        stays = self._cluster.is_elector_mode and not self.leaving.is_leaving
+        found = {self._config.peer} if stays and self._ipam.bound_as is None else set()
         for peer in self._mesh.reachable():
             record = self._mesh.peer_record(peer)
-            if record is not None and record.elector and not record.votes_as:
+            if record is not None and record.elector and not record.votes_as and not record.leaving:
                 found.add(peer)
         return frozenset(found)
 
@@ -403,14 +456,38 @@ class Membership:
         reachable = self._mesh.reachable()
         addresses = (self.voter_address(elector) for elector in self._log.electors if elector not in without)
         candidates = [peer for peer in addresses if peer in reachable and peer not in without]
-        return min((peer for peer in candidates if peer is not None), default=None)
+        return min((peer for peer in candidates if peer is not None and self._stays(peer)), default=None)
+
+    def _stays(self, peer: PeerId) -> bool:
+        record = self._mesh.peer_record(peer)
+        return record is None or not record.leaving
 
     @property
     def witnesses(self) -> frozenset[PeerId]:
         """Everybody known who is not removed, without us. Nobody is behind a seed that was never started."""
         peers = {*self.known.peers, *self._mesh.known_peers(), *self._ipam.ring.shares, *self._log.electors}
-        without = {self._config.peer, *self._log.removed, *self._virtual, *self._seed_voters}
-        return frozenset(peers - without)
+        peers |= self.departed.stand_ins
+        without = {self._config.peer, *self._log.removed, *self._log.departed}
+        return frozenset(peers - without - self._directory.virtual - self._directory.stand_ins.keys())
+
+    # --- what leaving asks (leaving.Surroundings) ---
+
+    @property
+    def holds(self) -> bool:
+        return self.collect.is_needed
+
+    @property
+    def own_ids(self) -> frozenset[PeerId]:
+        return frozenset(each for each in (self._config.peer, self._ipam.bound_as) if each is not None)
+
+    def reachable(self) -> frozenset[PeerId]:
+        return self._mesh.reachable() - {self._config.peer}
+
+    def neighbours(self) -> frozenset[PeerId]:
+        return self._mesh.established_peers()
+
+    def give_up_removals(self) -> None:
+        self.removals.forget()
 
     def _spread(self, now: float, delta: RingDelta) -> None:
         self._mesh.push_ring(now, delta)
@@ -418,13 +495,3 @@ class Membership:
 
 def is_membership(body: Body) -> bool:
     return isinstance(body, MembershipBody)
-
-
-def _words(entry: LogEntry) -> str:
-    match entry.decree:
-        case Electors(electors=electors):
-            return f"{len(electors)} electors"
-        case Remove(removed=removed, heir=heir):
-            return f"{', '.join(peer.hex()[:12] for peer in removed)} removed, heir {heir.hex()[:12]}"
-        case _:
-            return "genesis"

@@ -39,7 +39,9 @@ from weavenet.core.commands import (
     RemoveAttachment,
     RemoveName,
     RemovePeers,
+    Reset,
     Revived,
+    Vacated,
 )
 from weavenet.core.config import GenesisMode, NodeConfig
 from weavenet.core.datapaths import DataPaths
@@ -198,8 +200,8 @@ class Node:
         """First effects: the new incarnation, and the data paths and filters of the previous start, unchanged."""
         self._outbox.persist(incarnation_row(self.incarnation))
         self.membership.start(now)
-        if self.membership.fenced:
-            return self._lower()
+        if self.membership.is_over:
+            return self._last(now)
         self._blocked = self.ipam.blocked()
         if self._blocked:
             self._outbox.append(SetBlocked(self._blocked))
@@ -218,14 +220,14 @@ class Node:
 
     def handle(self, now: float, event: Event) -> list[Effect]:
         """One event at ``now`` (seconds, never less than before) to its effects, in order."""
-        if self.membership.fenced:
-            return []
+        if self.membership.is_over:
+            return self._last(now)
         match event:
             case Requested():
                 self._command(now, event.request, event.command)
             case Cancelled():
                 self.ipam.cancel(event.request)
-                self.membership.cancel(event.request)
+                self.membership.cancel(now, event.request)
             case ProbeReceived():
                 self.paths.received(now, event.mac, event.nonce, event.is_answer)
             case PlaneTraffic():
@@ -241,7 +243,7 @@ class Node:
 
     def deadline(self) -> float | None:
         """When ``handle(now, Tick())`` is wanted at the latest; None: only events matter."""
-        return None if self.membership.fenced else self._deadline
+        return self.membership.leaving.end_at if self.membership.is_over else self._deadline
 
     def check(self) -> None:
         """Raise InvariantBroken when the state of any part is not sound."""
@@ -305,6 +307,11 @@ class Node:
                 self.membership.consense(request)
             case RemovePeers():
                 self.membership.command(now, request, command)
+            case Reset():
+                self.membership.leaving.command(now, request, command)
+            case Vacated():
+                self.endpoints.clear(now)
+                self.membership.leaving.vacated(now, request)
             case GetReport():
                 self._outbox.append(Reply(request, self.report(now)))
             case _:
@@ -360,7 +367,7 @@ class Node:
     def _exchange_news(self, now: float) -> bool:
         self.membership.follow_log(now)
         if self.mesh.identity_ended:
-            self.membership.fence(self.mesh.identity_ended)
+            self.membership.fence(now, self.mesh.identity_ended)
         changes = self.mesh.take_changes()
         for peer in changes.links_up:
             self.paths.kick(now, peer)
@@ -371,7 +378,7 @@ class Node:
             self.ipam.set_reachable(now, self.mesh.reachable())
         if changes.topology or changes.records:
             self.founding.meet(changes.records)
-            self.membership.met(changes.records)
+            self.membership.met(now, changes.records)
             self.names.met(changes.records)
         for source, body in changes.bodies:
             self._on_body(now, source, body)
@@ -385,7 +392,7 @@ class Node:
         return bool(changes)
 
     def _on_body(self, now: float, source: PeerId, body: Body) -> None:
-        if source in self.log.removed:
+        if self.log.is_gone(source):
             return  # a removed peer's words count nowhere, whichever way they came
         if highest_round(body) > BALLOT_ROUND_MAX:
             return  # counting cannot have reached it, and one above it would not fit on the wire
@@ -428,7 +435,7 @@ class Node:
         return Census(self.ipam.active + containers, len(self.membership.witnesses) + 1, len(self.log.electors))
 
     def _is_removed(self, peer: PeerId) -> bool:
-        return peer in self.log.removed
+        return self.log.is_gone(peer)
 
     def _is_obligated(self, peer: PeerId) -> bool:
         """Peers that own addresses are remembered however long they are gone."""
@@ -447,12 +454,18 @@ class Node:
             planes=self.config.planes,
             votes_as=self.ipam.bound_as or b"",
             trusts=self.config.trusted_subnets,
+            leaving=self.membership.leaving.is_leaving,
         )
         if record != self._published:
             self._published = record
             self.mesh.publish(now, KIND_PEER, b"", msgspec.msgpack.encode(record))
 
     # --- lowering ---
+
+    def _last(self, now: float) -> list[Effect]:
+        """What a node whose life is over still does."""
+        self.membership.leaving.last_effects(now)
+        return self._lower()
 
     def _lower(self) -> list[Effect]:
         """One event's effects as drivers get them: what goes to disk, then filters and data paths, then what others

@@ -111,6 +111,10 @@ class IpamReport(msgspec.Struct, frozen=True):
     """How many inherited addresses are not usable yet, those included that are not stamped as ours so far."""
     removed: tuple[RemovedReport, ...] = ()
     """The latest removal first."""
+    leaving: str = ""
+    """``seeking`` while `weave reset` may still be given up, ``surrendering`` when not, else empty."""
+    leaving_needs: tuple[str, ...] = ()
+    """What leaving waits for; each a clause."""
 
 
 class NameReport(msgspec.Struct, frozen=True):

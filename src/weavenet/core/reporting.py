@@ -115,8 +115,15 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
         removals=removals,
         held=tuple(_held(node)),
         waiting_for=tuple(_titled(node, peer) for peer in membership.collect.waiting_for),
+        leaving=_leaving(node),
+        leaving_needs=membership.leaving.needs,
         **(_removed(node, removals) if genesis else {}),
     )
+
+
+def _leaving(node: Node) -> str:
+    leaving = node.membership.leaving
+    return "surrendering" if leaving.is_surrendering else "seeking" if leaving.is_leaving else ""
 
 
 def _removed(node: Node, removals: tuple[str, ...]) -> dict[str, Any]:
@@ -185,6 +192,10 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
             "next: `weave detach` and `weave attach` the containers for new ones"
         )
     warnings += ipam.removals
+    if ipam.leaving:
+        text = f"this peer is leaving (`weave reset`): {'; '.join(ipam.leaving_needs) or 'at work'}"
+        is_final = ipam.leaving == "surrendering"
+        warnings.append(f"{text}, and goes on by itself; next: bring back who is missing" if is_final else text)
     if ipam.state == "awaiting consensus":
         warnings.append(f"no addresses yet: {ipam.detail}")
     genesis = node.log.genesis

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weavenet.core.types import Electors, LogEntry, Remove
+
 
 def titled(name: str, nickname: str) -> str:
     """``0a:…:01(h1)``, as the original names peers."""
@@ -17,3 +19,21 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size}{unit} {whole % size // smaller}{small_unit}"
     return f"{whole}s"
+
+
+def absence(seconds: float, *, is_known: bool) -> str:
+    """``is_known``: it was heard of since this daemon started, hence for that long not."""
+    if is_known:
+        return f"last seen {duration(seconds)} ago"
+    return f"not seen since this daemon started {duration(seconds)} ago"
+
+
+def decree_words(entry: LogEntry) -> str:
+    """What was decided."""
+    match entry.decree:
+        case Electors(electors=electors):
+            return f"{len(electors)} electors"
+        case Remove(removed=removed, heir=heir):
+            return f"{', '.join(peer.hex()[:12] for peer in removed)} removed, heir {heir.hex()[:12]}"
+        case _:
+            return "genesis"

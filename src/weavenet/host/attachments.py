@@ -74,6 +74,7 @@ class Attachments:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._deaths = DeathWatch(kernel.links, self._gone, self._name_appeared)
         self._waiting: dict[str, asyncio.Event] = {}
+        self._is_vacated = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- life ---
@@ -161,6 +162,11 @@ class Attachments:
             return error.failure
 
     async def _attach(self, container: netns.Container, wanted: Sequence[Wanted], wishes: Wishes) -> Addresses:
+        if self._is_vacated:
+            step = "attach the container on another host"
+            raise WeaveError(
+                Failure(Code.CONFLICT, "expected a host that stays", "it is leaving (`weave reset`)", step)
+            )
         ident = container.ident
         old = self._known.get(ident)
         before = await self._held(ident)
@@ -288,6 +294,18 @@ class Attachments:
     async def ps(self) -> AttachmentList:
         """What is plugged in now, by ident."""
         return AttachmentList(tuple(a for _, a in sorted(self._known.items()) if a.live))
+
+    async def vacate(self) -> None:
+        """Unplug everything, and plug nothing any more: this host leaves the network. The node is not told. Raises
+        OSError."""
+        self._is_vacated = True
+        self._deaths.close()
+        for waiting in self._waiting.values():
+            waiting.set()
+        for ident in sorted({*self._known, *self._locks}):
+            async with self._locked(ident):
+                await self._attacher.remove(ident)
+                self._known.pop(ident, None)
 
     # --- the node ---
 

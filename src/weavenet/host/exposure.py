@@ -176,6 +176,13 @@ class Exposure:
         result = await self._request(Lookup(EXPOSE))
         return frozenset(result.addresses) if isinstance(result, Addresses) else frozenset()
 
+    async def vacate(self) -> None:
+        """Take this host off the network for good. The node is not told. Raises OSError."""
+        async with self._lock:
+            known, self._known = self._known, NOTHING
+            await self._take_off(known.addresses)
+            await self._apply(msgspec.structs.replace(known, addresses=()))
+
     # --- the kernel ---
 
     async def _applied(self, attachment: Attachment) -> Attachment:

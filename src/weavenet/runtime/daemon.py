@@ -18,13 +18,14 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
 import weavenet
 from weavenet.control.server import ControlServer
 from weavenet.control.service import AttachSpec, DetachSpec, ExposeSpec, HideSpec, Identity, NameSpec
-from weavenet.core.commands import AddName, Addresses, Attachments, Command, Done, RemoveName, Result
+from weavenet.core.commands import AddName, Addresses, Attachments, Command, Done, RemoveName, Reset, Result
 from weavenet.core.config import NodeConfig
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.limits import VXLAN_PORT
@@ -40,6 +41,8 @@ from weavenet.runtime.settings import Settings, password_warnings
 
 RESTART_FIRST_S, RESTART_FACTOR, RESTART_CAP_S = 1.0, 2.0, 30.0
 """Pause before the next life; a full disk is looked at every half minute at least."""
+ANSWER_S = 0.2
+"""For the answer to `weave reset` to be on its way before its socket closes."""
 STABLE_S = 60.0
 """A life that lasted this long starts the pauses from the beginning."""
 
@@ -56,6 +59,13 @@ def _done(result: Result) -> Done | Failure:
     if isinstance(result, Done | Failure):
         return result
     raise TypeError(f"the node answered with {type(result).__name__}")
+
+
+def _remains(error: WeaveError | OSError) -> Failure:
+    if isinstance(error, WeaveError):
+        return error.failure
+    expected = "expected to remove what weave made on this host"
+    return Failure(Code.HOST, expected, str(error), "run `weave reset` again")
 
 
 def _longer(pause_s: float) -> float:
@@ -93,6 +103,10 @@ class Daemon:
         self._life: Life | None = None
         self._ended: asyncio.Future[Failure] | None = None
         self._stop = asyncio.Event()
+        self._erased = asyncio.Event()
+        """This peer left, and nothing of it remains but what ``_remains`` says."""
+        self._remains: Failure | None = None
+        self._is_heard = False
         self._why_not: Failure = STARTING
         self._name_server = NameServer(self.settings) if self.settings.dns else None
         self._renewed: tuple[str, ...] = ()
@@ -179,6 +193,17 @@ class Daemon:
         chosen = tuple(a for a in found.attachments if a.container in containers or a.ident in containers)
         return Attachments(chosen)
 
+    async def reset(self, force: bool) -> Done | Failure:
+        life = self._life
+        if life is None:
+            return self._why_not
+        result = _done(await life.request(Reset(force)))
+        if isinstance(result, Failure):
+            return result
+        self._is_heard = True
+        await self._erased.wait()
+        return self._remains or result
+
     def request_stop(self) -> None:
         self._stop.set()
 
@@ -215,6 +240,8 @@ class Daemon:
             await self._finish(STOPPED)
             self._foundation.close()
             _log.info("stopped")
+            if self._erased.is_set():
+                self._erase_traces()
 
     def _ready(self) -> None:
         name = self._me.name if self._me else ""
@@ -267,6 +294,9 @@ class Daemon:
             self._notifier.tell(STATUS=f"not serving: {failure.expected}; {failure.found}")
             lasted_s = time.monotonic() - self._began_at
             pause_s = RESTART_FIRST_S if lasted_s > STABLE_S else _longer(pause_s)
+            if failure.code is Code.DEPARTED:
+                await self._erase(failure)
+                return
             await self._finish(failure)
             revive = self._foundation.reopen
             if failure.code is Code.FENCED:
@@ -284,6 +314,33 @@ class Daemon:
             if self._life is not None:
                 self._notifier.tell(STATUS=f"peer {self.identity.name} is ready")
                 _log.info("serving again, from what is on disk")
+
+    async def _erase(self, failure: Failure) -> None:
+        """This peer has left: remove what it made, then tell who waits for that, and end."""
+        life = self._life
+        try:
+            if self._name_server is not None:
+                await self._name_server.close()
+            if life is not None:
+                await life.erase()
+        except (WeaveError, OSError) as error:
+            self._remains = _remains(error)
+        await self._finish(failure)
+        try:
+            await asyncio.to_thread(self._foundation.erase)
+        except (WeaveError, OSError) as error:
+            self._remains = _remains(error)
+        if self._remains is not None:
+            _log.error("left the cluster, but %s", self._remains.sentence())
+        self._erased.set()
+        await asyncio.sleep(ANSWER_S)
+
+    def _erase_traces(self) -> None:
+        """What was in use to the end. The log stays where nobody heard how it ended."""
+        with contextlib.suppress(OSError):
+            Path(self.settings.run_dir).rmdir()
+        if self._is_heard and self.settings.log_file:
+            Path(self.settings.log_file).unlink(missing_ok=True)
 
     async def _wait_for_end(self) -> Failure | None:
         """The failure that ended the life; None when a stop was asked for."""

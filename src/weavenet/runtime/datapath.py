@@ -78,6 +78,12 @@ class Datapath(Protocol):
 
     async def ps(self) -> Attachments: ...
 
+    async def vacate(self) -> None:
+        """Take every container and the host itself off the network for good. Raises WeaveError or OSError."""
+
+    async def erase(self) -> None:
+        """Close, and leave nothing in the kernel. Raises WeaveError or OSError."""
+
     def warnings(self) -> tuple[str, ...]: ...
 
     async def close(self) -> None:
@@ -328,6 +334,20 @@ class KernelDatapath:
         attached = (await self._attachments.ps()).attachments if self._attachments is not None else ()
         host = self._exposure.attachment if self._exposure is not None else None
         return Attachments((host, *attached) if host is not None and host.addresses else attached)
+
+    async def vacate(self) -> None:
+        if self._attachments is None or self._exposure is None:
+            raise WeaveError(STARTING)
+        await self._exposure.vacate()
+        await self._attachments.vacate()
+
+    async def erase(self) -> None:
+        from weavenet.runtime.erasing import erase_host
+
+        if self._exposure is not None:
+            await self._exposure.vacate()
+        await self.close()
+        await erase_host()
 
     def warnings(self) -> tuple[str, ...]:
         parts = (self._plane, self._firewall, self._dns_address)

@@ -33,6 +33,7 @@ from weavenet.core.commands import Command, Result
 from weavenet.core.effects import (
     Change,
     CloseLink,
+    Depart,
     Dial,
     Effect,
     Fence,
@@ -49,6 +50,7 @@ from weavenet.core.effects import (
     SetNames,
     SetPlane,
     SetSleeve,
+    Vacate,
 )
 from weavenet.core.errors import Code, Failure, RefusalCode
 from weavenet.core.events import Cancelled, Event, Requested, Tick
@@ -107,6 +109,9 @@ class Driver(Protocol):
     def set_names(self, whole: bool, names: tuple[NameRecord, ...]) -> None: ...
 
     def probe(self, mac: bytes, nonce: int, is_answer: bool) -> None: ...
+
+    def vacate(self) -> None:
+        """Take all containers off the network, then post the command ``Vacated``."""
 
     def pause_reading(self, paused: bool) -> None: ...
 
@@ -315,6 +320,11 @@ class Executor:
                         "nothing: this host comes back under a new identity and claims its addresses one by one",
                     )
                 )
+            case Vacate():
+                self._driver.vacate()
+            case Depart():
+                next_step = "nothing: whatever weave made on this host is being removed"
+                self.end(Failure(Code.DEPARTED, "expected a member of the cluster", effect.reason, next_step))
             case Probe() | Note() | Persist():
                 raise TypeError(f"{type(effect).__name__} never waits")
             case _:

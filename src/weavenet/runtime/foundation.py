@@ -100,6 +100,14 @@ class Foundation:
         self._issuing = Issuing(identity.order(self.settings, self.rows, self._name))
         return self.settle()
 
+    def erase(self) -> None:
+        """After this peer left: nothing of it stays on disk; the locks are held to the end. Blocks; raises WeaveError
+        or OSError."""
+        from weavenet.runtime.erasing import erase_files
+
+        self.store.close()
+        erase_files(self.settings, self._root)
+
     def close(self) -> None:
         self.store.close()
         for lock in self._locks:

@@ -29,14 +29,14 @@ from weavenet.runtime.settings import NameFrom, Settings, peer_name
 from weavenet.runtime.store import Rows, Store
 
 TABLE = "runtime"
-_SEED, _NAME, _FINGERPRINT = b"identity-seed", b"peer-name", b"fingerprint"
+SEED, NAME, _FINGERPRINT = b"identity-seed", b"peer-name", b"fingerprint"
 
 
 def choose_name(settings: Settings, rows: Rows, root: Path = Path("/")) -> str:
     """Given, else persisted, else derived as ``name_from`` says."""
     if settings.name:
         return peer_name(settings.name)
-    if persisted := rows.get((TABLE, _NAME)):
+    if persisted := rows.get((TABLE, NAME)):
         return peer_name(persisted.decode(errors="replace"))
     match settings.name_from:
         case NameFrom.HOSTNAME:
@@ -62,7 +62,7 @@ def _name_of(*inputs: str) -> str:
 def foreign(rows: Rows, root: Path = Path("/")) -> str:
     """Why the key in ``rows`` is not this machine's, in words; empty when it is, or when there is none."""
     row = rows.get((TABLE, _FINGERPRINT))
-    made_on = decode_fingerprint(row) if row is not None and (TABLE, _SEED) in rows else None
+    made_on = decode_fingerprint(row) if row is not None and (TABLE, SEED) in rows else None
     differences = made_on.differences(read_fingerprint(root)) if made_on is not None else ()
     if not differences:
         return ""
@@ -75,13 +75,13 @@ def foreign(rows: Rows, root: Path = Path("/")) -> str:
 
 def order(settings: Settings, rows: Rows, name: str) -> Order:
     """What the certificate child is asked for."""
-    return Order(rows.get((TABLE, _SEED), b""), name, settings.passwords)
+    return Order(rows.get((TABLE, SEED), b""), name, settings.passwords)
 
 
 def remember(store: Store, rows: Rows, issued: Issued, name: str, root: Path = Path("/")) -> None:
     """Make key, name and fingerprint durable if they are new; blocks. Raises WeaveError when the disk now holds
     another key."""
-    found = rows.get((TABLE, _SEED))
+    found = rows.get((TABLE, SEED))
     if found is not None and found != issued.identity_seed:
         raise WeaveError(
             Failure(
@@ -91,7 +91,7 @@ def remember(store: Store, rows: Rows, issued: Issued, name: str, root: Path = P
                 "stop the daemon, put the right store back, and launch again",
             )
         )
-    wanted = {(TABLE, _SEED): issued.identity_seed, (TABLE, _NAME): name.encode()}
+    wanted = {(TABLE, SEED): issued.identity_seed, (TABLE, NAME): name.encode()}
     wanted[TABLE, _FINGERPRINT] = encode_fingerprint(read_fingerprint(root))
     changes = [Change(table, key, value) for (table, key), value in wanted.items() if rows.get((table, key)) != value]
     if changes:
@@ -100,7 +100,7 @@ def remember(store: Store, rows: Rows, issued: Issued, name: str, root: Path = P
 
 def forgotten(rows: Rows) -> tuple[Change, ...]:
     """The row changes that end this identity; the name stays."""
-    return (Change(TABLE, _SEED, None),) if (TABLE, _SEED) in rows else ()
+    return (Change(TABLE, SEED, None),) if (TABLE, SEED) in rows else ()
 
 
 def node_rows(rows: Rows) -> Rows:

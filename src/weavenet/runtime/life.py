@@ -6,15 +6,17 @@ the daemon then begins another one from the store.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from weavenet.core.commands import Command, Result
+from weavenet.core.commands import Command, Result, Vacated
 from weavenet.core.config import NodeConfig
 from weavenet.core.effects import NameRecord, PlanePeer
-from weavenet.core.errors import Failure, RefusalCode
+from weavenet.core.errors import Failure, RefusalCode, WeaveError
 from weavenet.core.events import Event
 from weavenet.core.messages import Message
 from weavenet.core.node import Node
@@ -32,6 +34,8 @@ from weavenet.runtime.tls import Credentials
 
 if TYPE_CHECKING:
     from weavenet.runtime.recordlock import RecordLock
+
+_log = logging.getLogger("weave.life")
 
 DatapathFactory = Callable[[NodeConfig], Datapath]
 
@@ -87,6 +91,7 @@ class Life:
         self._lock: RecordLock | None = None
         self.on_sleeve: Callable[[SleeveDesired], None] = lambda desired: None
         """Gets what the sleeve worker is to do; to be set before :meth:`start`."""
+        self._vacating: asyncio.Task[None] | None = None
         self._links.listen()
         try:
             config = node_config(settings, me, port=self._links.port, software=software)
@@ -120,6 +125,10 @@ class Life:
 
     def submit(self, command: Command, done: Callable[[Result], None]) -> Callable[[], None]:
         return self._executor.submit(command, done)
+
+    async def erase(self) -> None:
+        """Remove from the kernel what this life keeps there. Still close it. Raises WeaveError or OSError."""
+        await self.datapath.erase()
 
     async def close(self, reason: Failure) -> None:
         """Links are told; the data path is left as it is. The store is the foundation's to close."""
@@ -162,6 +171,19 @@ class Life:
 
     def set_names(self, whole: bool, names: tuple[NameRecord, ...]) -> None:
         self.on_names(whole, names)
+
+    def vacate(self) -> None:
+        if self._vacating is None or self._vacating.done():
+            self._vacating = asyncio.get_running_loop().create_task(self._vacate())
+
+    async def _vacate(self) -> None:
+        """The node asks again if this fails."""
+        try:
+            await self.datapath.vacate()
+        except (WeaveError, OSError) as error:
+            _log.warning("containers are not all off the network yet: %s", error)
+            return
+        await self._executor.request(Vacated())
 
     def probe(self, mac: bytes, nonce: int, is_answer: bool) -> None:
         self.datapath.probe(mac, nonce, is_answer)

@@ -14,6 +14,7 @@ from typing import Protocol
 from weavenet.core.commands import Result
 from weavenet.core.effects import (
     CloseLink,
+    Depart,
     Dial,
     Effect,
     Fence,
@@ -30,6 +31,7 @@ from weavenet.core.effects import (
     SetNames,
     SetPlane,
     SetSleeve,
+    Vacate,
 )
 from weavenet.core.errors import InvariantBroken
 from weavenet.core.events import Event, Tick
@@ -53,6 +55,10 @@ class Fenced(Exception):
     """Raised when the node says that it was removed: its host fences the disk and starts it anew."""
 
 
+class Departed(Exception):
+    """Raised when the node says that it has left: its host wipes the disk and does not start it again."""
+
+
 class Outside(Protocol):
     """What the effects act on: the host and its network."""
 
@@ -69,6 +75,7 @@ class Outside(Protocol):
     def set_names(self, whole: bool, names: tuple[NameRecord, ...]) -> None: ...
     def probe(self, peer: PeerId, nonce: int, is_answer: bool) -> None: ...
     def reply(self, request: int, result: Result) -> None: ...
+    def vacate(self) -> None: ...
     def local_now(self) -> float: ...
 
 
@@ -167,6 +174,10 @@ class Driver:
                 outside.close_link(effect.link, effect.sentence)
             case Fence():
                 raise Fenced
+            case Depart():
+                raise Departed
+            case Vacate():
+                outside.vacate()
             case Note() | Persist():
                 pass
 

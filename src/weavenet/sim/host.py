@@ -11,17 +11,18 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from weavenet.core.commands import Result
+from weavenet.core.commands import Result, Vacated
 from weavenet.core.config import NodeConfig
 from weavenet.core.effects import NameRecord, PlanePeer, VxlanUse
-from weavenet.core.events import Event, Tick
+from weavenet.core.events import Event, Requested, Tick
+from weavenet.core.leaving import departed_disk
 from weavenet.core.messages import Message
 from weavenet.core.node import Node
 from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.removal.fence import fenced_disk
 from weavenet.core.types import PeerId
 from weavenet.sim.disk import Disk
-from weavenet.sim.driver import Driver, Fenced, ProcessDied, node_seed
+from weavenet.sim.driver import Departed, Driver, Fenced, ProcessDied, node_seed
 from weavenet.sim.network import Network
 from weavenet.sim.recordlock import RecordLock
 from weavenet.sim.scheduler import Scheduler
@@ -32,6 +33,10 @@ WAKE_LATENCY_S = 0.0002
 """A timer that is due comes this much later at the earliest, as in any event loop."""
 
 
+VACATE_S = 0.005
+"""Taking containers off the network takes this long."""
+VACATED_REQUEST = -1
+"""Of the command by which that is reported; clients count from 1."""
 FENCE_PAUSE_S = 0.3
 """Making a new key and certificates takes this long."""
 
@@ -55,6 +60,9 @@ class Watcher(Protocol):
         ...
 
     def replied(self, host: Host, request: int, result: Result) -> None: ...
+    def vacated(self, host: Host) -> None:
+        """Its containers are off the network for good."""
+        ...
 
 
 class Host:
@@ -79,6 +87,10 @@ class Host:
         self.port = 6783
         self.name = f"00:00:00:00:{index >> 8:02x}:{index & 255:02x}"
         self.generation = 0
+        self.departed: set[PeerId] = set()
+        """As whom it left."""
+        self.is_blanked = False
+        """Its disk was lost, or it left: whoever is started here has never been before."""
         self.peer = sim_peer_id(index, 0)
         self.life = 0
         self.is_running = False
@@ -163,6 +175,7 @@ class Host:
         """The machine dies and comes back blank: no containers, and a new key."""
         self.kill(kernel_lost=True)
         self.disk.wipe()
+        self.is_blanked = True
         self.generation += 1
         self.peer = sim_peer_id(self.index, self.generation)
         self._say("disk lost")
@@ -182,6 +195,17 @@ class Host:
         self.peer = sim_peer_id(self.index, self.generation)
         self._say("fenced")
         self._scheduler.after(FENCE_PAUSE_S, self._restart, self.life)
+
+    def depart(self) -> None:
+        """The node has left the cluster: nothing of it remains; whoever is started here again is somebody new."""
+        self.kill(kernel_lost=True)
+        self.disk.write_now(departed_disk(self.disk.durable))
+        self.departed.add(self.peer)
+        self.is_blanked = True
+        self.generation += 1
+        self.peer = sim_peer_id(self.index, self.generation)
+        self._watcher.vacated(self)
+        self._say("departed")
 
     def _restart(self, life: int) -> None:
         if self.life == life:
@@ -229,6 +253,9 @@ class Host:
         except Fenced:
             self.fence()
             return
+        except Departed:
+            self.depart()
+            return
         if self.is_running:
             self._watcher.stepped(self)
             self._arm()
@@ -243,6 +270,8 @@ class Host:
                 self.kill()
             except Fenced:
                 self.fence()
+            except Departed:
+                self.depart()
 
     def _arm(self) -> None:
         if self.driver is None:
@@ -315,6 +344,14 @@ class Host:
 
     def reply(self, request: int, result: Result) -> None:
         self._watcher.replied(self, request, result)
+
+    def vacate(self) -> None:
+        self._watcher.vacated(self)
+        self._scheduler.after(VACATE_S, self._vacated, self.life)
+
+    def _vacated(self, life: int) -> None:
+        if self.life == life:
+            self.deliver(Requested(VACATED_REQUEST, Vacated()))
 
     def sees_plane_of(self, peer: PeerId) -> bool:
         return peer in self.vxlan_peers

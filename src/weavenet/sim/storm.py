@@ -146,6 +146,8 @@ class Storm:
         electors = world.options.setup.electors
         if victim.index < electors and 2 * (self._electors_lost + 1) > electors:
             return  # electors that are blank again, and a quorum among themselves, may decide another genesis
+        if world.options.resets and not world.workload.may_blank(victim):
+            return
         self._electors_lost += victim.index < electors
         self._disks_lost += 1
         world.workload.lost(victim)

@@ -32,6 +32,7 @@ from weavenet.core.commands import (
     RemoveAttachment,
     RemoveName,
     RemovePeers,
+    Reset,
     Result,
     Revived,
 )
@@ -81,9 +82,12 @@ class Workload:
         removals: float = 0.0,
         forced_removals: float = 0.0,
         names: float = 0.0,
+        resets: float = 0.0,
+        electors: int = 0,
     ) -> None:
-        """``removals``: weight of ``rmpeer`` among the actions; ``forced_removals``: share with ``--force``.
-        ``names``: weight of actions on names; containers then tell of their attachments what a real host would."""
+        """``removals``, ``resets``: weight of ``rmpeer`` and ``reset`` among the actions; ``forced_removals``: share of
+        the former with ``--force``. ``names``: weight of actions on names; containers then tell of their attachments
+        what a real host would. ``electors``: of the hosts the first so many vote; 0: all."""
         self._hosts = hosts
         self._scheduler = scheduler
         self._rng = rng
@@ -92,6 +96,8 @@ class Workload:
         self._subnets = subnets
         self._forced_removals = forced_removals
         self._names = names
+        self._resets = resets
+        self._electors = electors
         self._next_request = 0
         self._next_ident = 0
         self.containers: list[dict[str, Container]] = [{} for _ in hosts]
@@ -112,6 +118,7 @@ class Workload:
             (1.0, self.traffic),
             (removals, self.remove),
             (names, self.name),
+            (resets, self.reset),
         )
 
     def act(self) -> None:
@@ -243,6 +250,28 @@ class Workload:
         held = {each.ident: [text.partition("/")[0] for text in each.held.values()] for each in attached}
         self.request(host, name_command(self._rng, held))
 
+    def reset(self, host: Host) -> None:
+        """The host leaves, or its operator gives up after a while. Most have to stay: like a lost disk before the
+        cluster record is everywhere, a new identity is one elector more than anybody counts."""
+        nodes = [each.node for each in self._hosts]
+        is_formed = all(node is None or node.log.genesis is not None for node in nodes)
+        if not is_formed or not self.may_blank(host):
+            return
+        request = self.request(host, Reset())
+        self._scheduler.after(self._rng.choice((1.0, 5.0, 30.0)), self._give_up, host, request)
+
+    def may_blank(self, host: Host) -> bool:
+        """Whether enough would remain if ``host`` were somebody new: blank electors that are a quorum by what they were
+        told could divide the addresses a second time."""
+        asked = {each.index for each in self._hosts if any(map(_is_reset, self.pending[each.index].values()))}
+        blank = {each.index for each in self._hosts if each.is_blanked} | asked | {host.index}
+        electors = self._electors or len(self._hosts)
+        return len(blank) <= len(self._hosts) // 2 and sum(index < electors for index in blank) <= electors // 2
+
+    def _give_up(self, host: Host, request: int) -> None:
+        if self.pending[host.index].pop(request, None) is not None:
+            host.deliver(Cancelled(request))
+
     def traffic(self, host: Host) -> None:
         host.deliver(PlaneTraffic())
 
@@ -270,6 +299,20 @@ class Workload:
         """The machine lost its disk and its containers."""
         self.containers[host.index] = {}
         self.pending[host.index] = {}
+
+    def vacated(self, host: Host) -> None:
+        """Its containers are off the network; whoever resets it goes on waiting."""
+        for container in self.containers[host.index].values():
+            container.leaving = True
+        self.containers[host.index] = {}
+        if not host.is_running:
+            self.pending[host.index] = {}
+            if self._resets and self._rng.random() < 0.5:
+                self._scheduler.after(self._rng.uniform(0.1, 10.0), host.start)
+            return
+        self.pending[host.index] = {
+            request: pending for request, pending in self.pending[host.index].items() if pending.container is None
+        }
 
     def replied(self, host: Host, request: int, result: Result) -> None:
         self.replies += 1
@@ -396,3 +439,7 @@ class Workload:
             for pending in self.pending[host.index].values()
             if isinstance(pending.command, Allocate | Claim)
         ]
+
+
+def _is_reset(pending: Pending) -> bool:
+    return isinstance(pending.command, Reset)

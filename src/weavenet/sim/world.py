@@ -59,6 +59,7 @@ class HistoryOptions(msgspec.Struct, frozen=True, kw_only=True):
     removals: float = 0.0
     forced_removals: float = 0.0
     names: float = 0.0
+    resets: float = 0.0
 
 
 def draw_options(seed: int, *, peers_min: int = 5, peers_max: int = 7, steps: int = STEPS_DEFAULT) -> HistoryOptions:
@@ -80,6 +81,7 @@ def draw_options(seed: int, *, peers_min: int = 5, peers_max: int = 7, steps: in
         removals=removals,
         forced_removals=rng.choice((0.0, 0.0, 0.0, 0.3)),
         names=rng.choice((0.0, 3.0, 8.0)),
+        resets=rng.choice((0.0, 0.0, 2.0, 6.0)),
     )
 
 
@@ -114,6 +116,8 @@ class World:
             removals=options.removals,
             forced_removals=options.forced_removals,
             names=options.names,
+            resets=options.resets,
+            electors=options.setup.electors,
         )
         self.storm = Storm(self, options.faults)
         self.area = area
@@ -162,6 +166,10 @@ class World:
 
     def replied(self, host: Host, request: int, result: Result) -> None:
         self.workload.replied(host, request, result)
+
+    def vacated(self, host: Host) -> None:
+        self.checker.forget_host(host)
+        self.workload.vacated(host)
 
     # --- acts ---
 
@@ -214,7 +222,7 @@ class World:
         for host in self.hosts:
             node = host.node
             known = set() if node is None else {named.peer for named in node.membership.directory()}
-            gone = sorted(peer.hex() for peer in lost & known if node is not None and peer not in node.log.removed)
+            gone = sorted(peer.hex() for peer in lost & known if node is not None and not node.log.is_gone(peer))
             if node is not None and gone:
                 self.workload.request(host, RemovePeers(tuple(gone)))
                 return
@@ -264,7 +272,14 @@ class World:
                 text = self.dataplane.unrest(members)
             if text:
                 return text
-        return self._unserved()
+        return self._unforgotten(running) or self._unserved()
+
+    def _unforgotten(self, running: list[Host]) -> str:
+        departed = frozenset(peer for host in self.hosts for peer in host.departed)
+        for host in running:
+            if host.node is not None and departed & host.node.membership.witnesses:
+                return f"{host.label} still waits for the word of a peer that left"
+        return ""
 
     def _misnamed(self, members: list[Host]) -> str:
         if not self.options.names:
@@ -341,10 +356,15 @@ def _unfinished(members: list[Host]) -> str:
     for host in members:
         node = host.node
         assert node is not None
+        leaving = node.membership.leaving
+        if leaving.is_surrendering and set(leaving.custodians) <= peers:
+            return f"{host.label} is still leaving: {'; '.join(leaving.needs)}"
         collect = node.membership.collect
         if collect.is_needed and set(collect.waiting_for) <= peers:
             return f"{host.label} still holds what it inherited"
         for owner in node.ring.shares:
+            if owner in node.log.departed and node.log.heir(owner) in peers and not collect.is_needed:
+                return f"{host.label} shows space of a departed peer"
             if owner in node.log.removed and node.log.heir(owner) in peers and not collect.is_needed:
                 heir = next(each for each in members if each.peer == node.log.heir(owner))
                 if heir.node is not None and not heir.node.membership.collect.is_needed:

@@ -22,7 +22,7 @@ from weavenet.core.election.acceptor import Acceptor
 from weavenet.core.election.electorate import Electorate
 from weavenet.core.limits import ELECTION_GRACE_S, ELECTION_RETRY_S
 from weavenet.core.messages.unicast import Accept, Accepted, Nack, Prepare, Promise
-from weavenet.core.types import Ballot, Genesis, PeerId, genesis_problem
+from weavenet.core.types import ZERO_BALLOT, Ballot, Genesis, PeerId, genesis_problem
 
 RESEND_S = 0.25
 """Silent electors are asked again this often within one ballot."""
@@ -68,6 +68,11 @@ class GenesisElection:
         self._give_up_at = 0.0
         self._grace_until: float | None = None
         self.decided: Genesis | None = None
+
+    @property
+    def has_promised(self) -> bool:
+        """Durably: without this peer's disk the same vote could be given twice."""
+        return self._acceptor.state.promised != ZERO_BALLOT
 
     @property
     def heard_from(self) -> tuple[PeerId, ...]:

@@ -411,10 +411,10 @@ class Mesh:
         """Why we may not go on as this peer: one refused us as removed, or we are outlived. Else empty."""
         return self._sessions.removed_us or outlived(self._records)
 
-    def banish(self, now: float, peers: Iterable[PeerId]) -> None:
-        """These were removed: refuse their links and drop their records."""
+    def banish(self, now: float, peers: Iterable[PeerId], *, have_left: bool = False) -> None:
+        """These were removed, or left by themselves: end their links and drop their records."""
         gone = frozenset(peers)
-        self._sessions.banish(now, gone)
+        self._sessions.banish(now, gone, have_left=have_left)
         for peer in sorted(gone):
             self._around.banish(peer)
         self._around.follow_reachability(now)

@@ -293,11 +293,15 @@ class Sessions:
         if heartbeat.echo_us and 0 <= rtt_s < _RTT_MAX_S:
             link.rtt_s = rtt_s if link.rtt_s is None else link.rtt_s + _RTT_WEIGHT * (rtt_s - link.rtt_s)
 
-    def banish(self, now: float, peers: frozenset[PeerId]) -> None:
-        """Refuse every link of ``peers``, greeting ones too."""
+    def banish(self, now: float, peers: frozenset[PeerId], *, have_left: bool) -> None:
+        """Refuse every link of ``peers``, greeting ones too; those of peers that left as they wanted just end."""
         sentence = "this peer was removed from the cluster; next: nothing, it comes back under a new identity by itself"
         for link in list(self._links.by_id.values()):
-            if link.peer in peers and link.state is not LinkState.CLOSING:
+            if link.peer not in peers or link.state is LinkState.CLOSING:
+                continue
+            if have_left:
+                self.close(now, link, RefusalCode.STOPPING, "this peer has left the cluster")
+            else:
                 self.refuse(now, link, RefusalCode.REMOVED, sentence)
 
     def refuse_links(self, now: float, code: RefusalCode, sentence: str, ids: set[int]) -> None:

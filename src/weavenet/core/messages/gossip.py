@@ -27,13 +27,15 @@ KIND_SLEEVE = 5
 """Body: :class:`weavenet.core.overlay.sleeve.SleeveRecord`."""
 KIND_SLEEVE_PATH = 6
 """Body: :class:`weavenet.core.overlay.sleeve.SleevePathRecord`."""
+KIND_LEFT = 7
+"""Body: :class:`weavenet.core.messages.leaving.LeftRecord`."""
 
 
 class PeerRecord(msgspec.Struct, frozen=True, array_like=True):
     """One per origin. ``settled_n``: count of electors it would demand for genesis (0: not settled yet).
     ``trusts``: subnets (CIDR) of the underlay over which its data need not be encrypted.
     ``wants_genesis``: somebody there waits for the ring. ``votes_as``: the id of the seed whose share it took and as
-    which it votes, or empty."""
+    which it votes, or empty. ``leaving``: it is about to leave, so nothing may be given to it."""
 
     name: Label
     nickname: Label
@@ -46,6 +48,7 @@ class PeerRecord(msgspec.Struct, frozen=True, array_like=True):
     planes: tuple[Label, ...]
     votes_as: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
     trusts: Annotated[tuple[Label, ...], msgspec.Meta(max_length=64)] = ()
+    leaving: bool = False
 
 
 class NeighbourRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 
 from weavenet.core.messages.gossip import RingDelta
+from weavenet.core.messages.leaving import LeavingBody
 from weavenet.core.types import (
     Ballot,
     Bytes16,
@@ -265,20 +266,8 @@ class HoldAnswer(msgspec.Struct, frozen=True, array_like=True, tag=57):
     waiting_for: Peers
 
 
-Body = (
-    Prepare
-    | Promise
-    | Accept
-    | Accepted
-    | Nack
-    | SpaceRequest
-    | SpaceGrant
-    | SpaceDenied
-    | HandoverOffer
-    | HandoverPull
-    | HandoverPage
-    | HandoverDone
-    | DecreePrepare
+MembershipBody = (
+    DecreePrepare
     | DecreePromise
     | DecreeAccept
     | DecreeAccepted
@@ -293,6 +282,24 @@ Body = (
     | StampAnswer
     | HoldQuery
     | HoldAnswer
+    | LeavingBody
+)
+"""About who belongs to the cluster: decrees, removals, leaving."""
+
+Body = (
+    Prepare
+    | Promise
+    | Accept
+    | Accepted
+    | Nack
+    | SpaceRequest
+    | SpaceGrant
+    | SpaceDenied
+    | HandoverOffer
+    | HandoverPull
+    | HandoverPage
+    | HandoverDone
+    | MembershipBody
 )
 
 

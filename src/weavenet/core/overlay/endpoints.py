@@ -111,6 +111,11 @@ class Endpoints:
         self._outbox.persist(Change(TABLE, attachment.ident.encode(), msgspec.msgpack.encode(attachment)))
         self._announce(now, attachment)
 
+    def clear(self, now: float) -> None:
+        """Nothing is attached any more, and nothing remembered."""
+        for ident in sorted(self._attachments):
+            self.remove(now, ident)
+
     def remove(self, now: float, ident: str) -> None:
         self._dead_until.pop(ident, None)
         self.changed.add(ident)

@@ -183,6 +183,12 @@ class Collect:
         self._outbox.note("warning", "removal", f"hold ended by force without {names}: addresses may be used twice")
         self._finish(now)
 
+    def restart(self) -> None:
+        """Somebody left, whose word counted or was waited for: its custodians have to answer anew, now that they know
+        what it knew."""
+        self._seen_log = b""
+        self._goal, self._answers, self._stamps = None, {}, None
+
     def _begin(self, now: float) -> None:
         """Start over when another peer was removed since."""
         goal = self._last_removal()

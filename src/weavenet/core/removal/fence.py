@@ -22,20 +22,8 @@ from weavenet.core.types import AddressRange, Bytes16, Genesis, Label, LogEntry
 REJOIN_TABLE = "rejoin"
 _REJOIN = b"cluster"
 DROPPED_TABLES = frozenset(
-    {
-        "ring",
-        "log",
-        "acceptor",
-        "planes",
-        "election",
-        "cluster",
-        "grants",
-        "held",
-        "removals",
-        "collect",
-        "known",
-        "unseen",
-    }
+    {"ring", "log", "acceptor", "planes", "election", "cluster", "grants", "held", "removals", "collect", "known"}
+    | {"unseen", "left", "leaving"}
 )
 _DROPPED_META = frozenset({b"bound", b"binder"})
 

@@ -150,7 +150,7 @@ class Removals:
         if not isinstance(ids, frozenset):
             self._reply(request, ids)
             return
-        remaining = frozenset(peer for peer in ids if peer not in self._log.removed)
+        remaining = frozenset(peer for peer in ids if not self._log.is_gone(peer))
         if len(self._proposals) >= REMOVALS_MAX or len(self._waiters) >= PENDING_REQUESTS_MAX:
             self._reply(request, Failure(Code.BUSY, f"at most {REMOVALS_MAX} removals at once", "", "wait for those"))
             return
@@ -186,7 +186,7 @@ class Removals:
             for known in directory:
                 absent_s = self._around.unreachable_for(now, known.peer)
                 is_gone = absent_s is not None and absent_s >= command.older_than_s
-                if is_gone and known.peer != self._me and known.peer not in self._log.removed:
+                if is_gone and known.peer != self._me and not self._log.is_gone(known.peer):
                     found.add(known.peer)
             if not found:
                 return Done("nobody is unreachable")
@@ -195,7 +195,7 @@ class Removals:
         if self._me in found:
             text = "expected the name of another peer"
             return Failure(Code.INVALID, text, "this peer itself", "run `weave reset` here to leave the cluster")
-        reachable = [peer for peer in found if peer not in self._log.removed and self._around.is_reachable(peer)]
+        reachable = [peer for peer in found if not self._log.is_gone(peer) and self._around.is_reachable(peer)]
         if reachable:
             return Failure(
                 Code.CONFLICT,
@@ -246,7 +246,7 @@ class Removals:
         return len(counted) >= quorum(len(self._log.voters))
 
     def _remaining(self, proposal: Proposal) -> frozenset[PeerId]:
-        return frozenset(peer for peer in proposal.ids if peer not in self._log.removed)
+        return frozenset(peer for peer in proposal.ids if not self._log.is_gone(peer))
 
     # --- time ---
 
@@ -307,17 +307,18 @@ class Removals:
                 self._outbox.unicast(peer, SeenQuery(proposal.session, tuple(sorted(remaining))))
 
     def _advance_waiter(self, now: float, request: int, waiter: Waiter) -> None:
-        if any(peer not in self._log.removed for peer in waiter.ids):
+        if any(not self._log.is_gone(peer) for peer in waiter.ids):
             waiter.ask_at = now + HOLD_RETRY_S
             asked = frozenset(peer for ids in self._proposals for peer in ids)
-            rest = frozenset(peer for peer in waiter.ids if peer not in self._log.removed) - asked
+            rest = frozenset(peer for peer in waiter.ids if not self._log.is_gone(peer)) - asked
             if rest:  # a log of a greater epoch took back what was decided
                 self._propose(rest, waiter.force)
             return
         if waiter.removed_at is None:
             waiter.removed_at = now
             waiter.ask_at = now
-        heirs = {self._log.heir(peer) for peer in waiter.ids}
+        removed = [peer for peer in waiter.ids if peer in self._log.removed]
+        heirs = {self._log.heir(peer) for peer in removed}
         is_forced = waiter.force and now >= waiter.removed_at + FORCED_HOLD_S
         if self._me in heirs:
             if is_forced:
@@ -332,7 +333,7 @@ class Removals:
             self._reply(request, Done(self._done_text(waiter)))
         elif now >= waiter.ask_at:
             waiter.ask_at = now + HOLD_RETRY_S
-            number = max(self._log.removed[peer][1].number for peer in waiter.ids)
+            number = max(self._log.removed[peer][1].number for peer in removed)
             query = HoldQuery(waiter.session, number, self._log.chain.hashes[number], is_forced)
             for heir in sorted(heirs - {self._me} - waiter.heirs_done):
                 self._outbox.unicast(heir, query)
@@ -425,6 +426,8 @@ class Removals:
             who = "this peer" if heir == self._me else self._title(heir)
             seen = waiter.last_seen.get(peer)
             how = "was removed before" if seen is None else f"is removed, {seen}" if seen else "is removed"
+            if peer not in self._log.removed:
+                how = "has left by itself"
             lines.append(f"{self._title(peer)} {how}; what it owned is {who}'s")
         if waiter.force and waiter.last_seen:
             lines.append("by force: addresses may be used twice if one of them was alive; see `weave status ipam`")

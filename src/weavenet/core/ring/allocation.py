@@ -146,7 +146,18 @@ class Allocation:
                 del self.waiting[request]
                 self._reply(request, failure)
 
+    def close(self, now: float) -> None:
+        """Free everything and refuse who waits: this peer leaves."""
+        for request in list(self.waiting):
+            self.cancel(request)
+            self._reply(request, _LEAVING)
+        for ident in list(self._estate.holdings.by_ident):
+            self._free(now, self._estate.holdings.of(ident))
+
     def _begin(self, now: float, request: int, command: Allocate | Claim) -> None:
+        if self._estate.leaving:
+            self._reply(request, _LEAVING)
+            return
         outcome = self._attempt(now, command)
         if not isinstance(outcome, Wait):
             self._reply(request, outcome)
@@ -282,6 +293,11 @@ class Allocation:
 
     def _reply(self, request: int, result: Result) -> None:
         self._estate.outbox.append(Reply(request, result))
+
+
+_LEAVING = Failure(
+    Code.CONFLICT, "expected a peer that stays", "it is leaving (`weave reset`)", "attach the container on another host"
+)
 
 
 def taken(address: str, holder: str) -> Failure:

@@ -19,6 +19,7 @@ from weavenet.core.effects import Change, Outbox
 from weavenet.core.errors import InvariantBroken
 from weavenet.core.ring.blocking import Blocked
 from weavenet.core.ring.genesis import initial_ring
+from weavenet.core.ring.granting import next_stamp
 from weavenet.core.ring.holdings import Holding, Holdings, freed_rows, held_rows
 from weavenet.core.ring.log import Log
 from weavenet.core.ring.segments import RING_TABLE, Ring, SegmentsInvalid, load_ring, ring_rows, unreadable_row
@@ -47,9 +48,11 @@ class Estate:
         self.holdings = Holdings(disk)
         self.space = OwnSpace(self.me, self.holdings)
         self.blocked = Blocked(self.holdings, disk)
+        self.leaving = False
+        """This peer gives its space away: it uses none of it for anything new."""
         self._checked: Ring | None = None
         self._inherits = False
-        self._inherits_at: tuple[Ring | None, bytes] = (None, b"")
+        self._inherits_at: tuple[Ring | None, bytes, int] = (None, b"", 0)
         self.space.hold(_load_held(disk) if self.log.genesis is not None else ())
         ring, self._repairs = self._load(disk)
         self._occupy(ring)
@@ -66,8 +69,8 @@ class Estate:
 
     @property
     def may_use(self) -> bool:
-        """False once our own log says that we were removed."""
-        return self.me not in self.log.removed
+        """False while we leave, and once our own log says that we were removed."""
+        return not self.leaving and self.me not in self.log.removed
 
     def usable(self, offset: int) -> bool:
         """May this peer allocate or grant the address (not regarding whether somebody here holds it)?"""
@@ -144,10 +147,10 @@ class Estate:
     @property
     def inherits(self) -> bool:
         """Some range is still stamped with a removed peer that we stand for."""
-        log, ring = self.log, self.ring
-        if self._inherits_at[0] is not ring or self._inherits_at[1] != log.hash:
-            self._inherits_at = ring, log.hash
-            self._inherits = any(owner in log.removed and log.heir(owner) == self.me for owner in ring.shares)
+        seen = self.ring, self.log.hash, self.log.departures
+        if self._inherits_at[0] is not seen[0] or self._inherits_at[1:] != seen[1:]:
+            self._inherits_at = seen
+            self._inherits = any(self._is_inherited(owner) for owner in self.ring.shares)
         return self._inherits
 
     def inherit(self) -> tuple[Segment, ...]:
@@ -155,7 +158,7 @@ class Estate:
         pieces = [
             Segment(piece.start, piece.end, self._inherited_stamp(piece.stamp))
             for piece in self.ring.segments
-            if piece.stamp.owner in self.log.removed and self.log.heir(piece.stamp.owner) == self.me
+            if self._is_inherited(piece.stamp.owner)
         ]
         if not pieces:
             return ()
@@ -167,12 +170,47 @@ class Estate:
     def _inherited_stamp(self, old: Stamp) -> Stamp:
         """Of the last removal on the chain of heirs from the owner to us, so that it beats what the removed gave away
         without anybody known hearing of it."""
-        position: Position = old.position
-        peer: PeerId = old.owner
-        while peer in self.log.removed:
-            peer, removed_at = self.log.removed[peer]
-            position = max(position, removed_at)
+        _, removed_at = self.log.succession(old.owner)
+        position: Position = old.position if removed_at is None else max(old.position, removed_at)
         return Stamp(position, 1 + old.version, self.me)
+
+    def _is_inherited(self, owner: PeerId) -> bool:
+        """We stand for ``owner``, and somebody on the way was removed: others may still use what it gave away."""
+        log = self.log
+        if not log.is_gone(owner):
+            return False
+        heir, removed_at = log.succession(owner)
+        return heir == self.me and removed_at is not None
+
+    # --- leaving, and those who left ---
+
+    def surrender(self, heirs: Mapping[PeerId, int]) -> tuple[Segment, ...]:
+        """Give all our space to ``heirs`` (→ their free addresses), each segment to whoever has least by then; one step
+        to disk. Raises InvariantBroken while addresses are in use or on hold."""
+        if self.holdings.by_offset or self.space.held.total:
+            raise InvariantBroken("space in use or on hold cannot be given away")
+        free = dict(heirs)
+        given: list[Segment] = []
+        owned = [piece for piece in self.ring.segments if piece.stamp.owner == self.me]
+        for piece in sorted(owned, key=lambda piece: (piece.start - piece.end, piece.start)):
+            heir = min(free, key=lambda peer: (free[peer], peer))
+            free[heir] += piece.end - piece.start
+            given.append(Segment(piece.start, piece.end, next_stamp((piece,), heir)))
+        changed, rows = self.merge(tuple(given))
+        self.outbox.persist(*rows, *self.use())
+        return changed
+
+    def succeed(self) -> tuple[Segment, ...]:
+        """Take what is stamped with peers that left in our favour: given to them by somebody who did not know, and
+        never theirs in their own eyes, since all they knew is merged here. The pieces that changed."""
+        log = self.log
+        heirs = {owner for owner in self.ring.shares if owner in log.departed} if self.may_use else set()
+        heirs = {owner for owner in heirs if log.succession(owner) == (self.me, None)}
+        pieces = [piece for piece in self.ring.segments if piece.stamp.owner in heirs] if heirs else []
+        stamped = [Segment(piece.start, piece.end, next_stamp((piece,), self.me)) for piece in pieces]
+        changed, rows = self.merge(tuple(stamped))
+        self.outbox.persist(*rows)
+        return changed
 
     def release(self) -> int:
         """What was on hold is usable, durably; the number of addresses."""

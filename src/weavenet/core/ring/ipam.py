@@ -217,7 +217,12 @@ class Ipam:
     @property
     def may_own(self) -> bool:
         """May space be given to us, as to an heir?"""
-        return self.estate.is_on and self.estate.has_ring and self.estate.may_use
+        return self.could_own and self.estate.may_use
+
+    @property
+    def could_own(self) -> bool:
+        """The same, leaving aside whether we leave."""
+        return self.estate.is_on and self.estate.has_ring and self.estate.me not in self._log.removed
 
     def inherit(self) -> None:
         """Stamp what belonged to those we stand for as ours, on hold."""
@@ -242,6 +247,35 @@ class Ipam:
         self._want_compaction(now)
         self._pump(now)
         return released
+
+    # --- leaving, and those who left ---
+
+    @property
+    def free_addresses(self) -> int:
+        return self.estate.space.free.total + len(self.estate.space.resting)
+
+    def set_leaving(self, now: float, is_leaving: bool) -> None:
+        """While leaving nothing is allocated, granted, asked for or bound."""
+        self.estate.leaving = is_leaving
+        self._pump(now)
+
+    def vacate(self, now: float) -> None:
+        """No container of this host is on the network any more, and none comes back: free everything, refuse who
+        waits."""
+        self.allocation.close(now)
+        self._pump(now)
+
+    def surrender(self, heirs: Mapping[PeerId, int]) -> None:
+        """Give all our space to ``heirs`` (→ their free addresses)."""
+        self._news.extend(self.estate.surrender(heirs))
+
+    def succeed(self, now: float) -> None:
+        """Take what strayed to peers that left in our favour."""
+        taken = self.estate.succeed()
+        if taken:
+            self._news.extend(taken)
+            self._after_change(now, taken)
+            self._pump(now)
 
     def _credible(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
         """Without versions that counting cannot have reached: one above them would not fit on the wire."""
@@ -299,7 +333,7 @@ class Ipam:
 
     def _requested(self, now: float, source: PeerId, body: SpaceRequest) -> None:
         estate = self.estate
-        if source == estate.me or source in self._log.removed or not estate.has_ring:
+        if source == estate.me or self._log.is_gone(source) or not estate.has_ring:
             return
         last = self._grants.last(source)
         if last is not None and body.request <= last.request:
@@ -375,10 +409,11 @@ class Ipam:
 
     def _pump(self, now: float) -> None:
         """Serve who can be served, and go after what the others need."""
-        needs = self.allocation.serve(now) if self.allocation.waiting else []
+        is_staying = not self.estate.leaving
+        needs = self.allocation.serve(now) if self.allocation.waiting and is_staying else []
         self.allocation.stirred = False
         self._reclaim_at = None
-        if self.estate.blocked:
+        if self.estate.blocked and is_staying:
             needs += self._reclaim(now)
         if needs:
             self.seeker.seek(now, needs, self._owners, self._reachable)
@@ -451,7 +486,7 @@ class Ipam:
 
     def _bind(self) -> bool:
         owner = self._virtual_owner()
-        if self._bound or not self._may_bind or owner is None or not self.estate.has_ring:
+        if self._bound or not self._may_bind or owner is None or not self.estate.has_ring or self.estate.leaving:
             return False
         stamp = Stamp(GENESIS_POSITION, 2, self.estate.me)
         share = [

@@ -184,12 +184,16 @@ class Merged:
 class Log:
     """The durable log of this peer: a chain, and its rows."""
 
-    __slots__ = ("_chain", "_outbox")
+    __slots__ = ("_chain", "_outbox", "departed", "departures")
 
     def __init__(self, rows: Iterable[tuple[bytes, bytes]], outbox: Outbox) -> None:
         """``rows`` are those of table ``log``. Raises WeaveError for rows that no log can have."""
         self._chain = _load(sorted(rows))
         self._outbox = outbox
+        self.departed: dict[PeerId, PeerId | None] = {}
+        """Peers that left by themselves → who stands for them; kept by :class:`weavenet.core.leaving.Departed`."""
+        self.departures = 0
+        """Grows whenever the above changes."""
 
     def __len__(self) -> int:
         return len(self._chain)
@@ -226,8 +230,38 @@ class Log:
     def removed(self) -> Mapping[PeerId, tuple[PeerId, Position]]:
         return self._chain.removed
 
+    def depart(self, peer: PeerId, heir: PeerId | None) -> None:
+        """``peer`` left by itself; ``heir`` stands for it."""
+        self.departed[peer] = heir
+        self.departures += 1
+
+    def forget_departure(self, peer: PeerId) -> None:
+        self.departed.pop(peer, None)
+        self.departures += 1
+
+    def is_gone(self, peer: PeerId) -> bool:
+        """Removed by a decree, or left by itself: nothing it says counts any more."""
+        return peer in self._chain.removed or peer in self.departed
+
     def heir(self, peer: PeerId) -> PeerId:
-        return self._chain.heir(peer)
+        """Who stands for ``peer`` now, through removals and departures; itself unless it is gone."""
+        return self.succession(peer)[0]
+
+    def succession(self, peer: PeerId) -> tuple[PeerId, Position | None]:
+        """The heir of ``peer``, and the last removal on the way to it; None when there is none. An heir that left in
+        favour of somebody who was then removed in favour of it (decided elsewhere before that was known) would be a
+        circle: whoever closes it stands."""
+        position: Position | None = None
+        passed = {peer}
+        while True:
+            removal = self._chain.removed.get(peer)
+            heir = removal[0] if removal is not None else self.departed.get(peer)
+            if heir is None or heir in passed:
+                return peer, position
+            if removal is not None:
+                position = removal[1] if position is None else max(position, removal[1])
+            peer = heir
+            passed.add(peer)
 
     def merge(self, start: int, entries: Sequence[LogEntry]) -> bool:
         """Merge what another peer holds from index ``start`` on; True when something new was learnt and persisted."""

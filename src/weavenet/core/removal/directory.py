@@ -1,0 +1,55 @@
+"""Peers by the names they gave themselves, and which of them stands for which seed.
+
+Names are kept also of peers that are gone, so that people can speak of them. Does not know who is reachable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from weavenet.core.messages.gossip import PeerRecord
+from weavenet.core.removal.naming import Known
+from weavenet.core.types import PeerId
+
+
+class Directory:
+    """``seeds``: virtual id of each seed of the configuration → its name."""
+
+    def __init__(self, me: Known, seeds: Mapping[PeerId, str]) -> None:
+        self.me = me
+        self._seeds = dict(seeds)
+        self._names = {me.peer: me}
+        self.stand_ins: dict[PeerId, PeerId] = {}
+        """Virtual id → the peer that took that share and votes as it."""
+
+    @property
+    def virtual(self) -> frozenset[PeerId]:
+        return frozenset(self._seeds)
+
+    def learn(self, names: Mapping[PeerId, Known]) -> None:
+        self._names |= names
+
+    def meet(self, peer: PeerId, record: PeerRecord) -> Known:
+        """What ``peer`` says of itself now."""
+        self._names[peer] = named = Known(peer, record.name, record.nickname)
+        if record.votes_as:
+            self.stand_ins[PeerId(record.votes_as)] = peer
+        return named
+
+    def dismiss(self, peers: frozenset[PeerId]) -> None:
+        """These stand for no seed any more."""
+        self.stand_ins = {voter: peer for voter, peer in self.stand_ins.items() if peer not in peers}
+
+    def named(self, peer: PeerId) -> Known:
+        """As it called itself when last heard of, perhaps by an earlier life of ours; without names when never."""
+        return self._names.get(peer) or Known(peer, "", "")
+
+    def ids_of(self, peer: PeerId) -> tuple[PeerId, ...]:
+        """``peer`` and the seed that it stands for."""
+        return (peer, *(voter for voter, stand_in in self.stand_ins.items() if stand_in == peer))
+
+    def listed(self, peers: Iterable[PeerId]) -> list[Known]:
+        """``peers`` with names, seeds that one of them stands for left out."""
+        given = set(peers)
+        hidden = {voter for voter, peer in self.stand_ins.items() if peer in given}
+        return [self._names.get(peer) or Known(peer, self._seeds.get(peer, ""), "") for peer in sorted(given - hidden)]

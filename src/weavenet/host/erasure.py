@@ -1,0 +1,93 @@
+"""Removes from this host's kernel whatever the product made there: devices, tables, rules, routes.
+
+Only what carries our names is touched. Works without a running daemon and may be repeated. What others changed because
+of us (``ip_forward`` switched on by ``expose``) is put back by ``hide``, not here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Collection, Iterable
+
+from weavenet.core.errors import Code, Failure, WeaveError
+from weavenet.host import exposure_rules, netns, rules
+from weavenet.host.bridge import BRIDGE, is_port_name
+from weavenet.host.dnsaddress import ADDRESS, TABLE
+from weavenet.host.firewall import LEGACY, LEGACY_RULE
+from weavenet.host.kernel import Kernel
+from weavenet.host.nft import Command, Nft, NftError
+
+FAMILIES = ("bridge", "netdev", "inet", "ip", "ip6")
+
+
+async def erase(devices: Collection[str], namespace: int | None = None) -> None:
+    """``devices``: names of the data paths' devices. Raises WeaveError with what could not be removed; everything else
+    is gone then."""
+    troubles = [*await _erase_devices({*devices, BRIDGE}, namespace), *await _erase_rules(namespace)]
+    if troubles:
+        step = "remove them by hand, or run `weave reset` again"
+        raise WeaveError(
+            Failure(Code.HOST, "expected to remove what weave made on this host", "; ".join(troubles), step)
+        )
+
+
+async def _erase_devices(names: Collection[str], namespace: int | None) -> list[str]:
+    troubles = []
+    async with await Kernel.open(namespace) as kernel:
+        with contextlib.suppress(OSError):  # mostly: there was none
+            await kernel.netlink.no_longer_answer_through(ADDRESS, TABLE)
+        ours = [link for link in kernel.links.all() if link.name in names or is_port_name(link.name)]
+        for link in sorted(ours, key=lambda link: link.name == BRIDGE):
+            try:
+                await kernel.netlink.delete_link(link.index)
+            except OSError as error:
+                troubles.append(f"device {link.name}: {error.strerror or error}")
+    return troubles
+
+
+async def _erase_rules(namespace: int | None) -> list[str]:
+    nft = Nft(namespace)
+    try:
+        present = await nft.run([{"list": {"ruleset": None}}])
+        commands = [command for family in _families(present) for command in rules.delete_table(family)]
+        commands += _forward_deletions(present)
+        if commands:
+            await nft.run(commands)
+    except NftError as error:
+        return [f"firewall rules: {error.strerror}"] if nft.backend else []
+    for program, family in LEGACY.items():
+        if shutil.which(program):
+            await asyncio.to_thread(netns.call, namespace, lambda p=program, f=family: _erase_legacy(p, f))
+    return []
+
+
+def _families(ruleset: Iterable[Command]) -> list[str]:
+    """Those in which there is a table of ours."""
+    tables = (item["table"] for item in ruleset if "table" in item)
+    return sorted({table["family"] for table in tables if table.get("name") == rules.TABLE})
+
+
+def _forward_deletions(ruleset: Iterable[Command]) -> list[Command]:
+    """Our tagged rules in tables of others."""
+    found = (item["rule"] for item in ruleset if "rule" in item)
+    tagged = (rule for rule in found if rule.get("table") == "filter" and _is_tagged(str(rule.get("comment", ""))))
+    places = ({key: rule[key] for key in ("family", "table", "chain", "handle")} for rule in tagged)
+    return [{"delete": {"rule": place}} for place in places]
+
+
+def _is_tagged(comment: str) -> bool:
+    return comment == rules.FORWARD_COMMENT or comment.startswith(exposure_rules.COMMENT)
+
+
+def _erase_legacy(program: str, family: str) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([program, "-w", "2", *arguments], capture_output=True, text=True, timeout=10, check=False)
+
+    for arguments in exposure_rules.legacy_changes(run("-S").stdout, (), family):
+        run(*arguments)
+    for chain in ("DOCKER-USER", "FORWARD"):
+        if run("-C", chain, *LEGACY_RULE).returncode == 0:
+            run("-D", chain, *LEGACY_RULE)

@@ -1,0 +1,128 @@
+"""``python -m weavenet.runtime.erasing [--force]``: `weave reset` where no daemon runs. Settings as JSON on standard
+input, one line of JSON back: ``{"text": …}`` or ``{"failure": {…}}``.
+
+A peer that is still a member is left alone without ``--force``: only a running daemon can hand its addresses over. What
+an earlier reset left behind is removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from pathlib import Path
+
+import msgspec
+
+from weavenet.core.errors import Code, Failure, WeaveError
+from weavenet.core.leaving import Leaving, Phase, State, departed_disk
+from weavenet.core.types import PeerId, peer_text
+from weavenet.runtime import identity
+from weavenet.runtime.foundation import LOCK_FILE, PID_FILE
+from weavenet.runtime.issuing import peer_id
+from weavenet.runtime.lock import Lock
+from weavenet.runtime.settings import Settings, decode_settings
+from weavenet.runtime.store import FILE_NAME, open_store
+
+_MEMBER_TABLES = frozenset({"log", "ring", "alloc", "acceptor", "known"})
+
+
+def data_path_devices() -> tuple[str, ...]:
+    """Names of the devices that data paths make."""
+    from weavenet.plane.vxlan import DEVICES
+
+    return tuple(DEVICES.values())
+
+
+async def erase_host() -> None:
+    """Raises WeaveError or OSError."""
+    from weavenet.host.erasure import erase
+
+    await erase(data_path_devices())
+
+
+def erase_files(settings: Settings, root: Path = Path("/")) -> None:
+    """Everything a daemon writes but its log. A peer name that would not be found again stays in the store. The locks
+    must be held, and nobody use the store. Blocks; raises WeaveError or OSError."""
+    folder = Path(settings.data_dir)
+    store = open_store(folder)
+    try:
+        rows = store.load()
+        store.write_now(departed_disk(rows))
+        name = rows.get((identity.TABLE, identity.NAME), b"").decode(errors="replace")
+    finally:
+        store.close()
+    is_derived = identity.choose_name(msgspec.structs.replace(settings, name=""), {}, root) == name
+    gone = [folder / LOCK_FILE, *(folder / f"{FILE_NAME}{suffix}" for suffix in ("-wal", "-shm"))]
+    if is_derived or not name:
+        gone.append(folder / FILE_NAME)
+    gone.append(Path(settings.run_dir) / PID_FILE)
+    for path in gone:
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # others keep something there
+        folder.rmdir()
+
+
+def erase(settings: Settings, *, force: bool) -> str:
+    """What was done, in words. Raises WeaveError or OSError."""
+    text = "nothing was left to reset"
+    lock = Lock.acquire(Path(settings.run_dir) / PID_FILE)
+    try:
+        if (Path(settings.data_dir) / FILE_NAME).exists():
+            peer = _member(settings)
+            if peer is not None and not force:
+                raise WeaveError(
+                    Failure(
+                        Code.CONFLICT,
+                        "expected a running daemon, which alone can hand over the addresses of this peer",
+                        "weave is not running",
+                        "`weave launch`, then `weave reset`; or `weave reset --force` if the others are gone",
+                    )
+                )
+            if peer is not None:
+                text = (
+                    "done by force, nothing was handed over: if others know this peer, run on one of them: "
+                    f"weave rmpeer {peer_text(peer)}"
+                )
+            erase_files(settings)
+        asyncio.run(erase_host())
+        Path(settings.log_file or "/nonexistent").unlink(missing_ok=True)
+    finally:
+        (Path(settings.run_dir) / PID_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            Path(settings.run_dir).rmdir()
+        lock.release()
+    return text
+
+
+def _member(settings: Settings) -> PeerId | None:
+    """Who this host is in a cluster; None when it is in none."""
+    store = open_store(Path(settings.data_dir))
+    try:
+        rows = store.load()
+    finally:
+        store.close()
+    seed, leaving = rows.get((identity.TABLE, identity.SEED)), rows.get(Leaving.disk_key())
+    has_left = leaving is not None and msgspec.msgpack.decode(leaving, type=State).phase is Phase.GONE
+    if seed is None or has_left or not any(table in _MEMBER_TABLES for table, _ in rows):
+        return None
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return PeerId(peer_id(Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()))
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        answer: dict[str, object] = {
+            "text": erase(decode_settings(sys.stdin.buffer.read()), force="--force" in arguments)
+        }
+    except WeaveError as error:
+        answer = {"failure": error.failure}
+    except OSError as error:
+        answer = {"failure": Failure(Code.HOST, "expected to remove what weave made on this host", str(error))}
+    sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

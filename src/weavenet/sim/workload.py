@@ -97,6 +97,7 @@ class Workload:
         self._forced_removals = forced_removals
         self._names = names
         self._resets = resets
+        self._is_calm = False
         self._electors = electors
         self._next_request = 0
         self._next_ident = 0
@@ -268,6 +269,13 @@ class Workload:
         electors = self._electors or len(self._hosts)
         return len(blank) <= len(self._hosts) // 2 and sum(index < electors for index in blank) <= electors // 2
 
+    def calm(self) -> None:
+        """Nobody leaves who may still stay, and nobody who left comes back."""
+        self._is_calm = True
+        for host in self._hosts:
+            for request in [each for each, pending in self.pending[host.index].items() if _is_reset(pending)]:
+                self._give_up(host, request)
+
     def _give_up(self, host: Host, request: int) -> None:
         if self.pending[host.index].pop(request, None) is not None:
             host.deliver(Cancelled(request))
@@ -307,7 +315,7 @@ class Workload:
         self.containers[host.index] = {}
         if not host.is_running:
             self.pending[host.index] = {}
-            if self._resets and self._rng.random() < 0.5:
+            if self._resets and not self._is_calm and self._rng.random() < 0.5:
                 self._scheduler.after(self._rng.uniform(0.1, 10.0), host.start)
             return
         self.pending[host.index] = {

@@ -210,6 +210,7 @@ class World:
         for host in self.hosts:
             host.resume()
             host.start()
+        self.workload.calm()
         for host in self.hosts:
             others = tuple(other.host for other in self.hosts if other is not host)
             self.workload.request(host, Connect(others))

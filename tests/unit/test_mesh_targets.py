@@ -50,7 +50,7 @@ class Store:
 
     def start(self, conf: tuple[str, ...] = (), launch: tuple[str, ...] | None = None) -> TargetSet:
         self.outbox = Outbox()
-        targets = TargetSet(self.disk, self.outbox)
+        targets = TargetSet(self.disk, self.outbox, 6783)
         targets.start(conf, launch)
         self.sync()
         return targets
@@ -101,6 +101,14 @@ def test_a_forgotten_target_of_the_file_stays_forgotten_and_names_the_file() -> 
     assert set(store.start(conf=("file:7000",)).active()) == {"file:7000"}
 
 
+def test_forgetting_finds_a_target_with_and_without_the_usual_port() -> None:
+    targets = Store().start(launch=("one", "two:6783", "three:7000"))
+    targets.forget(("one:6783", "two"), {})
+    assert targets.active() == {"three:7000": "cli"}
+    targets.forget(("three",), {})
+    assert targets.active() == {"three:7000": "cli"}
+
+
 def test_forgetting_twice_is_harmless_and_malformed_is_refused() -> None:
     targets = Store().start(launch=("one",))
     assert targets.forget(("one",), {}) == Done("")
@@ -118,7 +126,7 @@ def test_targets_are_bounded() -> None:
 
 def test_a_malformed_line_of_the_file_is_reported_and_ignored() -> None:
     outbox = Outbox()
-    targets = TargetSet({}, outbox)
+    targets = TargetSet({}, outbox, 6783)
     targets.start(("good", "b ad"), None)
     assert set(targets.active()) == {"good"}
     assert any("b ad" in getattr(effect, "text", "") for effect in outbox.effects)

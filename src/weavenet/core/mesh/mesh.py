@@ -37,7 +37,7 @@ from weavenet.core.mesh.reports import connection_reports, missing_targets, peer
 from weavenet.core.mesh.sessions import Sessions
 from weavenet.core.mesh.shared import Shared
 from weavenet.core.mesh.surroundings import Surroundings
-from weavenet.core.mesh.targets import Suppressed, Target, TargetSet, parse_target
+from weavenet.core.mesh.targets import Suppressed, Target, TargetSet
 from weavenet.core.messages import Body, MalformedMessage, Message, decode_body
 from weavenet.core.messages.gossip import (
     KIND_NEIGHBOUR,
@@ -82,7 +82,7 @@ class Mesh:
         self._shared = shared
         self._incarnation = incarnation
         self._links = Links()
-        self._targets = TargetSet(disk, outbox)
+        self._targets = TargetSet(disk, outbox, config.port)
         self._dialer = Dialer(config, outbox, rng, self._links, self._is_suppressed)
         self._records = Records(config.peer, incarnation, obligated, removed, last_incarnation(disk))
         self._around = Surroundings(config, self._records, self._links, self._dialer)
@@ -251,7 +251,9 @@ class Mesh:
     def forget(self, now: float, targets: Iterable[str]) -> Done | Failure:
         """Stops reconnecting, also by discovery and after a restart; existing links stay."""
         texts = tuple(targets)
-        result = self._targets.forget(texts, {target.text: self._behind(target) for target in _parsed(texts)})
+        named = [self._targets.named(text) for text in texts]
+        behind = {target.text: self._behind(target) for target in named if isinstance(target, Target)}
+        result = self._targets.forget(texts, behind)
         if isinstance(result, Done):
             self._retarget(now)
         return result
@@ -512,10 +514,3 @@ class Mesh:
             raise InvariantBroken("published neighbours are not the established links")
         if not self.reachable() >= published:
             raise InvariantBroken("a linked peer is not reachable")
-
-
-def _parsed(texts: Iterable[str]) -> Iterator[Target]:
-    for text in texts:
-        target = parse_target(text)
-        if isinstance(target, Target):
-            yield target

@@ -94,10 +94,12 @@ def _malformed(text: str, wanted: str) -> Failure:
 
 
 class TargetSet:
-    """Which targets count now. Every change goes to the outbox before it takes effect."""
+    """Which targets count now. Every change goes to the outbox before it takes effect. ``port``: the one that is meant
+    where a target names none."""
 
-    def __init__(self, disk: Mapping[tuple[str, bytes], bytes], outbox: Outbox) -> None:
+    def __init__(self, disk: Mapping[tuple[str, bytes], bytes], outbox: Outbox, port: int) -> None:
         self._outbox = outbox
+        self._port = port
         self._conf: dict[str, Target] = {}
         self._cli: dict[str, Target] = {}
         self.suppressed: dict[str, Suppressed] = {}
@@ -132,6 +134,15 @@ class TargetSet:
     def parsed(self, text: str) -> Target:
         return self._conf.get(text) or self._cli[text]
 
+    def named(self, text: str) -> Target | Failure:
+        """What ``text`` means: the target that was given, also where only one of them names the usual port."""
+        target = parse_target(text)
+        if isinstance(target, Failure) or target.text in self._conf or target.text in self._cli:
+            return target
+        other = Target(target.host, self._port if target.port is None else None)
+        is_same = target.port in (None, self._port) and (other.text in self._conf or other.text in self._cli)
+        return other if is_same else target
+
     def connect(self, texts: tuple[str, ...], *, replace: bool) -> Failure | None:
         """Add to the command line's targets, or replace them. All or nothing."""
         wanted: dict[str, Target] = {}
@@ -164,7 +175,7 @@ class TargetSet:
         """Stop dialling ``texts``; ``found`` says what is known behind each canonical text. Idempotent."""
         parsed: list[Target] = []
         for text in texts:
-            target = parse_target(text)
+            target = self.named(text)
             if isinstance(target, Failure):
                 return target
             parsed.append(target)

@@ -50,7 +50,11 @@ class Stage:
         question = Question(query)
         parsed = wire.parse_query(query.to_wire())
         limit = wire.MESSAGE_BYTES_MAX if tcp else parsed.limit_bytes
-        self.forwarder.ask(self.now, parsed, limit, client, question.answers.append)
+        known = self.forwarder.known(self.now, parsed, limit)
+        if known is not None:
+            question.answers.append(known)
+        else:
+            self.forwarder.ask(self.now, parsed, limit, client, question.answers.append)
         return question
 
     def asked(self, upstream: Upstream | None = None) -> list[tuple[int, dns.message.Message, bool]]:

@@ -237,8 +237,16 @@ def test_the_fastest_upstream_answers_whatever_the_others_do(tmp_path: Path) -> 
             assert status.forwarded == 20
             assert status.upstreams == ("127.53.0.1:53", "127.53.0.2:53", "127.53.0.3:53")
             assert len(set(honest.ports)) > 15, "from a new port each time"
-            assert oracle.values(ask(server, "N3.example.com."), "A") == ["203.0.113.9"]
-            assert server.status().from_cache == 1
+            for _ in range(3):  # the second and third time without being parsed
+                assert oracle.values(ask(server, "N3.example.com."), "A") == ["203.0.113.9"]
+            assert server.status().forwarded == 20
+            assert 1 <= server.status().from_cache <= 3
+
+            def ttl() -> int:
+                return ask(server, "N3.example.com.").answer[0].ttl
+
+            before = ttl()
+            wait_for(lambda: ttl() < before, "the TTL to shrink")
     finally:
         for upstream in (*upstreams, honest):
             upstream.close()

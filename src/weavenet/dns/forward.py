@@ -166,15 +166,19 @@ class Forwarder:
 
     # --- clients ---
 
+    def known(self, now: float, query: Query, limit_bytes: int) -> bytes | None:
+        """The answer as of ``now``, when it need not be asked for."""
+        message = self.cache.get(now, Key.of(query))
+        if message is None:
+            return None
+        self.counters.from_cache += 1
+        return fit(message, query, limit_bytes)
+
     def ask(self, now: float, query: Query, limit_bytes: int, client: bytes, reply: Reply) -> None:
-        """``client``: whoever asks, however long; ``reply`` is called once, perhaps before this returns."""
+        """What is not :meth:`known`. ``client``: whoever asks, however long; ``reply`` is called once, perhaps before
+        this returns."""
         key = Key.of(query)
         waiter = Waiter(query, limit_bytes, reply)
-        message = self.cache.get(now, key)
-        if message is not None:
-            self.counters.from_cache += 1
-            reply(fit(message, query, limit_bytes))
-            return
         flight = self._flights.get(key)
         if flight is not None:
             if len(flight.waiters) < WAITERS_MAX:

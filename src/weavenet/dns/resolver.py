@@ -12,7 +12,7 @@ import msgspec
 from weavenet.dns import wire
 from weavenet.dns.forward import Forwarder, Reply
 from weavenet.dns.local import SHUFFLES, LocalAnswers
-from weavenet.dns.wire import Malformed, Query
+from weavenet.dns.wire import Malformed
 from weavenet.dns.zone import Zone
 
 
@@ -26,10 +26,11 @@ class Counted(msgspec.Struct):
 
 class Local(NamedTuple):
     """Answers of which one is as good as another. ``name``: folded; until the zone says something else about it, the
-    same datagram gets the same answers. Empty: it may not."""
+    same datagram gets the same answers. Empty: it may not. ``is_passing``: for a second only, since TTLs shrink."""
 
     answers: tuple[bytes, ...]
     name: bytes = b""
+    is_passing: bool = False
 
 
 class Resolver:
@@ -66,17 +67,16 @@ class Resolver:
             return Local((error.answer,))
         limit_bytes = wire.MESSAGE_BYTES_MAX if stream else query.limit_bytes
         answers = self._local.answer(query, limit_bytes, 1 if stream else SHUFFLES)
+        name = b"" if query.edns is not None and query.edns.has_options else query.folded
         if answers is not None:
             self.counted.local += 1
-            has_options = query.edns is not None and query.edns.has_options
-            return Local(answers, b"" if has_options else query.folded)
-        self._forward(query, limit_bytes, client, reply)
-        return None
-
-    def _forward(self, query: Query, limit_bytes: int, client: bytes, reply: Reply) -> None:
-        now = time.monotonic()
+            return Local(answers, name)
         if self.forwarder.is_probe(query.folded) or not query.flags & wire.RD:
-            reply(wire.respond(query, wire.REFUSED, flags=wire.RA))
-            return
+            return Local((wire.respond(query, wire.REFUSED, flags=wire.RA),))
+        now = time.monotonic()
         self._before_forwarding(now)
+        known = self.forwarder.known(now, query, limit_bytes)
+        if known is not None:
+            return Local((known,), name, is_passing=True)
         self.forwarder.ask(now, query, limit_bytes, client, reply)
+        return None

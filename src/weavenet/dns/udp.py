@@ -1,15 +1,16 @@
 """The UDP side: a dictionary from queries as they arrive to answers ready to leave, and the resolver for the rest.
 
-Most clients send the same few hundred questions again and again, byte for byte but for the id. Those that we answer
-ourselves are kept with the datagram, without its id, as the key: parsing, looking up and building then cost nothing.
-When something about a name changes, what was kept for it is dropped. (Only the serial of the SOA in negative answers
-may be out of date then; nobody transfers this zone.) The dictionary is bounded in bytes; a datagram with EDNS options
-(cookies differ each time) is not kept.
+Most clients send the same few hundred questions again and again, byte for byte but for the id. What is answered at once
+is kept with the datagram, without its id, as the key: parsing, looking up and building then cost nothing. Answers of
+our own are kept until something about that name changes, those from the cache for a second. (Only the serial of the SOA
+in negative answers may be out of date; nobody transfers this zone.) The dictionary is bounded in bytes; a datagram with
+EDNS options (cookies differ each time) is not kept.
 """
 
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterable
 
 from weavenet.dns.batch import Batch, Prepared, prepare
@@ -24,20 +25,25 @@ ROUNDS = 4
 PREPARED_BYTES_MAX = 4 << 20
 KEY_BYTES_MAX = 300
 """255 of a name and what surrounds it."""
+PASSING_S = 1.0
+"""TTLs count whole seconds."""
 ENTRY_BYTES, ANSWER_BYTES = 270, 150
 """What Python adds to an entry and to each answer in it, measured with tracemalloc."""
 
 
 class PreparedAnswers:
-    """Shared by all sockets. ``answered``: how many queries it answered, which nobody else saw."""
+    """Shared by all sockets. ``answered``: how many queries it answered, which nobody else saw. What is kept as passing
+    goes with the next :meth:`tick`, PASSING_S after the first of it at the latest."""
 
     def __init__(self) -> None:
         self.known: dict[bytes, tuple[Prepared, ...]] = {}
         self._of_name: dict[bytes, list[bytes]] = {}
+        self._passing: list[bytes] = []
+        self._passing_until: float | None = None
         self.size_bytes = 0
         self.answered = 0
 
-    def keep(self, query: bytes, name: bytes, answers: tuple[Prepared, ...]) -> None:
+    def keep(self, query: bytes, name: bytes, answers: tuple[Prepared, ...], *, is_passing: bool = False) -> None:
         """``query``: without its id, and not kept yet; ``name``: what it asks about, folded. Full: start anew, since
         what is asked for most comes back soonest."""
         if len(query) > KEY_BYTES_MAX:
@@ -49,6 +55,10 @@ class PreparedAnswers:
             self.known[query] = answers
             self._of_name.setdefault(name, []).append(query)
             self.size_bytes += size
+            if is_passing:
+                self._passing.append(name)
+                if self._passing_until is None:
+                    self._passing_until = time.monotonic() + PASSING_S
 
     def drop(self, names: Iterable[bytes]) -> None:
         """What was kept about these (folded)."""
@@ -59,7 +69,15 @@ class PreparedAnswers:
     def clear(self) -> None:
         self.known.clear()
         self._of_name.clear()
+        self._passing.clear()
         self.size_bytes = 0
+
+    def deadline(self) -> float | None:
+        return self._passing_until
+
+    def tick(self, now: float) -> None:
+        passing, self._passing, self._passing_until = self._passing, [], None
+        self.drop(passing)
 
 
 def _size(query: bytes, answers: tuple[Prepared, ...]) -> int:
@@ -102,5 +120,5 @@ class UdpServer:
             return
         answers = tuple(prepare(answer) for answer in found.answers)
         if found.name and packet[2:] not in self._prepared.known:  # the same may be in one batch twice
-            self._prepared.keep(packet[2:], found.name, answers)
+            self._prepared.keep(packet[2:], found.name, answers, is_passing=found.is_passing)
         batch.put(index, answers[0])

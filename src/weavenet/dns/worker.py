@@ -36,6 +36,7 @@ class Worker:
         self.loop.watch(self._forwarder)
         self._rng = rng
         self._prepared = PreparedAnswers()
+        self.loop.watch(self._prepared)
         self._resolver: Resolver | None = None
         self._listeners: Listeners | None = None
         self._resolv_conf: ResolvConf | None = None

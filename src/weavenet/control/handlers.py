@@ -249,8 +249,8 @@ def _refused(result: Result) -> Failure:
     raise TypeError(f"the daemon answered with {type(result).__name__}")
 
 
-async def _node_report(api: Api) -> NodeReport | Failure:
-    result = await api.daemon.request(GetReport())
+async def _node_report(api: Api, *, with_names: bool = True) -> NodeReport | Failure:
+    result = await api.daemon.request(GetReport(with_names))
     return result if isinstance(result, NodeReport) else _refused(result)
 
 
@@ -264,7 +264,7 @@ async def _report(api: Api, _: Request) -> Answer:
 
 def _status(section: str) -> _Route:
     async def route(api: Api, _: Request) -> Answer:
-        report = await _node_report(api)
+        report = await _node_report(api, with_names=section == "dns")
         if isinstance(report, Failure):
             return report
         text = status_text.render(report, api.daemon.identity, section)
@@ -293,7 +293,7 @@ async def _stop(api: Api, _: Request) -> Answer:
 
 
 async def _metrics(api: Api, _: Request) -> Answer:
-    report = await _node_report(api)
+    report = await _node_report(api, with_names=False)
     if isinstance(report, Failure):
         return report
     return Response(200, metrics.render(report, api.daemon.identity), metrics.CONTENT_TYPE)

@@ -55,6 +55,7 @@ class _Figures:
         yield _counter("weave_connection_terminations", "Links that ended since the start.", report.terminations)
         yield _single("weave_attachments", "Containers attached on this host.", report.attachments)
         yield _single("weave_decrees", "Length of the decree log.", report.log_length)
+        yield _single("weave_dns_entries", "Names with their addresses, of all hosts in reach.", report.dns.count)
         yield from _paths(report.connections)
         if report.ipam.state != "off":
             yield from _ipam(report.ipam)

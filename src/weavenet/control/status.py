@@ -260,7 +260,7 @@ def _dns_summary(dns: DnsReport) -> list[tuple[str, str]]:
         ("Domain", dns.domain),
         ("Address", dns.address or "none: no DNS server runs on this host"),
         *((("Upstream", ", ".join(dns.upstreams) or "none"), ("TTL", str(dns.ttl_s))) if dns.address else ()),
-        ("Entries", str(len(dns.entries))),
+        ("Entries", str(dns.count)),
     ]
 
 

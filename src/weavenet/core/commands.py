@@ -167,7 +167,9 @@ class Vacated(msgspec.Struct, frozen=True):
 
 
 class GetReport(msgspec.Struct, frozen=True):
-    """Result: ``NodeReport``."""
+    """Result: ``NodeReport``. ``with_names``: list the names too, of which there may be very many."""
+
+    with_names: bool = True
 
 
 Command = (

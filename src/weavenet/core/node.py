@@ -313,12 +313,12 @@ class Node:
                 self.endpoints.clear(now)
                 self.membership.leaving.vacated(now, request)
             case GetReport():
-                self._outbox.append(Reply(request, self.report(now)))
+                self._outbox.append(Reply(request, self.report(now, with_names=command.with_names)))
             case _:
                 assert_never(command)
 
-    def report(self, now: float) -> NodeReport:
-        return reporting.node_report(self, now)
+    def report(self, now: float, *, with_names: bool = True) -> NodeReport:
+        return reporting.node_report(self, now, with_names=with_names)
 
     # --- settling: each part sees what the others did ---
 

@@ -130,15 +130,16 @@ class NameReport(msgspec.Struct, frozen=True):
 
 
 class DnsReport(msgspec.Struct, frozen=True):
-    """``entries``: of hosts that can be reached, by name. ``address``: where the DNS server of this host answers its
-    containers; empty when there is none. ``upstreams``: whom it asks about other names. (Address, TTL and upstreams are
-    filled in by the daemon.)"""
+    """``entries``: of hosts that can be reached, by name, if they were asked for; ``count`` of them. ``address``: where
+    the DNS server of this host answers its containers; empty when there is none. ``upstreams``: whom it asks about
+    other names. (Address, TTL and upstreams are filled in by the daemon.)"""
 
     domain: str
     entries: tuple[NameReport, ...] = ()
     address: str = ""
     ttl_s: int = 0
     upstreams: tuple[str, ...] = ()
+    count: int = 0
 
 
 class NodeReport(msgspec.Struct, frozen=True):

@@ -31,7 +31,7 @@ OBSERVERS_ONLY_S = 30.0
 """A peer that may vote is given so long to turn up before people are told that only observers are there."""
 
 
-def node_report(node: Node, now: float) -> NodeReport:
+def node_report(node: Node, now: float, *, with_names: bool = True) -> NodeReport:
     """Everything ``weave status`` and ``weave report`` show, at ``now``."""
     config = node.config
     connections = tuple(with_plane(node, now, report) for report in node.mesh.connection_reports(now))
@@ -55,11 +55,14 @@ def node_report(node: Node, now: float) -> NodeReport:
         log_length=len(node.log),
         ring_hash=node.ipam.ring_hash.hex(),
         terminations=node.mesh.terminations,
-        dns=_dns_report(node),
+        dns=_dns_report(node, with_names),
     )
 
 
-def _dns_report(node: Node) -> DnsReport:
+def _dns_report(node: Node, with_names: bool) -> DnsReport:
+    count = len(node.names.directory)
+    if not with_names:
+        return DnsReport(node.names.domain, count=count)
     labels: dict[PeerId, tuple[str, str]] = {}
     entries = []
     for entry, origin in node.names.directory.entries():
@@ -68,7 +71,7 @@ def _dns_report(node: Node) -> DnsReport:
             labels[origin] = (named.name, named.nickname)
         address = str(ipaddress.ip_address(entry.address))
         entries.append(NameReport(entry.name, address, entry.owner, peer_text(origin), *labels[origin]))
-    return DnsReport(node.names.domain, tuple(entries))
+    return DnsReport(node.names.domain, tuple(entries), count=count)
 
 
 def _with_absence(node: Node, now: float, report: PeerReport) -> PeerReport:

@@ -53,7 +53,7 @@ class Directory:
     def entries(self) -> list[tuple[Entry, PeerId]]:
         """All that count, by name, address, owner and origin."""
         found = [(entry, origin) for origin, entries in self._by_origin.items() for entry in entries]
-        return sorted(found, key=lambda item: (folded(item[0].name), len(item[0].address), *item))
+        return sorted(found, key=lambda item: (folded(item[0].name), item[0].address, item[0].owner, item[1]))
 
     def __len__(self) -> int:
         return sum(map(len, self._by_origin.values()))

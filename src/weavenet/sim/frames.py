@@ -33,9 +33,9 @@ class Frames:
         self._count += 1
         frame = self._count
         self._arrived[frame, host.index] = 1
-        for peer in host.plane:
-            if peer.vxlan is VxlanUse.CARRIES:
-                self._send_by_vxlan(host, peer.host, frame)
+        flooded = {peer.host for peer in host.plane if peer.vxlan is VxlanUse.CARRIES}  # by address, as the kernel's
+        for towards in sorted(flooded):
+            self._send_by_vxlan(host, towards, frame)
         if host.worker is not None and host.worker.is_running:
             host.worker.send_group(frame)
         self.on_traffic(host)

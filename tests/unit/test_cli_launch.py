@@ -72,6 +72,7 @@ def test_every_flag_reaches_the_settings(composed: Compose, tmp_path: Path) -> N
         "ipalloc-init": "seed=::2,::1",
         "first-start": True,
         "no-fastdp": True,
+        "trusted-subnets": "192.0.2.7/24, 2001:db8::/32",
         "mtu": "1300",
         "no-dns": True,
         "dns-domain": "Lab.Example",
@@ -104,7 +105,8 @@ def test_every_flag_reaches_the_settings(composed: Compose, tmp_path: Path) -> N
         mode=GenesisMode.SEED,
         seeds=("00:00:00:00:00:01", "00:00:00:00:00:02"),
         first_start=True,
-        planes=(),
+        planes=("sleeve",),
+        trusted_subnets=("192.0.2.0/24", "2001:db8::/32"),
         mtu=1300,
         mtu_explicit=True,
         dns=False,
@@ -265,8 +267,8 @@ def test_an_empty_password_flag_starts_no_open_network(composed: Compose) -> Non
 
 
 def test_switches_of_the_environment(composed: Compose) -> None:
-    assert composed(env={"WEAVE_NO_FASTDP": "true"}).settings.planes == ()
-    assert composed(env={"WEAVE_NO_FASTDP": "0"}).settings.planes == ("fastdp",)
+    assert composed(env={"WEAVE_NO_FASTDP": "true"}).settings.planes == ("sleeve",)
+    assert composed(env={"WEAVE_NO_FASTDP": "0"}).settings.planes == ("fastdp", "sleeve")
     assert composed(env={"WEAVE_NO_FASTDP": "", "WEAVE_MTU": ""}).settings == composed().settings
 
 

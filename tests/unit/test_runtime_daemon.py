@@ -29,6 +29,7 @@ from weavenet.core.config import NodeConfig
 from weavenet.core.effects import PlanePeer
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.events import Event
+from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.report import NodeReport
 from weavenet.runtime import daemon as daemon_module
 from weavenet.runtime.daemon import Daemon
@@ -55,6 +56,9 @@ class MemoryDatapath:
     def set_plane(self, peers: tuple[PlanePeer, ...], done: Callable[[], None]) -> None:
         self.peers = peers
         done()
+
+    def set_sleeve(self, desired: SleeveDesired) -> None:
+        return
 
     def set_blocked(self, blocked: Blocked, done: Callable[[], None]) -> None:
         done()

@@ -14,6 +14,7 @@ from weavenet.core.election.lockurl import parse_lock_url
 from weavenet.core.errors import Failure, WeaveError
 from weavenet.core.limits import DNS_TTL_MAX_S, ELECTORS_MAX, MTU_MAX, MTU_MIN, TARGETS_MAX
 from weavenet.core.mesh.targets import parse_target
+from weavenet.core.overlay.choice import SLEEVE
 from weavenet.runtime.settings import LOG_FILE_DEFAULT, NameFrom, Settings, password_lines, password_warnings, peer_name
 
 OBSERVER_SWITCHES = ("not-elector", "not-electorate", "observer")
@@ -191,7 +192,10 @@ def _dns(layers: Layers) -> dict[str, Any]:
 def _plane(layers: Layers) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if layers.get("no-fastdp") is not None:
-        fields["planes"] = ()
+        fields["planes"] = (SLEEVE,)
+    trusted = layers.get("trusted-subnets")
+    if trusted is not None:
+        fields["trusted_subnets"] = values.subnets(trusted)
     mtu = layers.get("mtu")
     if mtu is not None:
         fields["mtu"] = values.number(mtu, MTU_MIN, MTU_MAX, "an MTU in bytes")

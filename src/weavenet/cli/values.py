@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from weavenet.cli.outcome import ERROR, Ended, sentence_of
-from weavenet.core.limits import DNS_DOMAIN_CHARACTERS_MAX
+from weavenet.core.limits import DNS_DOMAIN_CHARACTERS_MAX, TRUSTED_SUBNETS_MAX
 
 PASSWORD_FILE_BYTES_MAX = 64 * 1024
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -129,6 +129,19 @@ def subnet(given: Given) -> ipaddress.IPv4Network:
     if network.num_addresses < 4:
         wrong(given, "a subnet of at least 4 addresses (/30)", "choose a larger one")
     return network
+
+
+def subnets(given: Given) -> tuple[str, ...]:
+    """Networks of the underlay in CIDR form, IPv4 or IPv6, separated by commas."""
+    found = []
+    for text in given.text.split(","):
+        try:
+            found.append(str(ipaddress.ip_network(text.strip(), strict=False)))
+        except ValueError:
+            wrong(Given(text.strip(), given.source), "subnets such as 192.0.2.0/24, separated by commas")
+    if len(found) > TRUSTED_SUBNETS_MAX:
+        wrong(given, f"at most {TRUSTED_SUBNETS_MAX} subnets", "join neighbours to larger ones")
+    return tuple(dict.fromkeys(found))
 
 
 def passwords(given: Given) -> tuple[tuple[str, ...], tuple[str, ...]]:

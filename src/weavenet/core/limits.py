@@ -117,6 +117,8 @@ PROBE_RETURN_S = 5.0
 PROBE_DAMPING_S = 60.0
 """A path that broke within this time before has to answer twice as often in a row as the last time to count again."""
 PROBE_PROOFS_MAX = 16
+TRUSTED_SUBNETS_MAX = 32
+"""Published by each peer, in one record of at most 2 kB."""
 SLEEVE_PROOF_S = 2.0
 """Sleeve counts as not working when nothing was answered this long after the worker was told of a peer."""
 TRAFFIC_BUSY_S = 10.0

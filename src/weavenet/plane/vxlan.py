@@ -69,10 +69,18 @@ def underlay_mtu(host: str) -> int:
 
 
 class VxlanPlane:
-    """Implements :class:`weavenet.plane.plane.Plane`. ``mac``: plane_mac(peer); ``mtu``: that of the containers."""
+    """Implements :class:`weavenet.plane.plane.Plane`. ``mac``: plane_mac(peer); ``mtu``: that of the containers.
+    Without ``has_vxlan`` it only serves the port of the sleeve worker."""
 
     def __init__(
-        self, kernel: Kernel, bridge: Bridge, *, mac: bytes, mtu: int, firewall: PlaneFirewall | None = None
+        self,
+        kernel: Kernel,
+        bridge: Bridge,
+        *,
+        mac: bytes,
+        mtu: int,
+        firewall: PlaneFirewall | None = None,
+        has_vxlan: bool = True,
     ) -> None:
         self.on_probe: Callable[[bytes, int, bool], None] = lambda mac, nonce, is_answer: None
         self.on_traffic: Callable[[], None] = lambda: None
@@ -81,6 +89,7 @@ class VxlanPlane:
         self._mac = mac
         self._mtu = mtu
         self._firewall = firewall
+        self._has_vxlan = has_vxlan
         self._peers: tuple[PlanePeer, ...] | None = None
         self._hosts: dict[bytes, int] = {}
         self._present = Present()
@@ -158,8 +167,10 @@ class VxlanPlane:
         bridge = await self._bridge.ensure()
         if bridge.index != self._bridge_index:
             self._bridge_index, self._stale = bridge.index, True
-        needed = {4} | {family for family, name in DEVICES.items() if self._kernel.links.get(name) is not None}
-        needed |= set(self._hosts.values())
+        needed = {4} if self._has_vxlan else set()
+        needed |= {family for family, name in DEVICES.items() if self._kernel.links.get(name) is not None}
+        if self._has_vxlan:
+            needed |= set(self._hosts.values())
         self._trouble_ipv6 = ""
         for family in sorted(needed):
             try:

@@ -31,7 +31,7 @@ from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.limits import VXLAN_PORT
 from weavenet.core.names import EXPOSE, EXTERNAL
 from weavenet.core.report import NodeReport
-from weavenet.runtime.datapath import STARTING, Datapath, KernelDatapath, NameOwner
+from weavenet.runtime.datapath import STARTING, Datapath, KernelDatapath, NameOwner, SleevePlace
 from weavenet.runtime.foundation import Foundation
 from weavenet.runtime.identity import Me
 from weavenet.runtime.life import DatapathFactory, Life
@@ -51,8 +51,14 @@ STOPPED = Failure(Code.CANCELLED, "the daemon is stopping", "", "launch it again
 _log = logging.getLogger("weave.daemon")
 
 
-def kernel_datapath(config: NodeConfig) -> Datapath:
-    return KernelDatapath(config.peer, mtu=config.mtu, planes=config.planes, domain=config.dns_domain)
+def kernel_datapath(settings: Settings) -> DatapathFactory:
+    def make(config: NodeConfig) -> Datapath:
+        sleeve = SleevePlace(settings.run_dir, settings.host, config.port)
+        return KernelDatapath(
+            config.peer, mtu=config.mtu, planes=config.planes, domain=config.dns_domain, sleeve=sleeve
+        )
+
+    return make
 
 
 def _done(result: Result) -> Done | Failure:
@@ -89,13 +95,13 @@ class Daemon:
         foundation: Foundation,
         on_ready: Callable[[str], None],
         *,
-        make_datapath: DatapathFactory = kernel_datapath,
+        make_datapath: DatapathFactory | None = None,
         notifier: Notifier | None = None,
     ) -> None:
         self.settings: Settings = foundation.settings.public()
         self._foundation = foundation
         self._on_ready = on_ready
-        self._make_datapath = make_datapath
+        self._make_datapath = make_datapath or kernel_datapath(self.settings)
         self._notifier = notifier if notifier is not None else Notifier()
         self._started_at = time.time()
         self._began_at = 0.0

@@ -21,6 +21,8 @@ from weavenet.core.effects import PlanePeer
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.events import Event, PlaneTraffic, ProbeReceived
 from weavenet.core.limits import DNS_DOMAIN_DEFAULT
+from weavenet.core.overlay.choice import FASTDP, SLEEVE
+from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.types import PeerId, bridge_mac, plane_mac
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from weavenet.host.firewall import Firewall
     from weavenet.host.kernel import Kernel
     from weavenet.plane.plane import Plane
+    from weavenet.runtime.sleeveworker import SleeveWorker
 
 RETRY_S = 1.0
 Blocked = tuple[tuple[str, str], ...]
@@ -43,6 +46,14 @@ class NameOwner(NamedTuple):
 
     ident: str
     name: str = ""
+
+
+class SleevePlace(NamedTuple):
+    """``host``: address to bind, empty: all. ``port``: UDP."""
+
+    run_dir: str
+    host: str
+    port: int
 
 
 class Datapath(Protocol):
@@ -60,6 +71,8 @@ class Datapath(Protocol):
 
     def set_plane(self, peers: tuple[PlanePeer, ...], done: Callable[[], None]) -> None:
         """``done`` once nobody is in the kernel who is not among ``peers``."""
+
+    def set_sleeve(self, desired: SleeveDesired) -> None: ...
 
     def set_blocked(self, blocked: Blocked, done: Callable[[], None]) -> None: ...
 
@@ -106,6 +119,9 @@ class Applier:
         self._peers_stale = False
         self._may_show: frozenset[PeerId] | None = None
         """Peers whose paths may be open in the kernel; None: whatever an earlier life left there."""
+        self._sleeve: SleeveDesired | None = None
+        self.on_sleeve: Callable[[SleeveDesired], None] = lambda desired: None
+        """Hands the wanted state to the sleeve worker."""
         self._waiting: list[Callable[[], None]] = []
         self._closing: list[Callable[[], None]] = []
         self._wake = asyncio.Event()
@@ -118,6 +134,10 @@ class Applier:
         else:
             self._closing.append(done)
         self._peers, self._peers_stale = peers, True
+        self._wake.set()
+
+    def set_sleeve(self, desired: SleeveDesired) -> None:
+        self._sleeve = desired
         self._wake.set()
 
     def set_blocked(self, blocked: Blocked, done: Callable[[], None]) -> None:
@@ -146,13 +166,16 @@ class Applier:
                 self._wake.set()
 
     async def _round(self) -> None:
-        blocked, peers, waiting = self._blocked, self._peers, self._waiting
+        blocked, peers, sleeve, waiting = self._blocked, self._peers, self._sleeve, self._waiting
         self._waiting = []
         try:
             await self._force(tuple(sorted({*self._in_force, *blocked})))
         finally:
             for done in waiting:
                 done()
+        if sleeve is not None:  # ahead of the kernel, which then sends frames there
+            self._sleeve = None if self._sleeve is sleeve else self._sleeve
+            self.on_sleeve(sleeve)
         if self._peers_stale and peers is not None:
             await self._apply_peers(peers)
         if not self._waiting:
@@ -183,12 +206,23 @@ class Applier:
 
 
 class KernelDatapath:
-    """Implements :class:`Datapath` with the real kernel. ``planes`` empty: bridge and attachments only."""
+    """Implements :class:`Datapath` with the real kernel. ``planes`` empty: bridge and attachments only. ``sleeve``:
+    where its worker is to be found; None: none is run."""
 
-    def __init__(self, peer: PeerId, *, mtu: int, planes: tuple[str, ...], domain: str = DNS_DOMAIN_DEFAULT) -> None:
+    def __init__(
+        self,
+        peer: PeerId,
+        *,
+        mtu: int,
+        planes: tuple[str, ...],
+        domain: str = DNS_DOMAIN_DEFAULT,
+        sleeve: SleevePlace | None = None,
+    ) -> None:
         self.on_dns_addresses: Callable[[tuple[tuple[str, str], ...]], None] | None = None
         self._domain = domain
         self._peer, self._mtu, self._planes = peer, mtu, planes
+        self._sleeve_place = sleeve
+        self._worker: SleeveWorker | None = None
         self._kernel: Kernel | None = None
         self._bridge: Bridge | None = None
         self._plane: Plane | None = None
@@ -232,7 +266,18 @@ class KernelDatapath:
         except BaseException:
             await self._undo.aclose()
             raise
+        if self._sleeve_place is not None and SLEEVE in self._planes:
+            self._start_sleeve(post, self._sleeve_place)
         self._task = asyncio.create_task(self._applier.run())
+
+    def _start_sleeve(self, post: Callable[[Event], None], place: SleevePlace) -> None:
+        from weavenet.runtime.sleeveworker import SleeveWorker
+
+        worker = SleeveWorker(self._peer, run_dir=place.run_dir, host=place.host, port=place.port, post=post)
+        self._worker = worker
+        self._undo.push_async_callback(worker.close)
+        self._applier.on_sleeve = worker.set_desired
+        worker.start()
 
     async def _open_dns_address(self, kernel: Kernel, bridge: Bridge, firewall: Firewall) -> None:
         """Nothing when nobody serves there."""
@@ -250,7 +295,12 @@ class KernelDatapath:
         if self._kernel is None or self._bridge is None:
             raise RuntimeError("the plane sits on kernel and bridge")
         plane = VxlanPlane(
-            self._kernel, self._bridge, mac=plane_mac(self._peer), mtu=self._mtu, firewall=self._firewall
+            self._kernel,
+            self._bridge,
+            mac=plane_mac(self._peer),
+            mtu=self._mtu,
+            firewall=self._firewall,
+            has_vxlan=FASTDP in self._planes,
         )
         plane.on_probe = lambda mac, nonce, is_answer: post(ProbeReceived(mac, nonce, is_answer))
         plane.on_traffic = lambda: post(PlaneTraffic())
@@ -295,6 +345,9 @@ class KernelDatapath:
 
     def set_plane(self, peers: tuple[PlanePeer, ...], done: Callable[[], None]) -> None:
         self._applier.set_plane(peers, done)
+
+    def set_sleeve(self, desired: SleeveDesired) -> None:
+        self._applier.set_sleeve(desired)
 
     def set_blocked(self, blocked: Blocked, done: Callable[[], None]) -> None:
         self._applier.set_blocked(blocked, done)
@@ -350,7 +403,7 @@ class KernelDatapath:
         await erase_host()
 
     def warnings(self) -> tuple[str, ...]:
-        parts = (self._plane, self._firewall, self._dns_address)
+        parts = (self._plane, self._firewall, self._dns_address, self._worker)
         return tuple(text for part in parts if part is not None for text in part.warnings())
 
     async def close(self) -> None:

@@ -62,6 +62,7 @@ def node_config(settings: Settings, me: Me, *, port: int, software: str) -> Node
         discovery=settings.discovery,
         conn_limit=settings.conn_limit,
         planes=settings.planes,
+        trusted_subnets=settings.trusted_subnets,
         mtu=settings.mtu,
         mtu_explicit=settings.mtu_explicit,
         local_hosts=local_hosts(),
@@ -89,8 +90,6 @@ class Life:
         self.on_names: Callable[[bool, tuple[NameRecord, ...]], None] = lambda whole, names: None
         """Gets what names stand for, as in :class:`weavenet.core.effects.SetNames`; to be set before :meth:`start`."""
         self._lock: RecordLock | None = None
-        self.on_sleeve: Callable[[SleeveDesired], None] = lambda desired: None
-        """Gets what the sleeve worker is to do; to be set before :meth:`start`."""
         self._vacating: asyncio.Task[None] | None = None
         self._links.listen()
         try:
@@ -164,7 +163,7 @@ class Life:
         self.datapath.set_plane(peers, done)
 
     def set_sleeve(self, desired: SleeveDesired) -> None:
-        self.on_sleeve(desired)
+        self.datapath.set_sleeve(desired)
 
     def set_blocked(self, blocked: Blocked, done: Callable[[], None]) -> None:
         self.datapath.set_blocked(blocked, done)

@@ -44,10 +44,10 @@ class LogFormat(StrEnum):
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``passwords``: lines of the password file as :func:`password_lines` gives them; the first seals, all are
-    accepted. ``log_file`` empty: standard error. ``status_address`` / ``http_address`` empty: off. ``planes`` empty:
-    no data path (``--no-fastdp``). ``dns``: run the DNS server; ``dns_listen``: at these ``IP:PORT`` (empty: at the
-    address that containers have a route to, and at Docker's bridge). ``assume_identity``: the key is used on whatever
-    machine it is found."""
+    accepted. ``log_file`` empty: standard error. ``status_address`` / ``http_address`` empty: off. ``planes``: of
+    the data path, without ``fastdp`` after ``--no-fastdp``. ``dns``: run the DNS server; ``dns_listen``: at these
+    ``IP:PORT`` (empty: at the address that containers have a route to, and at Docker's bridge). ``assume_identity``:
+    the key is used on whatever machine it is found."""
 
     name: str = ""
     name_from: NameFrom = NameFrom.MACHINE_ID
@@ -68,7 +68,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seeds: tuple[str, ...] = ()
     lock: str = ""
     first_start: bool = False
-    planes: tuple[str, ...] = ("fastdp",)
+    planes: tuple[str, ...] = ("fastdp", "sleeve")
+    trusted_subnets: tuple[str, ...] = ()
     mtu: int = MTU_DEFAULT
     mtu_explicit: bool = False
     dns: bool = True

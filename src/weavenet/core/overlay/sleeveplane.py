@@ -265,7 +265,7 @@ class SleevePlane:
             is_open=row is not None,
             carries=carries,
             takes_groups=carries,
-            macs=tuple(sorted(macs)) if carries else (),
+            macs=tuple(sorted(macs)),  # also while another plane carries: what the bridge still sends is not lost
         )
 
 

@@ -1,0 +1,187 @@
+"""Starts the sleeve worker, or adopts the one that runs; feeds it, hears it, starts it again when it ends.
+
+The worker outlives the daemon: it listens on a unix socket whose name carries the identity it was made for, and goes
+on forwarding while nobody is connected. Invariants: one worker per host, for the identity in force; it is given the
+whole wanted state whenever it is connected to and whenever that changes; only the latest waits to be given.
+
+Decides nothing about peers; what the worker says becomes ``SleeveReported`` events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from weavenet.core.events import SleeveReported
+from weavenet.core.limits import SLEEVE_DEVICE
+from weavenet.core.overlay.sleeve import SleeveDesired
+from weavenet.core.types import PeerId
+from weavenet.sleeve.feed import Splitter, Stop, decode_status, frame
+
+PREFIX, SUFFIX = "sleeve-", ".sock"
+RESTART_FIRST_S, RESTART_FACTOR, RESTART_CAP_S = 0.2, 2.0, 30.0
+STABLE_S = 30.0
+"""A worker that lived this long is started again without a pause."""
+FAILURES_TOLD = 3
+"""So many short lives in a row are no accident."""
+CONNECT_S, CONNECT_EVERY_S = 10.0, 0.02
+"""A new worker listens once Python has started."""
+STOP_S = 3.0
+SILENCE_S = 10.0
+"""It reports once a second."""
+COMPLAINT_CHARACTERS_MAX = 500
+READ_BYTES = 1 << 18
+
+_log = logging.getLogger("weave.sleeve")
+
+
+class Ended(Exception):
+    """Why a worker is no more."""
+
+
+def socket_path(run_dir: str, peer: PeerId) -> Path:
+    """Short: a unix socket's path has at most 107 bytes."""
+    return Path(run_dir) / f"{PREFIX}{peer.hex()[:12]}{SUFFIX}"
+
+
+async def stop_workers(run_dir: str, but: Path | None = None) -> None:
+    """End the workers that were started from ``run_dir``, all or all ``but`` one, and wait until they are gone."""
+    for path in sorted(Path(run_dir).glob(f"{PREFIX}*{SUFFIX}")):
+        if path == but:
+            continue
+        with contextlib.suppress(OSError):
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            writer.write(frame(Stop()))
+            with contextlib.suppress(OSError, TimeoutError):
+                await asyncio.wait_for(_drained(reader), STOP_S)
+            writer.close()
+        path.unlink(missing_ok=True)
+
+
+async def _drained(reader: asyncio.StreamReader) -> None:
+    while await reader.read(READ_BYTES):
+        pass
+
+
+class SleeveWorker:
+    """``post``: takes events for the node. ``host``: address to bind, empty: all. ``port``: UDP."""
+
+    def __init__(
+        self, peer: PeerId, *, run_dir: str, host: str, port: int, post: Callable[[SleeveReported], None]
+    ) -> None:
+        self._run_dir, self._host, self._port = run_dir, host, port
+        self._path = socket_path(run_dir, peer)
+        self._post = post
+        self._desired: SleeveDesired | None = None
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._failures = 0
+        self._why = ""
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._keep_alive())
+
+    async def close(self) -> None:
+        """Let go of the worker; it goes on."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def set_desired(self, desired: SleeveDesired) -> None:
+        self._desired = desired
+        self._wake.set()
+
+    def warnings(self) -> tuple[str, ...]:
+        """Full sentences with the next step."""
+        if self._failures < FAILURES_TOLD:
+            return ()
+        return (
+            f"the sleeve worker of this host does not stay up ({self._failures} times in a row; {self._why}): peers "
+            "that VXLAN does not reach are cut off; next: see the log, and `weave setup` for what the host lacks",
+        )
+
+    # --- its life ---
+
+    async def _keep_alive(self) -> None:
+        pause_s = 0.0
+        while True:
+            began_at = time.monotonic()
+            try:
+                await self._run()
+            except (Ended, OSError, ValueError) as error:
+                self._why = str(error)
+            self._post(SleeveReported(None))
+            if time.monotonic() - began_at > STABLE_S:
+                self._failures, pause_s = 0, 0.0
+            self._failures += 1
+            _log.warning("the sleeve worker ended: %s; starting it again in %.1f s", self._why, pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(max(RESTART_FIRST_S, pause_s * RESTART_FACTOR), RESTART_CAP_S)
+
+    async def _run(self) -> None:
+        """Until it ends, which is always an exception."""
+        await stop_workers(self._run_dir, but=self._path)
+        try:
+            reader, writer = await asyncio.open_unix_connection(str(self._path))
+            _log.info("the sleeve worker is adopted")
+        except OSError:
+            reader, writer = await self._spawn()
+        self._wake.set()
+        feeding = asyncio.create_task(self._feed(writer))
+        try:
+            await self._hear(reader)
+        finally:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+            writer.close()
+
+    async def _spawn(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        complaint = self._path.with_suffix(".err")
+        arguments = ["--tap", SLEEVE_DEVICE, "--port", str(self._port), "--socket", str(self._path)]
+        if self._host:
+            arguments += ["--host", self._host]
+        with complaint.open("wb") as stderr:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-P", "-s", "-m", "weavenet.sleeve", *arguments),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,  # no signal to the daemon's group ends it
+            )
+        give_up_at = time.monotonic() + CONNECT_S
+        while time.monotonic() < give_up_at:
+            with contextlib.suppress(OSError):
+                return await asyncio.open_unix_connection(str(self._path))
+            if self._process.returncode is not None:
+                said = complaint.read_text(errors="replace").strip().rpartition("\n")[2]
+                raise Ended(said[:COMPLAINT_CHARACTERS_MAX] or f"exit status {self._process.returncode}")
+            await asyncio.sleep(CONNECT_EVERY_S)
+        self._process.kill()
+        raise Ended(f"it did not listen within {CONNECT_S:.0f} s")
+
+    async def _feed(self, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._desired is not None:
+                writer.write(frame(self._desired))
+                await writer.drain()
+
+    async def _hear(self, reader: asyncio.StreamReader) -> None:
+        splitter = Splitter()
+        while True:
+            try:
+                data = await asyncio.wait_for(reader.read(READ_BYTES), SILENCE_S)
+            except TimeoutError:
+                raise Ended(f"it was silent for {SILENCE_S:.0f} s") from None
+            if not data:
+                raise Ended("its stream ended")
+            for body in splitter.feed(data):
+                self._post(SleeveReported(decode_status(body)))

@@ -36,7 +36,7 @@ def test_equal_passwords_connect_and_say_so(lab: Lab) -> None:
     pair = [lab.host("h1"), lab.host("h2")]
     wait_for_links(pair)
     for host, other in (pair, reversed(pair)):
-        assert any("established" in line and "password" in line for line in connection_lines(host, other))
+        assert any("established sleeve" in line and "password" in line for line in connection_lines(host, other))
 
 
 @pytest.mark.parametrize("stranger", ["h3", "h4"])

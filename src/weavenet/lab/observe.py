@@ -10,7 +10,7 @@ import msgspec
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.lab.host import Host, Result
 
-PLANE = "fastdp"
+NO_PATH = "no data path"
 LOG_LINE_MAX = 1000
 
 
@@ -72,7 +72,7 @@ def linked(host: Host) -> set[str]:
     return {
         connection.nick_name
         for connection in report(host).router.connections
-        if connection.state == "established" and connection.attrs.name == PLANE
+        if connection.state == "established" and connection.attrs.name != NO_PATH
     }
 
 

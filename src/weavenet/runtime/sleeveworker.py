@@ -24,6 +24,8 @@ from weavenet.core.types import PeerId
 from weavenet.sleeve.feed import Splitter, Stop, decode_status, frame
 
 PREFIX, SUFFIX = "sleeve-", ".sock"
+FIRST_PAUSE_S = 0.3
+"""Starting Python takes processor time that peers and first addresses need more."""
 RESTART_FIRST_S, RESTART_FACTOR, RESTART_CAP_S = 0.2, 2.0, 30.0
 STABLE_S = 30.0
 """A worker that lived this long is started again without a pause."""
@@ -58,7 +60,8 @@ async def stop_workers(run_dir: str, but: Path | None = None) -> None:
             reader, writer = await asyncio.open_unix_connection(str(path))
             writer.write(frame(Stop()))
             with contextlib.suppress(OSError, TimeoutError):
-                await asyncio.wait_for(_drained(reader), STOP_S)
+                async with asyncio.timeout(STOP_S):
+                    await _drained(reader)
             writer.close()
         path.unlink(missing_ok=True)
 
@@ -131,6 +134,8 @@ class SleeveWorker:
             reader, writer = await asyncio.open_unix_connection(str(self._path))
             _log.info("the sleeve worker is adopted")
         except OSError:
+            if self._process is None:
+                await asyncio.sleep(FIRST_PAUSE_S)
             reader, writer = await self._spawn()
         self._wake.set()
         feeding = asyncio.create_task(self._feed(writer))
@@ -178,7 +183,8 @@ class SleeveWorker:
         splitter = Splitter()
         while True:
             try:
-                data = await asyncio.wait_for(reader.read(READ_BYTES), SILENCE_S)
+                async with asyncio.timeout(SILENCE_S):
+                    data = await reader.read(READ_BYTES)
             except TimeoutError:
                 raise Ended(f"it was silent for {SILENCE_S:.0f} s") from None
             if not data:

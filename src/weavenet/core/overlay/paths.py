@@ -144,13 +144,12 @@ class Paths:
         path.sent_at = None
         path.misses = 0
         path.loss *= 1 - _SMOOTHING
-        if path.state is PathState.UNPROVEN:
-            path.loss = 0.0  # probes sent before the other side opened its end tell nothing about the path
         path.answers += 1
         if path.state is not PathState.WORKING:
             if path.state is PathState.BROKEN and path.answers < path.proofs:
                 path.next_at = now + PROBE_BUSY_S
                 return
+            path.loss = 0.0  # what was lost while there was no path, or before its other end opened, is no loss of it
             path.state = PathState.WORKING
             self.changed = True
         path.next_at = now + self._interval(now, path)

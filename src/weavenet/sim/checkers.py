@@ -68,7 +68,7 @@ class Checker:
         self._witnessed: dict[PeerId, set[PeerId]] = {}
         """Heir → who had confirmed when it ended a hold."""
         self.removed: set[PeerId] = set()
-        """Removed by any log ever seen."""
+        """Removed by any log ever seen, or gone by themselves."""
         self._ledgers = [Ledger() for _ in hosts]
         self._decrees: dict[tuple[bytes, Position], bytes] = {}
         self._geneses: dict[bytes, str] = {}
@@ -143,6 +143,7 @@ class Checker:
         if node is None:
             return
         ledger = self._ledgers[host.index]
+        self.removed.update(node.log.departed)
         if node.log.hash != ledger.log_hash:
             self._check_log(host)
             if ledger.cluster != node.cluster.id:

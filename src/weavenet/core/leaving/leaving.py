@@ -123,6 +123,11 @@ class Leaving:
         return self._phase is Phase.GONE
 
     @property
+    def heirs(self) -> tuple[PeerId, ...]:
+        """Whoever was given its space."""
+        return self._heirs
+
+    @property
     def custodians(self) -> tuple[PeerId, ...]:
         """Whose confirmation it waits for in step 2."""
         return tuple(self._transfers)

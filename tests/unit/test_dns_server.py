@@ -12,6 +12,7 @@ import dns.flags
 import dns.message
 import dns.query
 import dns.rrset
+import msgspec
 import pytest
 
 import dns_oracle as oracle
@@ -297,6 +298,7 @@ def test_resolv_conf_is_read_again_and_what_leads_back_is_left_out(tmp_path: Pat
     honest = FakeUpstream("127.53.0.6", lambda query, stream: [answer_to(query).to_wire()])
     try:
         with worker(tmp_path, upstreams="# none yet\n") as server:
+            server.send(msgspec.structs.replace(server.configuration, own=("127.0.0.1",)))
             assert oracle.rcode(ask(server, "example.com.")) == "SERVFAIL"
             server.resolv_conf.write_text("nameserver 127.0.0.1\nnameserver 127.53.0.5\nnameserver 127.53.0.6\n")
 

@@ -54,6 +54,9 @@ class Upstream(NamedTuple):
     host: str
     port: int
 
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
 
 class Transport(Protocol):
     """Carries one query each. Outcomes come back through :meth:`Forwarder.received` and :meth:`Forwarder.failed`,

@@ -12,6 +12,7 @@ from weavenet.dns.feed import AskStatus, Configure, Frames, Name, Names, Status,
 from weavenet.dns.forward import Forwarder
 from weavenet.dns.listeners import Listeners
 from weavenet.dns.loop import READ, Loop
+from weavenet.dns.resolvconf import PORT as UPSTREAM_PORT
 from weavenet.dns.resolvconf import ResolvConf
 from weavenet.dns.resolver import Resolver
 from weavenet.dns.udp import PreparedAnswers
@@ -106,7 +107,9 @@ class Worker:
             if any(getattr(configure, field) != getattr(self._configured, field) for field in kept):
                 raise ValueError("expected the same zone as before; another one needs another worker")
         self._configured = configure
-        self._resolv_conf.set_own(frozenset((*(listen.host for listen in configure.listen), *configure.own)))
+        # Whoever listens at another port leaves port 53 of that address to the host's own resolver.
+        listens = (listen.host for listen in configure.listen if listen.port == UPSTREAM_PORT)
+        self._resolv_conf.set_own(frozenset((*listens, *configure.own)))
         self._look(now)
         self._listeners.set(configure.listen)
 
@@ -143,8 +146,8 @@ class Worker:
             malformed=counted.malformed if counted else 0,
             dropped=counted.dropped if counted else 0,
             false_answers=counters.false_answers,
-            upstreams=tuple(f"{one.host}:{one.port}" for one in self._forwarder.upstreams),
-            looping=tuple(f"{one.host}:{one.port}" for one in self._forwarder.looping),
+            upstreams=tuple(map(str, self._forwarder.upstreams)),
+            looping=tuple(map(str, self._forwarder.looping)),
         )
 
 

@@ -96,6 +96,14 @@ def free_port(host: str) -> int:
                 return port
 
 
+def has_address(host: str) -> bool:
+    try:
+        free_port(host)
+    except OSError:
+        return False
+    return True
+
+
 class FakeUpstream:
     """Answers over UDP and TCP, port 53 of an address of 127.0.0.0/8, with what ``answer`` makes of a query: messages
     to send, none for silence."""

@@ -17,7 +17,7 @@ import pytest
 
 import dns_oracle as oracle
 from dns_fuzz import storm
-from dns_server import DEADLINE_S, FakeUpstream, WorkerProcess, is_root, wait_for, worker
+from dns_server import DEADLINE_S, FakeUpstream, WorkerProcess, has_address, is_root, wait_for, worker
 from weavenet.dns import tcp, wire
 from weavenet.dns.feed import Name, Names
 
@@ -30,6 +30,8 @@ needs_root = pytest.mark.skipif(not is_root(), reason="binds port 53 on loopback
 
 @pytest.fixture(params=["127.0.0.1", "::1"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[WorkerProcess]:
+    if not has_address(request.param):
+        pytest.skip(f"this machine has no {request.param}")
     with worker(tmp_path, request.param) as started:
         started.set_names(NAMES)
         yield started

@@ -85,15 +85,15 @@ class Batch:
             self._pieces[4 * i + 1] = 2
 
     def receive(self) -> int:
-        """How many datagrams were waiting, at most ``count``; 0 when none. Raises OSError."""
+        """How many datagrams were waiting, at most ``count``; 0 when none. Raises OSError when the socket is none."""
         received: int = _recvmmsg(self._fd, self._in_pointer, self._count, socket.MSG_DONTWAIT, None)
         if received >= 0:
             return received
         number = ctypes.get_errno()
-        # An ICMP error about an answer sent earlier is reported here, and says nothing about what is to come.
-        if number in (errno.EAGAIN, errno.EINTR, errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH):
-            return 0
-        raise OSError(number, os.strerror(number))
+        if number in (errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK):
+            raise OSError(number, os.strerror(number))
+        # Nothing there, or an error about what was sent earlier or the device: it says nothing about what is to come.
+        return 0
 
     def size(self, index: int) -> int:
         """Length of a received datagram; 0 when it was too long."""

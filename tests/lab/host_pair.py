@@ -200,9 +200,11 @@ class FakeNode:
                 return Addresses(tuple(freed))
             case Died(_):
                 return Done()
-            case Destroyed(ident):
+            case Destroyed(ident, remembered):
                 self.held.pop(ident, None)
                 self.attachments.pop(ident, None)
+                if remembered is not None:
+                    self.attachments[ident] = remembered
                 return Done()
             case PutAttachment(attachment):
                 self.attachments[attachment.ident] = attachment

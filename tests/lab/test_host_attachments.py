@@ -54,6 +54,10 @@ async def opened(host: Host, node: FakeNode) -> Attachments:
     return attachments
 
 
+def destroyed(node: FakeNode) -> list[str]:
+    return [command.ident for command in node.log if isinstance(command, Destroyed)]
+
+
 def addresses(result: Addresses | Failure) -> tuple[str, ...]:
     assert isinstance(result, Addresses), result
     return result.addresses
@@ -152,7 +156,7 @@ def test_deleted_name_is_destroyed_and_applied_again_when_it_comes_back(names: C
             holder = subprocess.Popen(["ip", "netns", "exec", name, "sleep", "60"])  # keeps the namespace alive
             try:
                 await run_async(host.namespace, "ip", "netns", "delete", name)
-                await until(lambda: Destroyed(name) in node.log, "destroyed", 1.0)
+                await until(lambda: name in destroyed(node), "destroyed", 1.0)
                 await until(lambda: host.kernel.links.get(port_name(name)) is None, "interface removed", 1.0)
             finally:
                 holder.kill()
@@ -176,7 +180,7 @@ def test_deleted_interface_is_destroyed(names: Callable[[], str]) -> None:
             attachments = await opened(host, node)
             addresses(await attachments.attach(f"netns:{name}"))
             run(host.namespace, "ip", "link", "delete", port_name(name))
-            await until(lambda: Destroyed(name) in node.log, "destroyed", 1.0)
+            await until(lambda: name in destroyed(node), "destroyed", 1.0)
             assert addresses(await attachments.attach(f"netns:{name}"))  # and can be attached again
             assert "ethwe" in inside(name, "ip", "link")
             await attachments.close()
@@ -202,7 +206,7 @@ def test_ended_process_has_died_and_its_interface_goes() -> None:
                 process.kill()
                 await until(lambda: Died(listed.ident) in node.log, "died", 1.0)
                 assert host.kernel.links.get(port_name(listed.ident)) is None
-                assert not node.attachments[listed.ident].live and Destroyed(listed.ident) not in node.log
+                assert not node.attachments[listed.ident].live and listed.ident not in destroyed(node)
                 await attachments.close()
         finally:
             process.kill()

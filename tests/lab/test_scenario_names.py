@@ -111,6 +111,22 @@ def test_no_round_of_dying_and_starting_shows_a_dead_address(lab: Lab) -> None:
             assert [lookup(each, name) for each in lab.hosts] == [set()] * 3
 
 
+def test_a_namespace_that_is_made_anew_under_its_name_has_its_names_again(lab: Lab) -> None:
+    host = lab.hosts[0]
+    name, alias = some_name("again"), some_name("alias")
+    container, address = named(host, name)
+    host.weave("dns-add", container.id, "-h", alias, check=True)
+    for _ in range(ROUNDS):
+        wait_for(lab.hosts, alias, {address})
+        container.remove()
+        wait_for(lab.hosts, name, set())
+        wait_for(lab.hosts, alias, set())
+        container = host.start_container(container.name)
+        (address,) = wait_until(container.addresses, NOTICE_DEADLINE_S, "the container to be attached again")
+        wait_for(lab.hosts, name, {address})
+    container.remove()
+
+
 def test_names_of_the_other_side_of_a_partition_leave_and_return(lab: Lab) -> None:
     h1, h2, h3 = lab.hosts
     name = some_name("part")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
+import random
 from collections.abc import Callable
 
 import msgspec
 import pytest
 
-from weavenet.core.commands import AddName, Addresses, Attachment, Done, RemoveName
+from weavenet.core.commands import AddName, Addresses, Attachment, Destroyed, Done, PutAttachment, RemoveName
+from weavenet.core.config import NodeConfig
 from weavenet.core.effects import NameRecord, Outbox, Persist, SetNames
 from weavenet.core.errors import Failure
+from weavenet.core.events import Requested
 from weavenet.core.limits import NAME_ABSENCE_S, NAME_ADDRESSES_MAX
 from weavenet.core.messages.gossip import KIND_NAME, EntryRecord
 from weavenet.core.names import EXTERNAL, Names, absolute_name
+from weavenet.core.node import Node
 from weavenet.core.overlay.endpoints import Endpoints
 from weavenet.core.types import PeerId
 
@@ -119,6 +123,26 @@ def test_a_container_is_named_for_as_long_as_it_is_there() -> None:
     host.settle()
     assert host.answers == {}
     assert not [key for key in host.disk if key[0] == "names"]
+
+
+def test_a_destroyed_container_that_may_come_back_keeps_its_registrations() -> None:
+    """As one command of the node: nothing of it may be lost between forgetting and remembering."""
+    config = NodeConfig(peer=ME, name="00:00:00:00:00:01", nickname="h1")
+    node = Node(config, {}, random.Random(1))
+    node.start(0.0)
+    attachment = Attachment("web", "netns:web", b"\2mac00", (), ("10.32.0.1/12",), True, True)
+    node.handle(1.0, Requested(1, PutAttachment(attachment, "web")))
+    assert node.names.lookup("web") == Addresses(("10.32.0.1",))
+    gone = msgspec.structs.replace(attachment, addresses=(), live=False)
+    node.handle(2.0, Requested(2, Destroyed("web", gone)))
+    assert node.names.lookup("web") == Addresses(())
+    back = msgspec.structs.replace(attachment, addresses=("10.32.0.9/12",))
+    node.handle(3.0, Requested(3, PutAttachment(back)))
+    assert node.names.lookup("web") == Addresses(("10.32.0.9",))
+    node.handle(4.0, Requested(4, Destroyed("web")))
+    node.handle(5.0, Requested(5, PutAttachment(attachment)))
+    assert node.names.lookup("web") == Addresses(())
+    node.check()
 
 
 def test_a_dead_process_is_not_named_until_it_revives() -> None:

@@ -48,12 +48,6 @@ class Revived(msgspec.Struct, frozen=True):
     ident: str
 
 
-class Destroyed(msgspec.Struct, frozen=True):
-    """The container is gone for good: free its addresses and forget its attachment at once."""
-
-    ident: str
-
-
 class Attachment(msgspec.Struct, frozen=True, array_like=True):
     """What was asked for, and remembered. ``requested``: the addr arguments as given (empty: default subnet).
     ``addresses``: what it has, CIDR text. ``live``: the interface exists now, so its MAC is announced."""
@@ -74,6 +68,14 @@ class Attachment(msgspec.Struct, frozen=True, array_like=True):
     forwarding_switched: bool = False
     hosts_name: str = ""
     """What it is called, absolute; empty when it has no name that fits into the domain."""
+
+
+class Destroyed(msgspec.Struct, frozen=True):
+    """The container is gone: free its addresses at once, and forget its attachment, or keep ``remembered`` of it: what
+    was asked for under a name that may come back, names included."""
+
+    ident: str
+    remembered: Attachment | None = None
 
 
 class PutAttachment(msgspec.Struct, frozen=True):

@@ -281,7 +281,10 @@ class Node:
                 self.endpoints.revived(command.ident)
                 self.ipam.command(now, request, command)
             case Destroyed():
-                self.endpoints.remove(now, command.ident)
+                if command.remembered is not None:
+                    self.endpoints.put(now, command.remembered)
+                else:
+                    self.endpoints.remove(now, command.ident)
                 self.ipam.command(now, request, command)
             case PutAttachment():
                 failure = self.names.register(command.attachment.ident, command.name) if command.name else None

@@ -370,15 +370,17 @@ class Attachments:
     async def _miss(self, old: Attachment, word: Destroyed | Died) -> None:
         """The container is not there: say so, and keep what was asked for, if it can come back."""
         self._deaths.forget(old.ident)
-        await self._must(word)
+        remembered = msgspec.structs.replace(old, addresses=(), live=False) if is_named(old.container) else None
+        await self._must(Destroyed(old.ident, remembered) if isinstance(word, Destroyed) else word)
         self._known.pop(old.ident, None)
-        if not is_named(old.container):
+        if remembered is None:
             return
         gone = [a for a in self._known.values() if not a.live]
         for oldest in gone[: len(gone) + 1 - REMEMBERED_MAX] if len(gone) >= REMEMBERED_MAX else ():
             self._known.pop(oldest.ident, None)
             await self._must(RemoveAttachment(oldest.ident))
-        await self._put(old, old.requested, (), live=False)
+        await self._must(PutAttachment(remembered))  # changes nothing after Destroyed
+        self._known[old.ident] = remembered
 
     def _name_appeared(self, name: str) -> None:
         known = self._known.get(name)

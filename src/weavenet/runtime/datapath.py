@@ -400,6 +400,10 @@ class KernelDatapath:
         if self._exposure is not None:
             await self._exposure.vacate()
         await self.close()
+        if self._sleeve_place is not None:
+            from weavenet.runtime.sleeveworker import stop_workers
+
+            await stop_workers(self._sleeve_place.run_dir)
         await erase_host()
 
     def warnings(self) -> tuple[str, ...]:

@@ -16,12 +16,14 @@ import msgspec
 
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.leaving import Leaving, Phase, State, departed_disk
+from weavenet.core.limits import SLEEVE_DEVICE
 from weavenet.core.types import PeerId, peer_text
 from weavenet.runtime import identity
 from weavenet.runtime.foundation import LOCK_FILE, PID_FILE
 from weavenet.runtime.issuing import peer_id
 from weavenet.runtime.lock import Lock
 from weavenet.runtime.settings import Settings, decode_settings
+from weavenet.runtime.sleeveworker import stop_workers
 from weavenet.runtime.store import FILE_NAME, open_store
 
 _MEMBER_TABLES = frozenset({"log", "ring", "alloc", "acceptor", "known"})
@@ -31,7 +33,7 @@ def data_path_devices() -> tuple[str, ...]:
     """Names of the devices that data paths make."""
     from weavenet.plane.vxlan import DEVICES
 
-    return tuple(DEVICES.values())
+    return (*DEVICES.values(), SLEEVE_DEVICE)
 
 
 async def erase_host() -> None:
@@ -85,6 +87,7 @@ def erase(settings: Settings, *, force: bool) -> str:
                     f"weave rmpeer {peer_text(peer)}"
                 )
             erase_files(settings)
+        asyncio.run(stop_workers(settings.run_dir))
         asyncio.run(erase_host())
         Path(settings.log_file or "/nonexistent").unlink(missing_ok=True)
     finally:

@@ -1,0 +1,113 @@
+"""Fallback to sleeve and back, relays, transfers over every plane, multicast once at each member."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from lab.clusters import Attached, attach_new, form
+from lab.fresh import MakeLab
+from lab.traffic import assert_intact, block_udp, echo, multicast, unblock_udp, wait_for_plane
+from weavenet.core.limits import PORT_DEFAULT, VXLAN_PORT
+from weavenet.lab.lab import Lab
+from weavenet.lab.pings import Pings
+from weavenet.lab.waiting import wait_until
+
+TRANSFERS = (("udp", 60), ("udp", 512), ("udp", 1300), ("udp", 9000), ("tcp", 65_536), ("tcp", 5_000_000))
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab: MakeLab) -> Lab:
+    lab = make_lab(3)
+    form(lab)
+    return lab
+
+
+@pytest.fixture(scope="module")
+def containers(lab: Lab) -> list[Attached]:
+    return [attach_new(host, f"{host.name}-c") for host in lab.hosts]
+
+
+@pytest.fixture(autouse=True)
+def whole_again(lab: Lab) -> Iterator[None]:
+    yield
+    for host in lab.hosts:
+        host.run(["nft", "delete", "table", "inet", "filtered"])
+    lab.heal()
+    for host in lab.hosts:
+        for other in lab.hosts:
+            if host.name != other.name:
+                wait_for_plane(host, other, "established fastdp")
+
+
+def assert_transfers(containers: list[Attached]) -> None:
+    for source, _ in containers:
+        for target, address in containers:
+            if source is not target:
+                with echo(target):
+                    for kind, size in TRANSFERS:
+                        assert_intact(source, address, kind, size)
+
+
+def test_transfers_over_fastdp(lab: Lab, containers: list[Attached]) -> None:
+    assert_transfers(containers[:2])
+
+
+def test_filtered_vxlan_falls_to_sleeve_and_returns_without_a_restart(lab: Lab, containers: list[Attached]) -> None:
+    h1, h2, _ = lab.hosts
+    pids = h1.daemon_pids()
+    with Pings(containers[0][0], containers[1][1]) as pings:
+        block_udp(h1, VXLAN_PORT, h2)
+        wait_for_plane(h1, h2, "established sleeve")
+        before = pings.answered()
+        wait_until(lambda: pings.answered() > before, 10, "pings over sleeve")
+        assert_transfers(containers[:2])
+        unblock_udp(h1)
+        wait_for_plane(h1, h2, "established fastdp")
+        before = pings.answered()
+        wait_until(lambda: pings.answered() > before, 10, "pings over fastdp again")
+        counted = pings.stop()
+    assert counted.lost < counted.sent
+    assert h1.daemon_pids() == pids
+
+
+def test_hosts_without_a_direct_path_are_relayed(lab: Lab, containers: list[Attached]) -> None:
+    h1, _, h3 = lab.hosts
+    for port in (VXLAN_PORT, PORT_DEFAULT):
+        block_udp(h1, port, h3)
+    wait_for_plane(h1, h3, "relayed by h2")
+    assert_transfers([containers[0], containers[2]])
+
+
+def test_a_link_that_is_cut_and_moved_is_followed_under_traffic(lab: Lab, containers: list[Attached]) -> None:
+    (c1, _), (c2, _), (_, a3) = containers
+    with Pings(c1, a3) as first, Pings(c2, a3) as second:
+        lab.cut("h1", "h3")
+        before = first.answered()
+        wait_until(lambda: first.answered() > before + 50, 15, "c1 to reach c3 over h2")
+        lab.heal()
+        lab.cut("h2", "h3")
+        before = second.answered()
+        wait_until(lambda: second.answered() > before + 50, 15, "c2 to reach c3 over h1")
+        before = first.answered()
+        wait_until(lambda: first.answered() > before + 50, 15, "c1 to reach c3 directly")
+        first.stop()
+        second.stop()
+
+
+def test_multicast_comes_once_to_every_member_over_mixed_planes(lab: Lab, containers: list[Attached]) -> None:
+    h1, h2, h3 = lab.hosts
+    for port in (VXLAN_PORT, PORT_DEFAULT):
+        block_udp(h1, port, h3)
+    block_udp(h2, VXLAN_PORT, h3)
+    wait_for_plane(h1, h3, "relayed by h2")
+    wait_for_plane(h2, h3, "established sleeve")
+    wait_for_plane(h3, h2, "established sleeve")
+    wait_for_plane(h3, h1, "relayed by h2")
+    beside = attach_new(h1, "beside")
+    everybody = [*containers, beside]
+    for sender in everybody:
+        found = multicast(sender, [each for each in everybody if each is not sender], 50)
+        for name, numbers in found.items():
+            assert numbers == {str(number): 1 for number in range(50)}, f"from {sender[0].name} at {name}"

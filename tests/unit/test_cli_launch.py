@@ -121,7 +121,7 @@ def test_every_flag_reaches_the_settings(composed: Compose, tmp_path: Path) -> N
         log_file="",
     )
     assert {option.name for option in OPTIONS} - set(flags) == {
-        "password", "resume", "not-elector", "not-electorate", "observer", "init-peer-count",
+        "password", "resume", "not-elector", "not-electorate", "observer", "init-peer-count", "ephemeral",
     }  # fmt: skip
 
 
@@ -152,6 +152,13 @@ def test_peers_of_file_and_command_line(composed: Compose) -> None:
     settings = composed(conf='peers = ["h1", "h2:7000"]', peers=("h3",)).settings
     assert (settings.conf_targets, settings.targets) == (("h1", "h2:7000"), ("h3",))
     assert composed(conf='peers = ["h1"]').settings.targets is None
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("60", 60), ("90s", 90), ("10m", 600), ("1h", 3600), ("2d", 172_800)])
+def test_an_ephemeral_peer_never_votes(composed: Compose, text: str, seconds: int) -> None:
+    settings = composed({"ephemeral": text}).settings
+    assert (settings.ephemeral_ttl_s, settings.mode) == (seconds, GenesisMode.OBSERVER)
+    assert composed({"ephemeral": text, "observer": True}).settings.mode is GenesisMode.OBSERVER
 
 
 def test_lock(composed: Compose) -> None:
@@ -188,6 +195,10 @@ def test_no_allocation(composed: Compose) -> None:
         ({"ipalloc-range": "rubbish"}, ["CIDR", "'rubbish'"]),
         ({"ipalloc-range": "10.0.0.0/16", "ipalloc-default-subnet": "10.1.0.0/24"}, ["within the range 10.0.0.0/16"]),
         ({"ipalloc-range": "", "ipalloc-default-subnet": "10.1.0.0/24"}, ["switches allocation off"]),
+        ({"ephemeral": "59s"}, ["--ephemeral", "from 1m to 30d", "'59s'"]),
+        ({"ephemeral": "soon"}, ["from 1m"]),
+        ({"ephemeral": "10m", "ipalloc-init": "consensus=3"}, ["--ephemeral", "never votes"]),
+        ({"ephemeral": "10m", "ipalloc-init": "seed=::1"}, ["never votes"]),
         ({"ipalloc-init": "consensus=0"}, ["from 1"]),
         ({"ipalloc-init": "consensus="}, ["from 1"]),
         ({"ipalloc-init": "seed="}, ["MAC address"]),

@@ -145,6 +145,13 @@ def _genesis(layers: Layers) -> dict[str, Any]:
         if fields.get("mode") is not GenesisMode.SEED:
             refuse(f"{first.source}: expected together with --ipalloc-init seed=NAMES", "no seeds", "leave it out")
         fields["first_start"] = True
+    ephemeral = layers.get("ephemeral")
+    if ephemeral is not None:
+        fields["ephemeral_ttl_s"] = values.ttl(ephemeral)
+        if fields.get("mode", GenesisMode.OBSERVER) is not GenesisMode.OBSERVER or fields.get("count"):
+            step = "leave --ipalloc-init out: an ephemeral peer never votes"
+            wrong(ephemeral, "no --ephemeral on a peer that takes part in the first division", step)
+        fields["mode"] = GenesisMode.OBSERVER
     return fields
 
 

@@ -61,6 +61,7 @@ OPTIONS = (
     Option("not-elector", Kind.SWITCH, "", "The same as --ipalloc-init observer: never vote."),
     Option("not-electorate", Kind.SWITCH, "", "The same as --not-elector."),
     Option("observer", Kind.SWITCH, "", "The same as --not-elector."),
+    Option("ephemeral", Kind.TEXT, "TTL", "Removed by itself when gone for TTL (10m; at least 1m); never votes."),
     Option("init-peer-count", Kind.NUMBER, "N", "The same as --ipalloc-init consensus=N."),
     Option("no-fastdp", Kind.SWITCH, "", "Do not use the kernel data path (VXLAN), only the userspace one."),
     Option("trusted-subnets", Kind.TEXT, "CIDR,…", "With a password: no encryption between hosts in each other's."),

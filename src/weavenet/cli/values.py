@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from weavenet.cli.outcome import ERROR, Ended, sentence_of
-from weavenet.core.limits import DNS_DOMAIN_CHARACTERS_MAX, TRUSTED_SUBNETS_MAX
+from weavenet.core.limits import (
+    DNS_DOMAIN_CHARACTERS_MAX,
+    LEASE_TTL_MAX_S,
+    LEASE_TTL_MIN_S,
+    TRUSTED_SUBNETS_MAX,
+)
 
 PASSWORD_FILE_BYTES_MAX = 64 * 1024
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -42,6 +47,15 @@ def number(given: Given, low: int, high: int, what: str) -> int:
     if not (digits.isascii() and digits.isdigit() and len(digits) < 12) or not low <= int(text) <= high:
         wrong(given, f"{what} from {low} to {high}")
     return int(text)
+
+
+def ttl(given: Given) -> int:
+    """Seconds that an ephemeral peer may be gone."""
+    match = re.fullmatch(r"(\d{1,8})(s|m|h|d)?", given.text.strip())
+    seconds = int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2] or "s"] if match else 0
+    if not LEASE_TTL_MIN_S <= seconds <= LEASE_TTL_MAX_S:
+        wrong(given, "a time from 1m to 30d")
+    return seconds
 
 
 def choice(given: Given, allowed: tuple[str, ...]) -> str:

@@ -168,6 +168,7 @@ def _ipam(ipam: IpamReport) -> Document:
             "Electors": list(ipam.electors),
             "Voters": list(ipam.voters),
             "Role": ipam.role,
+            "Lease": ipam.lease,
             "Missing": list(ipam.electors_missing),
         },
         "Range": ipam.range,

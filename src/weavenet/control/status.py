@@ -141,6 +141,8 @@ def _ipam_summary(ipam: IpamReport) -> list[tuple[str, str]]:
     ]
     if ipam.role:
         rows.append(("Role", f"{ipam.role} ({len(ipam.voters)} of {len(ipam.electors)} electors vote)"))
+    if ipam.lease:
+        rows.append(("Lease", ipam.lease))
     rows += [("Waiting", pending) for pending in ipam.pending[:ADDRESSES_SHOWN]]
     return rows
 
@@ -203,7 +205,7 @@ def _peers(report: NodeReport) -> str:
     lines = []
     for peer in report.peers:
         notes = [
-            "" if peer.elector else "not an elector",
+            f"ephemeral, TTL {duration(peer.ttl_s)}" if peer.ttl_s else "" if peer.elector else "not an elector",
             "" if peer.reachable else _absence(peer.unreachable_s),
             "this peer" if peer.peer == report.peer else "",
         ]
@@ -237,6 +239,8 @@ def _ipam(report: NodeReport) -> str:
         standby = [elector for elector in ipam.electors if elector not in ipam.voters]
         if standby:
             head.append(("Standby", ", ".join(standby)))
+    if ipam.lease:
+        head.append(("Lease", ipam.lease))
     if ipam.electors_missing:
         head.append(("Missing", ", ".join(ipam.electors_missing)))
     head += [("Waiting", pending) for pending in ipam.pending]

@@ -94,7 +94,8 @@ class Cluster:
     @property
     def is_elector_mode(self) -> bool:
         """Would this peer vote? Not on a genesis unless :attr:`may_found`."""
-        return self._config.mode in VOTING_MODES and bool(self._config.ranges)
+        is_lasting = not self._config.ephemeral_ttl_s
+        return self._config.mode in VOTING_MODES and bool(self._config.ranges) and is_lasting
 
     @property
     def is_singleton(self) -> bool:

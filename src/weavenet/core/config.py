@@ -48,6 +48,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     seed_salt: bytes = b""
     lock: str = ""
     first_start: bool = False
+    ephemeral_ttl_s: int = 0
     conf_targets: tuple[str, ...] = ()
     launch_targets: tuple[str, ...] | None = None
     discovery: bool = True

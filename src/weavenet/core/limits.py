@@ -195,6 +195,16 @@ DECREE_PATIENCE_S = 3.0
 SEEN_VALID_S = 5.0
 """Answers to "do you see X?" are evidence for this long; a decree that took longer asks again."""
 SEEN_RETRY_S = 0.5
+LEASE_TTL_MIN_S = 60
+"""Of ``--ephemeral``: shorter than that, a slow network looks like death."""
+LEASE_TTL_MAX_S = 30 * 86_400
+LEASE_SHARE = 0.8
+"""Of its TTL after which an ephemeral peer without a quorum stops; the rest is for clocks that run apart."""
+RENEW_SHARE = 0.1
+"""Of its TTL between two renewals."""
+LAPSE_CHECK_S = 1.0
+LAPSED_PER_QUERY_MAX = 256
+"""Peers given up in one decree; the others follow in the next."""
 ATTEST_KEPT_S = 30.0
 """A durable "I do not see X" is dropped when X is back and nobody has asked for this long."""
 COLLECT_RETRY_S = 0.5

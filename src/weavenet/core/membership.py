@@ -23,11 +23,13 @@ from weavenet.core.deadlines import earliest
 from weavenet.core.effects import Fence, Outbox, Reply
 from weavenet.core.election import DecreeAcceptor, DecreeElection, Reconfiguration
 from weavenet.core.errors import Code, Failure, InvariantBroken
+from weavenet.core.lease import Leasing
 from weavenet.core.leaving import Departed, Leaving
 from weavenet.core.limits import ELECTORS_MAX, PENDING_REQUESTS_MAX
 from weavenet.core.mesh.mesh import Mesh
 from weavenet.core.messages import Body
 from weavenet.core.messages.gossip import KIND_LEFT, RingDelta
+from weavenet.core.messages.lease import LapseAnswer, LapseQuery, LapseSettled, LeaseAnswer, LeaseRenew
 from weavenet.core.messages.leaving import LeavingBody
 from weavenet.core.messages.unicast import (
     AppliedAnswer,
@@ -132,6 +134,17 @@ class Membership:
             outbox=outbox,
             rng=rng,
         )
+        self.leasing = Leasing(
+            config=config,
+            log=log,
+            ipam=ipam,
+            planes=planes,
+            around=self,
+            attests=self.attests,
+            rows=rows("leases"),
+            outbox=outbox,
+            rng=rng,
+        )
         self.reconfiguration = Reconfiguration(me=config.peer, log=log, around=self, outbox=outbox, rng=rng)
         self.departed = Departed(
             me=config.peer,
@@ -161,6 +174,7 @@ class Membership:
         """Apply what an earlier life learnt and may not have finished applying."""
         self.departed.start(now)
         self.leaving.start(now)
+        self.leasing.start(now)
         self.follow_log(now)
 
     @property
@@ -169,7 +183,15 @@ class Membership:
         return bool(self.fenced) or self.leaving.is_gone
 
     def deadline(self) -> float | None:
-        parts = (self.decrees, self.removals, self.gate, self.reconfiguration, self.departed, self.leaving)
+        parts = (
+            self.decrees,
+            self.removals,
+            self.gate,
+            self.reconfiguration,
+            self.departed,
+            self.leaving,
+            self.leasing,
+        )
         times = [part.deadline() for part in parts]
         return earliest([*times, self.collect.deadline() if self._collects else None])
 
@@ -185,6 +207,7 @@ class Membership:
             return
         self.departed.tick(now)
         self.attests.review(now, self._log.removed, self.is_reachable)
+        self.leasing.advance(now)
         self.removals.advance(now)
         self.reconfiguration.advance(now)
         self.decrees.advance(now)
@@ -222,6 +245,8 @@ class Membership:
             case StampAnswer():
                 if not self.leaving.stamped(source, body):
                     self.collect.handle(now, source, body)
+            case LeaseRenew() | LeaseAnswer() | LapseQuery() | LapseAnswer() | LapseSettled():
+                self.leasing.handle(now, source, body)
             case AppliedQuery() | RingPull() | RingPage() | StampPage() | HoldQuery():
                 self.collect.handle(now, source, body)
             case _:
@@ -238,8 +263,10 @@ class Membership:
             if record is None:
                 if self._mesh.expired(peer) and not self._ipam.owns_space(peer):
                     self.known.forget((peer,))
+                    self.leasing.others.forget((peer,))
                 continue
             self.known.meet((self._directory.meet(peer, record),))
+            self.leasing.met(now, peer, record)
 
     def command(self, now: float, request: int, command: RemovePeers) -> None:
         if self.leaving.is_leaving:
@@ -271,6 +298,7 @@ class Membership:
         self.decrees.forget()
         self.removals.forget()
         self.attests.forget()
+        self.leasing.forget()
         self.known.forget(tuple(self.known.peers))
         self.departed.forget_all()
         self._seen_log = b""
@@ -333,7 +361,7 @@ class Membership:
         )
 
     def _wanted(self, now: float) -> Proposal | None:
-        removal = self.removals.wanted(now)
+        removal = self.removals.wanted(now) or self.leasing.others.wanted(now)
         if removal is not None:
             return removal
         without_us = self.leaving.wanted(now)

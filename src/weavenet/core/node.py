@@ -222,6 +222,7 @@ class Node:
         """One event at ``now`` (seconds, never less than before) to its effects, in order."""
         if self.membership.is_over:
             return self._last(now)
+        self.membership.leasing.look_at_clock(now)
         match event:
             case Requested():
                 self._command(now, event.request, event.command)
@@ -458,6 +459,7 @@ class Node:
             votes_as=self.ipam.bound_as or b"",
             trusts=self.config.trusted_subnets,
             leaving=self.membership.leaving.is_leaving,
+            ttl_s=self.config.ephemeral_ttl_s,
         )
         if record != self._published:
             self._published = record

@@ -50,6 +50,8 @@ class PeerReport(msgspec.Struct, frozen=True):
     """(name, nickname, address, outbound) of each link the peer reports."""
     unreachable_s: float | None = None
     """Seconds since it was last reachable, None while it is."""
+    ttl_s: int = 0
+    """Of an ephemeral peer: it is removed by itself when it was gone for this long."""
 
 
 class OwnerReport(msgspec.Struct, frozen=True):
@@ -96,6 +98,10 @@ class IpamReport(msgspec.Struct, frozen=True):
     segments: int
     voters: tuple[str, ...] = ()
     """Those of the electors that vote on decrees now."""
+    lease: str = ""
+    """Of an ephemeral peer: its TTL and how its lease stands."""
+    is_lease_over: bool = False
+    """It gives out no addresses and lets nothing through its data paths."""
     role: str = ""
     """Of this peer: voter, standby, or neither; empty before genesis."""
     removals: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ from weavenet.core.report import (
     RemovedReport,
 )
 from weavenet.core.types import AddressRange, PeerId, peer_text
+from weavenet.core.words import duration
 
 if TYPE_CHECKING:
     from weavenet.core.node import Node
@@ -115,6 +116,7 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
         electors_missing=() if genesis else node.mesh.missing_targets(),
         voters=tuple(_titled(node, peer) for peer in node.log.voters),
         role=membership.role if genesis else "",
+        **_lease(node, now),
         removals=removals,
         held=tuple(_held(node)),
         waiting_for=tuple(_titled(node, peer) for peer in membership.collect.waiting_for),
@@ -127,6 +129,18 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
 def _leaving(node: Node) -> str:
     leaving = node.membership.leaving
     return "surrendering" if leaving.is_surrendering else "seeking" if leaving.is_leaving else ""
+
+
+def _lease(node: Node, now: float) -> dict[str, Any]:
+    lease = node.membership.leasing.own
+    if not lease.ttl_s:
+        return {}
+    age_s = lease.age_s(now)
+    since = "not renewed yet" if age_s is None else f"renewed by a quorum of the voters {duration(age_s)} ago"
+    is_over = lease.is_needed and not lease.may_allocate
+    stopped = "" if not is_over else "; no addresses are given out"
+    stopped += "" if lease.may_carry else ", data paths are shut"
+    return {"lease": f"TTL {duration(lease.ttl_s)}, {since}{stopped}", "is_lease_over": is_over}
 
 
 def _removed(node: Node, removals: tuple[str, ...]) -> dict[str, Any]:
@@ -193,6 +207,11 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
         warnings.append(
             f"{len(ipam.blocked)} address(es) lost to another peer are blocked here: {', '.join(ipam.blocked[:3])}; "
             "next: `weave detach` and `weave attach` the containers for new ones"
+        )
+    if ipam.is_lease_over:
+        warnings.append(
+            f"this peer is ephemeral and its lease is over ({ipam.lease}); next: bring back a quorum of the voters, "
+            "or let it reach them; it goes on by itself, under a new identity if it was removed meanwhile"
         )
     warnings += ipam.removals
     if ipam.leaving:

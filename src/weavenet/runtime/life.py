@@ -57,6 +57,7 @@ def node_config(settings: Settings, me: Me, *, port: int, software: str) -> Node
         lock=settings.lock,
         seed_salt=me.issued.authorities[0].fingerprint,
         first_start=settings.first_start,
+        ephemeral_ttl_s=settings.ephemeral_ttl_s,
         conf_targets=settings.conf_targets,
         launch_targets=settings.targets,
         discovery=settings.discovery,

@@ -68,6 +68,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seeds: tuple[str, ...] = ()
     lock: str = ""
     first_start: bool = False
+    ephemeral_ttl_s: int = 0
     planes: tuple[str, ...] = ("fastdp", "sleeve")
     trusted_subnets: tuple[str, ...] = ()
     mtu: int = MTU_DEFAULT

@@ -54,6 +54,9 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     discovery: bool = True
     sleeve: bool = False
     """Workers of sleeve run too, UDP of either plane may be cut, and containers broadcast."""
+    ephemerals: int = 0
+    """So many of the last hosts are ephemeral, with ``ttl_s``."""
+    ttl_s: int = 20
     seed_twin: bool = False
     """The last host claims the seed name of host 0: an operator's error."""
 
@@ -81,6 +84,8 @@ def draw_setup(rng: random.Random, peers_min: int, peers_max: int) -> Setup:
         range_cidr=cidr,
         subnets=subnets,
         launch_spread_s=rng.choice((0.0, 0.5, 5.0)),
+        ephemerals=rng.randint(0, peers - electors) if bootstrap is Bootstrap.OBSERVERS else 0,
+        ttl_s=rng.choice((5, 15, 40)),
         discovery=rng.random() < 0.8,
     )
 
@@ -112,6 +117,9 @@ def configure(setup: Setup, host: Host) -> NodeConfig:
             targets = everybody[max(0, host.index - 1) : host.index]
         case Bootstrap.ALONE:
             targets = []
+    is_ephemeral = host.index >= setup.peers - setup.ephemerals
+    if is_ephemeral:
+        mode = GenesisMode.OBSERVER
     is_resumed = any(table == "targets" for table, _ in host.disk.durable)
     return NodeConfig(
         peer=host.peer,
@@ -124,6 +132,7 @@ def configure(setup: Setup, host: Host) -> NodeConfig:
         seed_salt=b"simulated" if mode in {GenesisMode.SEED, GenesisMode.LOCK} else b"",
         lock="file:/shared/lock" if mode is GenesisMode.LOCK else "",
         first_start=host.generation == 0,
+        ephemeral_ttl_s=setup.ttl_s if is_ephemeral else 0,
         launch_targets=None if is_resumed else tuple(targets),
         discovery=setup.discovery,
         planes=("fastdp", "sleeve") if setup.sleeve else ("fastdp",),

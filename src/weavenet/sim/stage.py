@@ -29,6 +29,8 @@ class Stage(World):
         faults: FaultOptions = CALM,
         discovery: bool = True,
         seed_twin: bool = False,
+        ephemerals: int = 0,
+        ttl_s: int = 20,
         sleeve: bool = False,
         trace: Trace | None = None,
     ) -> None:
@@ -40,6 +42,8 @@ class Stage(World):
             launch_spread_s=0.0,
             discovery=discovery,
             seed_twin=seed_twin,
+            ephemerals=ephemerals,
+            ttl_s=ttl_s,
             sleeve=sleeve,
         )
         super().__init__(seed, HistoryOptions(setup=setup, faults=faults, is_forced=seed_twin), trace)

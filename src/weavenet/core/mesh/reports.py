@@ -172,6 +172,7 @@ def peer_reports(origins: list[PeerId], around: Surroundings, own_links: Links, 
                 elector=record.elector,
                 reachable=peer in reachable,
                 neighbours=tuple(_neighbour(record_of, *neighbour) for neighbour in neighbours),
+                ttl_s=record.ttl_s,
             )
         )
     return tuple(found)

@@ -49,6 +49,8 @@ class PeerRecord(msgspec.Struct, frozen=True, array_like=True):
     votes_as: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
     trusts: Annotated[tuple[Label, ...], msgspec.Meta(max_length=64)] = ()
     leaving: bool = False
+    ttl_s: Uint = 0
+    """Of an ephemeral peer, which has to renew its lease; 0: it is none."""
 
 
 class NeighbourRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 
 from weavenet.core.messages.gossip import RingDelta
+from weavenet.core.messages.lease import LeaseBody
 from weavenet.core.messages.leaving import LeavingBody
 from weavenet.core.types import (
     Ballot,
@@ -283,8 +284,9 @@ MembershipBody = (
     | HoldQuery
     | HoldAnswer
     | LeavingBody
+    | LeaseBody
 )
-"""About who belongs to the cluster: decrees, removals, leaving."""
+"""About who belongs to the cluster: decrees, removals, leaving, leases."""
 
 Body = (
     Prepare

@@ -40,6 +40,7 @@ class OpenPlanes:
             PeerId(key): msgspec.msgpack.decode(value, type=OpenPlane) for key, value in rows
         }
         self.changed = bool(self._open)
+        self.is_shut = False
 
     @property
     def peers(self) -> frozenset[PeerId]:
@@ -86,8 +87,16 @@ class OpenPlanes:
             self.changed = True
             self._outbox.persist(Change(TABLE, peer, None))
 
+    def shut(self, is_shut: bool) -> None:
+        """Let nothing through, without closing a path: an ephemeral peer without a lease."""
+        if self.is_shut != is_shut:
+            self.is_shut = is_shut
+            self.changed = True
+
     def desired(self) -> tuple[PlanePeer, ...]:
         """The kernel plane's whole desired state, in a stable order."""
+        if self.is_shut:
+            return ()
         return tuple(
             PlanePeer(
                 peer,

@@ -246,7 +246,7 @@ class SleevePlane:
         return desired
 
     def _peer(self, peer: PeerId, record: SleeveRecord, macs: list[bytes]) -> SleevePeer:
-        row = self._planes.get(peer)
+        row = None if self._planes.is_shut else self._planes.get(peer)
         carries = row is not None and row.plane == SLEEVE
         candidates = [*self._usual(peer, record)]
         for exceptions in self._exceptions.values():

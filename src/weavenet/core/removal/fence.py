@@ -23,7 +23,7 @@ REJOIN_TABLE = "rejoin"
 _REJOIN = b"cluster"
 DROPPED_TABLES = frozenset(
     {"ring", "log", "acceptor", "planes", "election", "cluster", "grants", "held", "removals", "collect", "known"}
-    | {"unseen", "left", "leaving"}
+    | {"unseen", "left", "leaving", "leases"}
 )
 _DROPPED_META = frozenset({b"bound", b"binder"})
 

@@ -40,6 +40,7 @@ class Estate:
         """Raises WeaveError for rows that this program cannot have written."""
         self.me = config.peer
         self.is_on = bool(config.ranges)
+        self.is_leased = True
         self.log = log
         self.outbox = outbox
         self.used = (META_TABLE, _USED) in disk
@@ -69,8 +70,8 @@ class Estate:
 
     @property
     def may_use(self) -> bool:
-        """False while we leave, and once our own log says that we were removed."""
-        return not self.leaving and self.me not in self.log.removed
+        """False while we leave, without the lease we need, and once our own log says that we were removed."""
+        return self.is_leased and not self.leaving and self.me not in self.log.removed
 
     def usable(self, offset: int) -> bool:
         """May this peer allocate or grant the address (not regarding whether somebody here holds it)?"""

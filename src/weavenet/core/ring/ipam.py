@@ -202,6 +202,12 @@ class Ipam:
         self._pump(now)
         return RingDelta(0, len(self._log), changed)
 
+    def set_leased(self, now: float, is_leased: bool) -> None:
+        """False for an ephemeral peer without a lease: it neither gives out nor grants."""
+        if self.estate.is_leased != is_leased:
+            self.estate.is_leased = is_leased
+            self._pump(now)
+
     # --- what was a removed peer's ---
 
     @property
@@ -413,7 +419,9 @@ class Ipam:
         needs = self.allocation.serve(now) if self.allocation.waiting and is_staying else []
         self.allocation.stirred = False
         self._reclaim_at = None
-        if self.estate.blocked and is_staying:
+        if not self.estate.is_leased:
+            needs = []  # nobody's space is of use now
+        elif self.estate.blocked and is_staying:
             needs += self._reclaim(now)
         if needs:
             self.seeker.seek(now, needs, self._owners, self._reachable)

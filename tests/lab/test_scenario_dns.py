@@ -62,6 +62,22 @@ def test_every_container_and_host_asks_its_own_server(lab: Lab, containers: list
         assert SERVER in host.weave("status").stdout
 
 
+def test_answers_follow_containers_that_come_and_go(lab: Lab, containers: list[Attached]) -> None:
+    """On another host; an address that is gone is never answered again."""
+    asker = containers[1][0]
+
+    def is_gone() -> bool:
+        command = ["dig", f"@{SERVER}", "+tries=1", "+time=1", "+norecurse", "coming.weave.local"]
+        return "status: NXDOMAIN" in asker.run(command).stdout
+
+    for _ in range(5):
+        container, address = attach_new(lab.hosts[0], "coming")
+        until_answers(asker, [address], "coming.weave.local")
+        container.remove()
+        wait_until(is_gone, DEADLINE_S, "the name to go with its container")
+        assert all(is_gone() for _ in range(5))
+
+
 def test_the_address_works_with_a_strict_reverse_path_filter(lab: Lab, containers: list[Attached]) -> None:
     host, (container, own) = lab.hosts[0], containers[0]
     host.run(["sysctl", "-q", "-w", "net.ipv4.conf.all.rp_filter=1"], check=True)
@@ -101,18 +117,16 @@ def test_a_killed_worker_comes_back_with_all_names(lab: Lab, containers: list[At
 
 
 def test_every_way_into_the_overlay_is_filtered(lab: Lab, containers: list[Attached]) -> None:
-    """The port of the encrypted data path comes and goes with its worker."""
+    """The port of the encrypted data path, which comes and goes with its worker, too."""
     host = lab.hosts[0]
 
-    def chains() -> int:
-        return host.run(["nft", "list", "table", "netdev", "weave"]).stdout.count(f"arp daddr ip {SERVER} drop")
+    def filters() -> str:
+        return host.run(["nft", "list", "table", "netdev", "weave"]).stdout
 
-    before = chains()
-    assert before >= 1
-    host.run(["ip", "tuntap", "add", SLEEVE_DEVICE, "mode", "tap"], check=True)
-    wait_until(lambda: chains() == before + 1, DEADLINE_S, "a filter on the new port")
-    host.run(["ip", "link", "delete", SLEEVE_DEVICE], check=True)
-    wait_until(lambda: chains() == before, DEADLINE_S, "the filter to go with the port")
+    for device in ("vxlan-6784", SLEEVE_DEVICE):
+        hook = f'hook egress device "{device}"'
+        wait_until(lambda hook=hook: hook in filters(), DEADLINE_S, f"a filter on {device}")
+    assert filters().count(f"arp daddr ip {SERVER} drop") == filters().count("hook egress")
     assert "firewall off" not in host.weave("status").stdout
 
 

@@ -121,6 +121,8 @@ def test_bad_input_is_refused(
         (["kill", "--lab", "{}", "h2"], 4, "weave launch"),
         (["pause", "--lab", "{}", "h2"], 4, "weave launch"),
         (["reboot", "--lab", "{}", "h0"], 4, "h0"),
+        (["clone", "--lab", "{}", "h1", "h0"], 4, "h0"),
+        (["clone", "--lab", "{}", "h1", "h1"], 1, "two different hosts"),
         (["up", "3", "--name", "{}"], 1, "weave lab down"),
     ],
 )

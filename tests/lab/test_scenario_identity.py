@@ -84,3 +84,26 @@ def test_a_disk_set_back_ends_its_identity_and_hands_nothing_out_twice(lab: Lab,
     wait_for_links(lab.hosts)
     addresses = {attach_new(each, f"{each.name}-new")[1] for each in (host, other)}
     assert len(addresses) == 2 and address not in addresses
+
+
+def test_lab_clone_with_and_without_a_machine_id_of_its_own(make_lab: MakeLab) -> None:
+    """The copy that can be told apart joins at once as a new peer; the other one takes the key along."""
+    lab = make_lab(4)
+    h1, original, marked, same = lab.hosts
+    for host in (h1, original):
+        host.weave("launch", "h1", "h2", check=True)
+    wait_for_links([h1, original])
+    attach_new(original, "c")
+    before = identity(original)
+    lab.clone("h2", "h3", new_machine_id=True)
+    lab.clone("h2", "h4")
+    assert identity(original) == before, "the original goes on"
+    marked.weave("launch", "h1", check=True)
+    assert identity(marked) not in {"", before}
+    assert "other machine-id" in marked.weave("status").stdout
+    same.weave("launch", "h1", check=True)
+    wait_until(lambda: identity(original) not in {"", before}, NEW_KEY_DEADLINE_S, "one of the two to give way")
+    assert identity(same) == before
+    wait_for_links(lab.hosts)
+    assert len({identity(host) for host in lab.hosts}) == 4
+    lab.down()

@@ -402,6 +402,20 @@ def reboot(name: str | None, host: str) -> None:
 
 
 @group.command()
+@_of_lab
+@click.option("--new-machine-id", is_flag=True, help="As a well-made image: the copy keeps a machine-id of its own.")
+@click.argument("source")
+@click.argument("target")
+def clone(name: str | None, source: str, target: str, *, new_machine_id: bool) -> None:
+    """Give a host a copy of another one's disk, as a cloned virtual machine has, and switch it on.
+
+    \b
+    Example:  weave lab clone h1 h3; weave lab exec h3 -- weave launch
+    """
+    _open(name).clone(source, target, new_machine_id=new_machine_id)
+
+
+@group.command()
 def demo() -> int:
     """Three hosts become one network, are divided, heal, and survive a crash: a story of about 30 s.
 

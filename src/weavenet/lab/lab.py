@@ -197,6 +197,32 @@ class Lab:
             underlay.apply_faults(current)
             state.save(current)
 
+    def clone(self, source: str, target: str, *, new_machine_id: bool = False) -> None:
+        """Switches ``target`` off, gives it what is on the disk of ``source`` (data, weave.conf, and its machine-id
+        unless ``new_machine_id``), and switches it on again. No daemon runs there afterwards; ``source`` goes on, its
+        daemon stands still during the copy, so that the copy is what a snapshot of its disk would hold."""
+        with state.locked(self.name):
+            current = self.state
+            self._check_two(current, source, target)
+            host, model = current.hosts[target], current.hosts[source]
+            _stop_host(current, host)
+            state.save(current)
+            running = self.host(source).daemon_pids() if model.is_running else []
+            if running:
+                self.host(source).pause_daemon()
+            try:
+                _copy_disk(state.disk_folder(self.name) / source, state.disk_folder(self.name) / target)
+            finally:
+                if running:
+                    self.host(source).resume_daemon()
+            if not new_machine_id:
+                host.machine_id = model.machine_id
+            (state.disk_folder(self.name) / target / "etc/machine-id").write_text(f"{host.machine_id}\n")
+            _start_hosts(current, [host])
+            underlay.connect(current, [host])
+            underlay.apply_faults(current)
+            state.save(current)
+
     def unreachable(self, containers: Sequence[tuple[Container, str]]) -> list[str]:
         """Pings all ordered pairs of (container, its address); the pairs without an answer, as sentences."""
 
@@ -276,6 +302,12 @@ def _make_disk(wanted: LabState, host: HostState) -> None:
     configuration = etc / "weave.conf"
     configuration.write_text("# weave: settings of this host\n")
     configuration.chmod(0o600)
+
+
+def _copy_disk(source: Path, target: Path) -> None:
+    shutil.rmtree(target / "data")
+    shutil.copytree(source / "data", target / "data")
+    shutil.copy2(source / "etc/weave.conf", target / "etc/weave.conf")
 
 
 def _start_hosts(current: LabState, hosts: Sequence[HostState]) -> None:

@@ -49,6 +49,9 @@ class Loop:
     def watch(self, timed: Timed) -> None:
         self._timed.append(timed)
 
+    def unwatch(self, timed: Timed) -> None:
+        self._timed = [one for one in self._timed if one is not timed]  # a turn may be walking over the old list
+
     def stop(self) -> None:
         self._is_stopped = True
 

@@ -20,7 +20,7 @@ IDLE_S = 10.0
 """RFC 7766, section 6.2.3: of the order of a few seconds."""
 QUERY_BYTES_MAX = 4096
 """Nothing that asks one question is longer."""
-UNSENT_BYTES_MAX = 256 * 1024
+UNSENT_BYTES_MAX = 64 * 1024
 """Beyond it nothing more is read from that client until it has read some."""
 PENDING_MAX = 32
 """Questions of one connection that wait for upstreams; beyond, reading stops."""
@@ -55,6 +55,7 @@ class TcpServer:
 
     def close(self) -> None:
         self._loop.remove(self._sock.fileno())
+        self._loop.unwatch(self)
         for connection in list(self._connections.values()):
             self._close(connection)
 

@@ -101,17 +101,22 @@ class DnsAddress:
         while True:
             await asyncio.sleep(CHECK_S)
             checks += 1
-            is_thorough = checks % CHECKS_PER_RULE == 0
-            if is_thorough:
-                await self._firewall.look_at_conntrack()
-            docker = self._kernel.links.get(DOCKER_BRIDGE)
-            docker_link = None if docker is None else (docker.index, docker.is_up)
-            if (docker_link != self._docker_link or is_thorough) and await self._look_at_docker():
-                self._tell()
-            link = self._kernel.links.get(BRIDGE)
-            # Without a bridge: whoever owns it makes it anew first.
-            if link is not None and (link.index != self._bridge_index or is_thorough or not _is_here()):
-                await self._repair()
+            try:
+                await self._check(is_thorough=checks % CHECKS_PER_RULE == 0)
+            except Exception:
+                log.exception("could not look after %s, trying again", ADDRESS)
+
+    async def _check(self, *, is_thorough: bool) -> None:
+        if is_thorough:
+            await self._firewall.look_at_conntrack()
+        docker = self._kernel.links.get(DOCKER_BRIDGE)
+        docker_link = None if docker is None else (docker.index, docker.is_up)
+        if (docker_link != self._docker_link or is_thorough) and await self._look_at_docker():
+            self._tell()
+        link = self._kernel.links.get(BRIDGE)
+        # Without a bridge: whoever owns it makes it anew first.
+        if link is not None and (link.index != self._bridge_index or is_thorough or not _is_here()):
+            await self._repair()
 
     async def _repair(self) -> None:
         try:

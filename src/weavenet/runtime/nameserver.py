@@ -188,8 +188,8 @@ class NameServer:
             self._began_at = time.monotonic()
             try:
                 await self._run_worker()
-            except (Ended, OSError, msgspec.DecodeError) as error:
-                self._why = str(error)
+            except Exception as error:  # whatever it was: names must be answered again
+                self._why = str(error) or type(error).__name__
             if time.monotonic() - self._began_at > STABLE_S:
                 self._failures, pause_s = 0, 0.0
             self._failures += 1

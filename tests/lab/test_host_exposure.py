@@ -162,3 +162,21 @@ def test_an_address_lost_to_another_peer_leaves_the_bridge_until_it_is_ours_agai
             await exposure.close()
 
     drive(scenario)
+
+
+def test_leaving_does_not_wait_for_who_waits_for_an_address() -> None:
+    async def scenario() -> None:
+        async with Pair() as (a, _):
+            node = FakeNode()
+            exposure = await opened(a, node)
+            before = await look(a)
+            node.delay_s = 3600.0
+            call = asyncio.create_task(exposure.expose((), ""))
+            await asyncio.sleep(0)
+            await exposure.vacate()
+            result = await call
+            assert isinstance(result, Failure) and result.code is Code.CANCELLED
+            assert await look(a) == before
+            await exposure.close()
+
+    drive(scenario)

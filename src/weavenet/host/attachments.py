@@ -305,7 +305,9 @@ class Attachments:
         for ident in sorted({*self._known, *self._locks}):
             async with self._locked(ident):
                 await self._attacher.remove(ident)
-                self._known.pop(ident, None)
+                known = self._known.pop(ident, None)
+                if known is not None:
+                    await self._clear_hosts(known)
 
     # --- the node ---
 

@@ -33,7 +33,7 @@ from weavenet.core.commands import (
     RemoveAttachment,
     Result,
 )
-from weavenet.core.errors import Failure, WeaveError
+from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.names import EXPOSE, absolute_name
 from weavenet.host import announce, requests, sysctl
 from weavenet.host.bridge import BRIDGE, Bridge
@@ -68,6 +68,7 @@ class Exposure:
         self._lock = asyncio.Lock()
         self._kernel_lock = asyncio.Lock()
         self._is_switched = False
+        self._leaving = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -121,9 +122,7 @@ class Exposure:
         taken: list[str] = []
         try:
             for item in wanted:
-                answer = await self._must(item.command(EXPOSE))
-                is_chosen = isinstance(answer, Addresses) and answer.addresses
-                taken.append(answer.addresses[0] if isinstance(answer, Addresses) and is_chosen else item.address)
+                taken.append(await self._obtain(item))
             asked, held = requests.merge(old, wanted, taken)
             new = msgspec.structs.replace(old, requested=tuple(asked), addresses=tuple(held), masquerade=masquerade)
             new = await self._applied(new)
@@ -135,6 +134,22 @@ class Exposure:
         with contextlib.suppress(OSError):  # a courtesy to neighbours
             announce.send(self._kernel.namespace, BRIDGE, [(new.mac, _bare(address)) for address in taken])
         return taken
+
+    async def _obtain(self, item: requests.Wanted) -> str:
+        """One address from IPAM, unless this host leaves the network while we wait."""
+        asking = asyncio.ensure_future(self._must(item.command(EXPOSE)))
+        leaving = asyncio.ensure_future(self._leaving.wait())
+        try:
+            await asyncio.wait((asking, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                raise WeaveError(Failure(Code.CANCELLED, "this host must be on the network", "it is leaving"))
+            answer = asking.result()
+        finally:
+            for task in (asking, leaving):
+                task.cancel()
+        if isinstance(answer, Addresses) and answer.addresses:
+            return answer.addresses[0]
+        return item.address  # a claim is answered by Done
 
     async def _give_back(self, old: Attachment, before: frozenset[str]) -> None:
         taken = sorted(await self._held() - before)
@@ -178,6 +193,7 @@ class Exposure:
 
     async def vacate(self) -> None:
         """Take this host off the network for good. The node is not told. Raises OSError."""
+        self._leaving.set()
         async with self._lock:
             known, self._known = self._known, NOTHING
             await self._take_off(known.addresses)

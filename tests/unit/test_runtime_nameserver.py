@@ -84,6 +84,7 @@ def test_names_whole_and_changed() -> None:
         report = await stage.server.report(DnsReport("weave.local."))
         assert report.address == HOST
         assert report.ttl_s == 1
+        assert report.queries.own > 2
 
     play(scene)
 

@@ -45,6 +45,17 @@ def _dns(dns: DnsReport) -> Document:
         "Address": dns.address,
         "TTL": dns.ttl_s,
         "Upstream": list(dns.upstreams),
+        "Queries": {
+            "Own": dns.queries.own,
+            "Forwarded": dns.queries.forwarded,
+            "FromCache": dns.queries.from_cache,
+            "Stale": dns.queries.stale,
+            "Failed": dns.queries.failed,
+            "Refused": dns.queries.refused,
+            "Malformed": dns.queries.malformed,
+            "Dropped": dns.queries.dropped,
+            "FalseAnswers": dns.queries.false_answers,
+        },
         "Entries": [
             {
                 "Hostname": entry.name,

@@ -135,16 +135,34 @@ class NameReport(msgspec.Struct, frozen=True):
     origin_nickname: str
 
 
+class DnsQueries(msgspec.Struct, frozen=True):
+    """How the DNS server of this host answered since it started. ``own``: names of the network, and what was asked
+    before. ``stale``: answers whose time was over, for want of others. ``failed``: SERVFAIL, ``refused`` of them for
+    want of room. ``malformed``: FORMERR; ``dropped``: no queries at all. ``false_answers``: what upstreams, or others
+    in their name, sent that was not believed."""
+
+    own: int = 0
+    forwarded: int = 0
+    from_cache: int = 0
+    stale: int = 0
+    failed: int = 0
+    refused: int = 0
+    malformed: int = 0
+    dropped: int = 0
+    false_answers: int = 0
+
+
 class DnsReport(msgspec.Struct, frozen=True):
     """``entries``: of hosts that can be reached, by name, if they were asked for; ``count`` of them. ``address``: where
     the DNS server of this host answers its containers; empty when there is none. ``upstreams``: whom it asks about
-    other names. (Address, TTL and upstreams are filled in by the daemon.)"""
+    other names. (All about the server is filled in by the daemon.)"""
 
     domain: str
     entries: tuple[NameReport, ...] = ()
     address: str = ""
     ttl_s: int = 0
     upstreams: tuple[str, ...] = ()
+    queries: DnsQueries = DnsQueries()
     count: int = 0
 
 

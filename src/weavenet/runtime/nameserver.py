@@ -19,7 +19,7 @@ import time
 import msgspec
 
 from weavenet.core.effects import NameRecord
-from weavenet.core.report import DnsReport
+from weavenet.core.report import DnsQueries, DnsReport
 from weavenet.dns.feed import (
     FRAME_BYTES_MAX,
     NAMES_PER_FRAME,
@@ -137,6 +137,7 @@ class NameServer:
             address=self.address,
             ttl_s=self._configuration.ttl_s,
             upstreams=status.upstreams if status is not None else (),
+            queries=_queries(status) if status is not None else DnsQueries(),
         )
 
     async def status(self) -> Status | None:
@@ -300,6 +301,20 @@ class NameServer:
             if time.monotonic() - self._began_at > STABLE_S:
                 self._failures = 0
             writer.write(encode(AskStatus()))
+
+
+def _queries(status: Status) -> DnsQueries:
+    return DnsQueries(
+        own=status.local,
+        forwarded=status.forwarded,
+        from_cache=status.from_cache,
+        stale=status.stale,
+        failed=status.failed,
+        refused=status.refused,
+        malformed=status.malformed,
+        dropped=status.dropped,
+        false_answers=status.false_answers,
+    )
 
 
 def _listen(text: str) -> Listen:

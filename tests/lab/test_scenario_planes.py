@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.clusters import Attached, attach_new, form
+from lab.clusters import Attached, attach_new, form, launch_together, wait_for_links
 from lab.fresh import MakeLab
 from lab.traffic import assert_intact, block_udp, echo, multicast, unblock_udp, wait_for_plane
 from weavenet.core.limits import PORT_DEFAULT, VXLAN_PORT
 from weavenet.lab.lab import Lab
 from weavenet.lab.pings import Pings
+from weavenet.lab.topology import HostEntry, LinkEntry, Topology
 from weavenet.lab.waiting import wait_until
 
 TRANSFERS = (("udp", 60), ("udp", 512), ("udp", 1300), ("udp", 9000), ("tcp", 65_536), ("tcp", 5_000_000))
@@ -111,3 +112,30 @@ def test_multicast_comes_once_to_every_member_over_mixed_planes(lab: Lab, contai
         found = multicast(sender, [each for each in everybody if each is not sender], 50)
         for name, numbers in found.items():
             assert numbers == {str(number): 1 for number in range(50)}, f"from {sender[0].name} at {name}"
+
+
+@pytest.mark.parametrize("size", [1280, 576])
+def test_an_underlay_that_swallows_large_packets_is_no_black_hole(
+    lab: Lab, containers: list[Attached], size: int
+) -> None:
+    """Nobody says that packets are too large: heartbeats of full size find out, and sleeve which size gets through."""
+    h1, h2, _ = lab.hosts
+    lab.mtu("h1", "h2", size)
+    wait_for_plane(h1, h2, "established sleeve")
+    wait_for_plane(h2, h1, "established sleeve")
+    wait_for_plane(h1, h2, "the path to")
+    assert_transfers(containers[:2])
+
+
+def test_a_partial_mesh_from_the_start(make_lab: MakeLab) -> None:
+    links = [LinkEntry(("h1", "h2")), LinkEntry(("h2", "h3"))]
+    lab = make_lab(Topology(hosts=[HostEntry("h1"), HostEntry("h2"), HostEntry("h3")], links=links))
+    launch_together(lab.hosts)
+    wait_for_links(lab.hosts[:2])
+    wait_for_links(lab.hosts[1:])
+    for host in lab.hosts:
+        host.weave("consense", "--timeout", "30s", check=True)
+    found = [attach_new(host, f"{host.name}-c") for host in lab.hosts]
+    wait_until(lambda: found[0][0].ping(found[2][1]), 30, "h1's container to reach h3's over h2")
+    assert_transfers([found[0], found[2]])
+    lab.down()

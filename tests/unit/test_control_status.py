@@ -117,6 +117,16 @@ def test_peers_neither_make_up_lines_nor_command_the_terminal() -> None:
     assert text[:-1].isprintable()
 
 
+def test_a_peer_without_a_link_shows_its_data_path() -> None:
+    connection = msgspec.structs.replace(
+        node_report().connections[0], state="connecting", plane="sleeve", plane_reason="relayed by h2"
+    )
+    text = render(node_report(connections=(connection,)), IDENTITY, "connections")
+    assert text.rstrip().endswith("data path: sleeve (relayed by h2)")
+    without = msgspec.structs.replace(connection, plane="no data path")
+    assert "data path" not in render(node_report(connections=(without,)), IDENTITY, "connections")
+
+
 def test_peers_and_targets_are_readable() -> None:
     peers = render(node_report(), IDENTITY, "peers")
     assert "0a:00:00:00:00:03(h3)  [not an elector, UNREACHABLE for 2h 0m]\n" in peers

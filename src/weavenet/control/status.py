@@ -181,7 +181,10 @@ def _connection_line(connection: ConnectionReport) -> str:
     arrow = "->" if connection.outbound else "<-"
     start = f"{arrow} {connection.address:<21} {connection.state:<11} "
     if connection.state != "established":
-        return (start + _joined([connection.info, _known(connection)])).rstrip() + "\n"
+        path = ""
+        if connection.plane not in ("", "no data path"):
+            path = f"data path: {connection.plane} ({connection.plane_reason})"
+        return (start + _joined([connection.info, _known(connection), path])).rstrip() + "\n"
     plane = connection.plane or "no data path"
     measured = [
         _figure("rtt", connection.link_rtt_ms, "ms"),

@@ -335,6 +335,20 @@ def loss(name: str | None, a: str, b: str, share: str) -> None:
     _open(name).loss(a, b, parse_loss(share))
 
 
+@group.command()
+@_of_lab
+@click.argument("a")
+@click.argument("b")
+@click.argument("size", type=click.IntRange(0, 65_535))
+def mtu(name: str | None, a: str, b: str, size: int) -> None:
+    """Drop packets of more than SIZE bytes between two hosts, without a word; 0 ends it.
+
+    \b
+    Example:  weave lab mtu h1 h2 1280
+    """
+    _open(name).mtu(a, b, size)
+
+
 _WHOLE = click.option("--host", "whole", is_flag=True, help="the whole host, not only its weave daemon")
 
 

@@ -20,7 +20,7 @@ from types import TracebackType
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.lab import processes, requirements, state, underlay
 from weavenet.lab.host import Container, Host
-from weavenet.lab.state import HostState, LabState, Loss, pair
+from weavenet.lab.state import HostState, LabState, Loss, Narrow, pair
 from weavenet.lab.topology import Topology, plan
 
 START_TIMEOUT_S = 30.0
@@ -163,16 +163,28 @@ class Lab:
 
         self._change(change)
 
+    def mtu(self, a: str, b: str, size: int) -> None:
+        """Packets of more than ``size`` bytes between the two are dropped silently, in each direction; 0 ends it."""
+
+        def change(current: LabState) -> None:
+            self._check_two(current, a, b)
+            others = [narrow for narrow in current.narrow if (narrow.a, narrow.b) != pair(a, b)]
+            current.narrow = [*others, Narrow(*pair(a, b), size)] if size else others
+
+        self._change(change)
+
     def _check_two(self, current: LabState, a: str, b: str) -> None:
         self._check_hosts(current, [a, b])
         if a == b:
             raise WeaveError(Failure(Code.INVALID, "two different hosts", f"{a} twice", "weave lab list"))
 
     def heal(self) -> None:
-        """Ends partition, cuts and loss; what the topology says stays."""
+        """Ends partition, cuts, loss and small MTUs; what the topology says stays."""
 
         def change(current: LabState) -> None:
-            current.partition, current.cuts, current.loss = [], [], []
+            if current.narrow:
+                underlay.hand_over_units(current)
+            current.partition, current.cuts, current.loss, current.narrow = [], [], [], []
 
         self._change(change)
 

@@ -52,6 +52,14 @@ class Loss(msgspec.Struct, frozen=True):
     per_100k: int
 
 
+class Narrow(msgspec.Struct, frozen=True):
+    """Packets (IP, with headers) of more than ``mtu`` bytes between two hosts are dropped without a word."""
+
+    a: str
+    b: str
+    mtu: int
+
+
 class LabState(msgspec.Struct, kw_only=True):
     """``links``: pairs that are connected at all, None for everybody with everybody. The faults come on top."""
 
@@ -67,6 +75,7 @@ class LabState(msgspec.Struct, kw_only=True):
     partition: list[list[str]] = []
     cuts: list[tuple[str, str]] = []
     loss: list[Loss] = []
+    narrow: list[Narrow] = []
 
     @property
     def underlay_is_running(self) -> bool:

@@ -17,6 +17,9 @@ from weavenet.lab.state import HostState, LabState, Loss
 BRIDGE = "underlay"
 TABLE = "weavelab"
 COMMAND_TIMEOUT_S = 30
+ETHERNET_BYTES = 14
+SEGMENTS_MAX = 65_535
+"""What a device takes as one unit, unless told otherwise."""
 
 
 def rules(state: LabState) -> str:
@@ -43,7 +46,16 @@ def _loss_chain(state: LabState, sender: str) -> str:
     for loss in (*state.link_loss, *state.loss):  # a fault replaces the loss the topology gives
         if sender in (loss.a, loss.b):
             losses[loss.b if loss.a == sender else loss.a] = loss
+    narrows = {
+        (narrow.b if narrow.a == sender else narrow.a): narrow.mtu
+        for narrow in state.narrow
+        if sender in (narrow.a, narrow.b)
+    }
     drops = [
+        f"  ether daddr {state.hosts[receiver].mac} meta length > {mtu + ETHERNET_BYTES} drop"
+        for receiver, mtu in sorted(narrows.items())
+    ]
+    drops += [
         f"  ether daddr {state.hosts[receiver].mac} {_share(loss.per_100k)}drop"
         for receiver, loss in sorted(losses.items())
         if loss.per_100k > 0
@@ -129,4 +141,19 @@ def disconnect(state: LabState, host: HostState) -> None:
 
 
 def apply_faults(state: LabState) -> None:
+    """Where a size is looked at, hosts hand over single packets: units of many would all count as too large."""
     in_network(state.underlay_pid, ["nft", "-f", "-"], rules(state))
+    narrowed = {name for narrow in state.narrow for name in (narrow.a, narrow.b)}
+    for name in narrowed:
+        _hand_over(state.hosts[name], 1)
+
+
+def hand_over_units(state: LabState) -> None:
+    """Undo the above for all hosts."""
+    for host in state.hosts.values():
+        _hand_over(host, SEGMENTS_MAX)
+
+
+def _hand_over(host: HostState, segments: int) -> None:
+    if host.is_running:
+        in_network(host.pid, ["ip", "link", "set", "eth0", "gso_max_segs", str(segments)])

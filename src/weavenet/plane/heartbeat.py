@@ -2,7 +2,9 @@
 
 Frame: destination = plane MAC of the peer's device, source = ours, ethertype 0x88B5 (IEEE 802 local experimental 1),
 then magic ``WVHB``, version (1 byte, 1), flags (1 byte, bit 0: answer), nonce (8 bytes, big-endian). Anything else is
-dropped silently.
+dropped silently. A question is padded with zeros to the largest frame that containers may send, an answer is not: so
+each end finds out whether what it sends gets through at full size, and a path that swallows large frames does not count
+as working.
 
 The socket taps the device ahead of bridge and filters (ETH_P_ALL), since a socket bound to the ethertype would sit
 behind the bridge's receive handler and never see the frame. A classic BPF program lets only heartbeats for our own MAC
@@ -33,9 +35,11 @@ _PAYLOAD = struct.Struct("!4sBBQ")
 _LOAD_HALF, _LOAD_WORD, _JUMP_EQUAL, _RETURN = 0x28, 0x20, 0x15, 0x06
 
 
-def encode(destination: bytes, source: bytes, nonce: int, is_answer: bool) -> bytes:
+def encode(destination: bytes, source: bytes, nonce: int, is_answer: bool, frame_bytes: int = 0) -> bytes:
+    """``frame_bytes``: to which a question is padded."""
     payload = _PAYLOAD.pack(MAGIC, VERSION, IS_ANSWER if is_answer else 0, nonce & 0xFFFF_FFFF_FFFF_FFFF)
-    return destination + source + HEARTBEAT_ETHERTYPE.to_bytes(2, "big") + payload
+    frame = destination + source + HEARTBEAT_ETHERTYPE.to_bytes(2, "big") + payload
+    return frame if is_answer else frame.ljust(frame_bytes, b"\0")
 
 
 def decode(frame: bytes) -> tuple[bytes, int, bool] | None:
@@ -66,8 +70,11 @@ def program(mac: bytes) -> bytes:
 class Heartbeat:
     """The socket on one device. ``received``/``sent`` count frames, to tell them from other traffic."""
 
-    def __init__(self, device: str, mac: bytes, on_probe: Callable[[bytes, int, bool], None]) -> None:
+    def __init__(
+        self, device: str, mac: bytes, on_probe: Callable[[bytes, int, bool], None], *, frame_bytes: int = 0
+    ) -> None:
         self._device = device
+        self._frame_bytes = frame_bytes
         self._mac = mac
         self._on_probe = on_probe
         self._socket: socket.socket | None = None
@@ -107,7 +114,7 @@ class Heartbeat:
         if self._socket is None:
             return
         with contextlib.suppress(OSError):  # device down or gone: the missing answer says so
-            self._socket.send(encode(mac, self._mac, nonce, is_answer))
+            self._socket.send(encode(mac, self._mac, nonce, is_answer, self._frame_bytes))
             self.sent += 1
 
     def _drain(self) -> None:

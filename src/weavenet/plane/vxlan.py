@@ -37,6 +37,7 @@ from weavenet.plane.traffic import Counters
 DEVICES = {4: f"vxlan-{VXLAN_PORT}", 6: f"vxlan6-{VXLAN_PORT}"}
 OVERHEAD_BYTES = {4: 50, 6: 70}
 """Inner Ethernet 14, VXLAN 8, UDP 8, IP 20 or 40 (RFC 7348)."""
+ETHERNET_BYTES = 14
 OVERLAY_PORT = PortFlags(hairpin=False, learning=False, neigh_suppress=True, isolated=True)
 SETTINGS = VxlanSettings(VXLAN_VNI, VXLAN_PORT, False)
 NO_ENTRY = Entry(Kind.NEIGHBOUR, 0, b"", "")
@@ -252,7 +253,7 @@ class VxlanPlane:
         old = self._heartbeats.pop(family, None)
         if old is not None:
             old.close()
-        heartbeat = Heartbeat(DEVICES[family], self._mac, self._heard)
+        heartbeat = Heartbeat(DEVICES[family], self._mac, self._heard, frame_bytes=ETHERNET_BYTES + self._mtu)
         heartbeat.open(self._kernel.namespace)
         self._heartbeats[family] = heartbeat
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from weavenet.core.node import Node
 
 NO_PATH = "no data path"
+VXLAN_IPV4_BYTES, VXLAN_IPV6_BYTES = 50, 70
+"""Around the packets of containers: Ethernet 14, VXLAN 8, UDP 8, IP 20 or 40 (RFC 7348)."""
+UDP_IPV4_BYTES, UDP_IPV6_BYTES = 28, 48
 
 
 def with_plane(node: Node, now: float, report: ConnectionReport) -> ConnectionReport:
@@ -71,8 +74,19 @@ def _why_not_fastdp(node: Node, now: float, peer: PeerId, row: OpenPlane) -> str
     if node.datapaths.must_seal(peer):
         return "encrypted, since there is a password and not both ends have the other in --trusted-subnets"
     if node.datapaths.plane_state(now, peer, FASTDP) is PathState.BROKEN:
-        return f"no answer on UDP {VXLAN_PORT} to {row.host}: is it filtered?"
+        return _why_broken(node, peer, row.host)
     return ""
+
+
+def _why_broken(node: Node, peer: PeerId, host: str) -> str:
+    is_ipv6 = ":" in host
+    needed = node.config.mtu + (VXLAN_IPV6_BYTES if is_ipv6 else VXLAN_IPV4_BYTES)
+    path = node.datapaths.sleeve.path(peer)
+    if path is not None and path.works and path.endpoint is not None:
+        takes = path.datagram_bytes + (UDP_IPV6_BYTES if is_ipv6 else UDP_IPV4_BYTES)
+        if takes < needed:
+            return f"the path to {host} takes packets of {takes} bytes, VXLAN needs {needed} at MTU {node.config.mtu}"
+    return f"no answer on UDP {VXLAN_PORT} to {host}: is it filtered?"
 
 
 def _why_not_sleeve(node: Node, peer: PeerId) -> str:

@@ -201,6 +201,29 @@ def test_an_exposed_host_reaches_everybody_and_hides_without_a_trace(lab: Lab) -
         container.remove()
 
 
+@pytest.mark.parametrize("flags", [(), ("--without-masquerade",)])
+def test_networks_beyond_an_exposed_host_are_let_through(lab: Lab, flags: tuple[str, ...]) -> None:
+    """Also where somebody's FORWARD chain drops; h2 stands for a machine that has no weave."""
+    h1, h2, h3 = lab.hosts
+    containers = [attach_new(host, some_name("inner")) for host in (h1, h3)]
+    address = h1.weave("expose", *flags, check=True).stdout.strip()
+    chain = "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"
+    h1.run(["nft", f"add table ip filter; {chain}"], check=True)
+    for container, target in containers:
+        h2.run(["ip", "route", "add", f"{target}/32", "via", h1.address], check=True)
+        container.run(["ip", "route", "add", "default", "via", address], check=True)
+        wait_until(
+            lambda target=target: _reaches(h2, target), SPREAD_DEADLINE_S, f"a machine beyond h1 to reach {target}"
+        )
+        assert container.ping(h2.address)
+    h1.weave("hide", check=True)
+    assert not _reaches(h2, containers[1][1])
+    h1.run(["nft", "delete", "table", "ip", "filter"], check=True)
+    for container, target in containers:
+        h2.run(["ip", "route", "delete", f"{target}/32"], check=True)
+        container.remove()
+
+
 def _reaches(host: Host, address: str) -> bool:
     return host.run(["ping", "-n", "-c", "1", "-W", "1", address]).returncode == 0
 

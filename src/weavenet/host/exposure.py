@@ -6,8 +6,8 @@ kernel is kept as wanted: an address that somebody takes off the bridge comes ba
 
 Invariants: calls happen one after the other, and whoever waits for an address keeps nobody from taking a lost one off
 (the node answers nothing before that is done). A call that fails or is cancelled gives back what it took. Hiding the
-last address leaves nothing behind. Forwarding between devices is switched on with the first masqueraded subnet where it
-was off, and off again with the last.
+last address leaves nothing behind. Forwarding between devices is switched on with the first address where it was off,
+and off again with the last.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class Exposure:
         """``attachment`` with what the kernel adds to it, after it was applied."""
         bridge = await self._bridge.ensure()
         is_off = sysctl.read(self._kernel.namespace, FORWARDING) == "0"
-        is_switched = attachment.forwarding_switched or (attachment.masquerade and is_off)
+        is_switched = attachment.forwarding_switched or is_off
         complete = msgspec.structs.replace(attachment, mac=bridge.mac, live=True, forwarding_switched=is_switched)
         await self._apply(complete)
         return complete
@@ -227,7 +227,7 @@ class Exposure:
         subnets = {str(ipaddress.ip_interface(address).network) for address in shown}
         await self._firewall.set_exposed(tuple(Exposed(subnet, wanted.masquerade) for subnet in sorted(subnets)))
         if wanted.forwarding_switched or self._is_switched:
-            self._is_switched = bool(wanted.addresses) and wanted.masquerade
+            self._is_switched = bool(wanted.addresses)
             sysctl.write(self._kernel.namespace, {FORWARDING: "1" if self._is_switched else "0"})
 
     async def _take_off(self, addresses: Sequence[str]) -> None:

@@ -94,7 +94,7 @@ def listen_addresses(given: Given) -> tuple[str, ...]:
 def _listen_address(given: Given, text: str) -> str:
     wanted = "addresses of this host, as in 10.0.0.5, 10.0.0.5:53 or [fd00::5]:53"
     host, colon, port = text.rpartition(":")
-    if not colon or (":" in host and not host.startswith("[")):  # no port: IPv4, or IPv6 without brackets
+    if not colon or text.endswith("]") or (":" in host and not host.startswith("[")):  # no port
         host, port = text, str(DNS_PORT)
     try:
         address = ipaddress.ip_address(host.strip("[]"))

@@ -111,6 +111,6 @@ def test_a_loss_ends_units_for_longer_each_time() -> None:
             now += 0.1
         holds.append(round(now - start))
         now += 0.5
-    assert holds == [HOLD_FIRST_S, 4, 8, 16]
+    assert holds == [HOLD_FIRST_S, 30, 60, 120]
     path.reported(now + 1000.0, 1000, lost)
     assert path.units_allowed(now + 1000.0), "the same count again is no loss"

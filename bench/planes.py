@@ -1,0 +1,293 @@
+"""Encrypted userspace data paths side by side: sleeve, wireguard-go, nebula, tinc; kernel VXLAN for scale.
+
+All of them between the same two hosts, each measured alone, in turns. VXLAN and sleeve connect containers over a
+bridge; sleeve is the worker as the daemon runs it, fed by hand, so that nothing but the data path is measured.
+Underlays: *intact*, veth as it is, where units of up to 64 kB cross unsplit; *wire*, where neither end of a host's
+cable has segmentation, and GRO is on, so that each packet crosses by itself and is gathered by the receiving card's
+driver, as on a real link. Loss: nftables drops packets at random where they enter the underlay, each way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path as File
+from typing import NamedTuple
+
+from bench import rivals
+from bench.fastdp import CONTAINER, MTU, UNDERLAYS, hand_made_path, round_trips, server
+from bench.fastdp import Path as Way
+from bench.gate import Gate
+from bench.hosts import LAB, PYTHON, WEAVE, Host, lab, run, wait_for
+from bench.options import Options
+from bench.table import Result, verdict
+from weavenet.core.overlay.sleeve import SleeveDesired, SleeveEndpoint, SleevePeer, SleeveStatus
+from weavenet.core.types import PeerId
+from weavenet.lab import state as lab_state
+from weavenet.sleeve.feed import Splitter, decode_status, frame
+
+VXLAN, SLEEVE, MODERN = "kernel VXLAN, hand-made", "sleeve", "wireguard-go, bookworm-backports"
+GSO_BYTES = 60_000
+PORT = 6783
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Setting(NamedTuple):
+    """A column: what is measured under what."""
+
+    name: str
+    underlay: str
+    streams: int
+    loss: str
+
+
+SETTINGS = (
+    Setting("intact, 1", "intact", 1, "0%"),
+    Setting("intact, 5", "intact", 5, "0%"),
+    Setting("wire, 1", "wire", 1, "0%"),
+    Setting("wire, 5", "wire", 5, "0%"),
+    Setting("wire 0.1 %", "wire", 1, "0.1%"),
+    Setting("wire 1 %", "wire", 1, "1%"),
+)
+BARS = {
+    # column: at least this share of VXLAN, at least this multiple of the modern wireguard-go
+    "intact, 1": (0.40, 1.3),
+    "wire, 1": (0.60, 1.3),
+    "wire 0.1 %": (None, 1.1),
+    "wire 1 %": (None, 1.1),
+}
+SMALL_BAR = 1.3
+
+
+# --- sleeve, fed by hand ---
+
+
+class Feed:
+    """The daemon's end of a worker's socket."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(path)
+        self._splitter = Splitter()
+
+    def status(self) -> SleeveStatus:
+        while True:
+            bodies = self._splitter.feed(self._socket.recv(1 << 16))
+            if bodies:
+                return decode_status(bodies[-1])
+
+    def want(self, desired: SleeveDesired) -> None:
+        self._socket.sendall(frame(desired))
+
+
+def sleeve_path(near: Host, far: Host) -> Way:
+    """Two workers with a bridge and a container each."""
+    ids = {near: PeerId(b"near peer in use"), far: PeerId(b"far peer in use.")}
+    macs = {near: bytes((2, 0, 0, 0, 0, 1)), far: bytes((2, 0, 0, 0, 0, 2))}
+    feeds = {}
+    box = f"{CONTAINER}-sleeve"
+    for number, host in enumerate((near, far), start=1):
+        rivals.start(host, PYTHON, "-m", "weavenet.sleeve", *_worker_flags(host))
+        path = File(f"/proc/{host.pid}/root/run/bench-sleeve.sock")
+        wait_for(path.exists, "the worker listens")
+        feeds[host] = Feed(str(path))
+        other = far if host is near else near
+        for command in (
+            f"link add bridged mtu {MTU} gso_max_size {GSO_BYTES} type bridge",
+            "link set bridged up",
+            f"link set tap mtu {MTU} gso_max_size {GSO_BYTES} master bridged",
+            "link set tap up",
+            "link set tap type bridge_slave isolated on learning off",
+            f"netns add {box}",
+            f"link add sport mtu {MTU} gso_max_size {GSO_BYTES} type veth peer name eth0 mtu {MTU} netns {box}",
+            "link set sport master bridged up",
+            f"-n {box} link set lo up",
+            f"-n {box} link set eth0 gso_max_size {GSO_BYTES} address {macs[host].hex(':')} up",
+            f"-n {box} address add 10.98.0.{number}/24 dev eth0",
+        ):
+            host.run("ip", *command.split())
+        host.run("bridge", "fdb", "replace", macs[other].hex(":"), "dev", "tap", "master", "static")
+    first = {host: feed.status() for host, feed in feeds.items()}
+    for host, feed in feeds.items():
+        other = far if host is near else near
+        peer = SleevePeer(
+            peer=ids[other],
+            keys=first[other].keys,
+            endpoints=(SleeveEndpoint(other.address, PORT),),
+            relay=None,
+            is_open=True,
+            carries=True,
+            takes_groups=True,
+            macs=(macs[other],),
+        )
+        feed.want(SleeveDesired(ids[host], MTU, (peer,)))
+    for feed in feeds.values():
+        wait_for(lambda feed=feed: any(p.works for p in feed.status().paths), "the workers reach each other")  # type: ignore[misc]
+    inside = {host: (lambda *argv, host=host: host.in_container(box, *argv)) for host in feeds}
+    return Way(inside[near], inside[far], "10.98.0.2")
+
+
+def _worker_flags(host: Host) -> list[str]:
+    return ["--tap", "tap", "--port", str(PORT), "--socket", "/run/bench-sleeve.sock"]
+
+
+# --- measuring ---
+
+
+def set_wire(hosts: Sequence[Host], name: str) -> None:
+    """Both ends of both cables; the underlay's ports too, else the kernel gathers nothing on the receiving side."""
+    state = lab_state.load(LAB)
+    assert state is not None
+    for host in hosts:
+        host.run("ethtool", "-K", "eth0", *UNDERLAYS[name])
+        port = state.hosts[host.name].port
+        switch = "off" if name == "wire" else "on"
+        flags = ["tso", switch, "gso", switch, "tx-udp-segmentation", switch]
+        run(["nsenter", "-t", str(state.underlay_pid), "-n", "ethtool", "-K", port, *flags])
+
+
+def set_loss(hosts: Sequence[Host], share: str) -> None:
+    run([WEAVE, "lab", "loss", hosts[0].name, hosts[1].name, share, "--lab", LAB])
+
+
+def busy_s() -> float:
+    """Processor time of the whole machine."""
+    with open("/proc/stat", encoding="ascii") as file:
+        fields = list(map(int, file.readline().split()[1:9]))
+    return (sum(fields) - fields[3] - fields[4]) / TICKS
+
+
+def throughput(way: Way, streams: int, seconds: int) -> tuple[float, float]:
+    """Gbit/s received after one second that does not count, and processor seconds per gigabyte over all of it."""
+    argv = way.near("iperf3", "-c", way.address, "-t", str(seconds), "-O", "1", "-P", str(streams), "-J")
+    before = busy_s()
+    end = json.loads(run(argv))["end"]
+    used = busy_s() - before
+    rate = float(end["sum_received"]["bits_per_second"])
+    return rate / 1e9, used / (rate / 8e9 * (seconds + 1))
+
+
+def small_packets(way: Way, seconds: int) -> float:
+    """Thousand packets of 64 bytes received per second, while one process sends as many as it can."""
+    argv = way.near("iperf3", "-u", "-b", "0", "-l", "64", "-c", way.address, "-t", str(seconds), "-J")
+    total = json.loads(run(argv))["end"]["sum"]
+    return (float(total["packets"]) - float(total["lost_packets"])) / float(total["seconds"]) / 1000
+
+
+def host_way(hosts: Sequence[Host], address: str) -> Way:
+    rivals.wait_until_reached(hosts[0], address)
+    return Way(hosts[0].command, hosts[1].command, address)
+
+
+def ways(hosts: Sequence[Host], *, quick: bool) -> dict[str, Way]:
+    near, far = hosts
+    found = {VXLAN: hand_made_path(near, far), SLEEVE: sleeve_path(near, far)}
+    found[MODERN] = host_way(hosts, rivals.wireguard(hosts, "backports", 1))
+    if not quick:
+        found["wireguard-go, bookworm"] = host_way(hosts, rivals.wireguard(hosts, "stable", 2))
+        found["nebula 1.6"] = host_way(hosts, rivals.nebula(hosts))
+        found["tinc 1.0"] = host_way(hosts, rivals.tinc(hosts))
+    return found
+
+
+Figures = dict[str, list[float]]
+
+
+def turns(names: Sequence[str], count: int) -> Iterator[str]:
+    """The three that are compared in every round, in changing order; the others in the first only."""
+    for number in range(count):
+        first = list(names[:3])
+        yield from first[number % 3 :] + first[: number % 3]
+        if number == 0:
+            yield from names[3:]
+
+
+def measured(paths: dict[str, Way], count: int, once: Callable[[Way], float]) -> Figures:
+    found: Figures = {name: [] for name in paths}
+    for name in turns(list(paths), count):
+        found[name].append(once(paths[name]))
+    return found
+
+
+def ratio(figures: Figures, name: str, other: str) -> float:
+    return statistics.median(a / b for a, b in zip(figures[name], figures[other], strict=True))
+
+
+def measure(options: Options, gate: Gate) -> Result:
+    rivals.fetch()
+    count = options.repetitions(5, quick=1)
+    seconds = 1 if options.quick else 2
+    figures: dict[str, Figures] = {}
+    with lab(2, gate) as hosts, contextlib.ExitStack() as stack:
+        paths = ways(hosts, quick=options.quick)
+        for way in paths.values():
+            stack.enter_context(server(way))
+        cost: Figures = {name: [] for name in paths}
+        for setting in SETTINGS:
+            options.progress(f"planes: {setting.name}")
+            set_wire(hosts, setting.underlay)
+            set_loss(hosts, setting.loss)
+
+            def once(way: Way, setting: Setting = setting) -> float:
+                rate, used = gate.measure(lambda: throughput(way, setting.streams, seconds))
+                if setting.name == "wire, 1":
+                    cost[next(name for name, one in paths.items() if one is way)].append(used)
+                return rate
+
+            figures[setting.name] = measured(paths, count, once)
+        set_loss(hosts, "0%")
+        set_wire(hosts, "intact")
+        options.progress("planes: small packets")
+        figures["small"] = measured(paths, count, lambda way: gate.measure(lambda: small_packets(way, seconds)))
+        options.progress("planes: round trip")
+        time.sleep(1)
+        trips = {name: [round_trips(way, way)[0]] for name, way in paths.items()}
+    return _result(paths, figures, cost, trips, count, seconds, gate)
+
+
+def _result(  # noqa: PLR0917
+    paths: dict[str, Way],
+    figures: dict[str, Figures],
+    cost: Figures,
+    trips: Figures,
+    count: int,
+    seconds: int,
+    gate: Gate,
+) -> Result:
+    columns = [setting.name for setting in SETTINGS]
+    rows = []
+    for name in paths:
+        row = [name, *(f"{statistics.median(figures[column][name]):.2f}" for column in columns)]
+        row += [f"{statistics.median(figures['small'][name]):.0f}", f"{trips[name][0]:.2f}"]
+        row.append(f"{statistics.median(cost[name]):.1f}")
+        rows.append(tuple(row))
+    notes = [
+        "columns: Gbit/s of TCP, underlay and streams (or loss); k/s of UDP packets of 64 bytes received; round trip "
+        "in ms; processor seconds of the whole machine per gigabyte, wire, one stream",
+    ]
+    for column, (share, multiple) in BARS.items():
+        found = figures[column]
+        if share is not None:
+            value = ratio(found, SLEEVE, VXLAN)
+            notes.append(f"sleeve / VXLAN, {column}: {value:.2f} ({verdict(round(value, 2), share, at_least=True)})")
+        value = ratio(found, SLEEVE, MODERN)
+        bar = verdict(round(value, 2), multiple, at_least=True)
+        notes.append(f"sleeve / wireguard-go of bookworm-backports, {column}: {value:.2f} ({bar})")
+    value = ratio(figures["small"], SLEEVE, MODERN)
+    notes.append(
+        "sleeve / wireguard-go of bookworm-backports, small packets: "
+        f"{value:.2f} ({verdict(round(value, 2), SMALL_BAR, at_least=True)})"
+    )
+    notes += [
+        f"medians of {count} runs of {seconds} s (the last three rows: one run each), in turns; ratios are medians of "
+        "the ratios of runs that followed each other",
+        "VXLAN and sleeve carry containers over a bridge; the others end at the host itself",
+        gate.summary(),
+    ]
+    headings = ("", *columns, "small k/s", "RTT ms", "CPU s/GB")
+    return Result(headings, rows, notes)

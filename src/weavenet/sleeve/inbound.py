@@ -14,19 +14,24 @@ Bounds: PARTIALS_MAX incomplete frames per peer, of FRAGMENTS_MAX fragments each
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 
 from cryptography.exceptions import InvalidTag
 
+from weavenet.sleeve.keys import ReceivingKey, ReplayWindow
 from weavenet.sleeve.session import Opening, Partial, Run, Session, Sessions
 from weavenet.sleeve.tap import VNET_BYTES
 from weavenet.sleeve.udp import Buffer, UdpSocket
 from weavenet.sleeve.units import header_end, part, valid_vnet
 from weavenet.sleeve.wire import (
-    AAD_BYTES,
+    COUNTER_AT,
     HEADER_BYTES,
     HOPS_AT,
     HOPS_START,
+    INDEX_AT,
+    LAST_AT,
+    NONCE_START,
     OVERHEAD_BYTES,
     PREFIX_BYTES,
     SHORT_ID_BYTES,
@@ -43,8 +48,11 @@ AREA_BYTES = 1 << 21
 """Opened segments lie here until they are written; when it is full, all runs are written first."""
 _H = HEADER_BYTES
 _DESTINATION_AT = PREFIX_BYTES - SHORT_ID_BYTES
-_INDEX_AT, _LAST_AT = 21, 22
 _INDICES = bytes(range(256))
+_IS_LITTLE = sys.byteorder == "little"
+_INDEX_STEP = 1 << 8 * (INDEX_AT - 16)
+"""One index more in the third word of a header."""
+_INDEX = [bytes((number,)) for number in range(256)]
 
 
 class Inbound:
@@ -59,6 +67,7 @@ class Inbound:
         self._sessions = sessions
         self._on_control = on_control
         self._view = udp.received.view
+        self._words = udp.received.view.cast("Q")
         self._area = Buffer(AREA_BYTES).view
         self._area_used = 0
         self._running: list[Session] = []
@@ -132,70 +141,131 @@ class Inbound:
 
     def _segments(self, opening: Opening, at: int, length: int, stride: int) -> int:
         """Open segments of one unit, as many as follow each other in the batch; returns where that ends."""
-        session, view, area = opening.session, self._view, self._area
         key = opening.key or self._sessions.key_of(opening)
         if key is None:
             return min(at + stride, length)
-        window, decrypt = key.window, key.aead.decrypt_into
-        start = view[at : at + PREFIX_BYTES + 6].tobytes()
-        base = int.from_bytes(start[PREFIX_BYTES:], "big")
-        last = view[at + _LAST_AT]
         if self._area_used + length > AREA_BYTES:
             self._write_runs()
-        used = self._area_used
+        count = self._count_in_order(key.window, at, length, stride)
+        taken = self._open_in_order(opening, key, at, count, min(count * stride, length - at)) if count else 0
+        return at + taken if taken else self._open_each(opening, key, at, min(at + stride, length))
+
+    def _count_in_order(self, window: ReplayWindow, at: int, length: int, stride: int) -> int:
+        """The usual case: how many segments of one unit stand here one after the other, newer than all before."""
+        view = self._view
+        first, last = view[at + INDEX_AT], view[at + LAST_AT]
+        if int.from_bytes(view[at + COUNTER_AT : at + INDEX_AT], "big") + first <= window.top or last < first:
+            return 0
+        count = min(-(-(length - at) // stride), last + 1 - first)
+        end = min(at + count * stride, length)
+        is_whole = end - at - (count - 1) * stride >= OVERHEAD_BYTES + VNET_BYTES
+        return count if is_whole and self._headers_follow(at, count, stride) else 0
+
+    def _headers_follow(self, at: int, count: int, stride: int) -> bool:
+        """Whether ``count`` headers from ``at`` on are the same but for index, which counts up. Three comparisons of
+        whole columns of words where sizes allow it."""
+        if count == 1:
+            return True
+        if _IS_LITTLE and not (at | stride) & 7:
+            words, step, start = self._words, stride >> 3, at >> 3
+            stop = start + (count - 1) * step + 1
+            column = words[start:stop:step].tolist()
+            middle = words[start + 1 : stop + 1 : step].tolist()
+            final = words[start + 2 : stop + 2 : step].tolist()
+            return (
+                column.count(column[0]) == count
+                and middle.count(middle[0]) == count
+                and final == list(range(final[0], final[0] + count * _INDEX_STEP, _INDEX_STEP))
+            )
+        view, stop = self._view, at + (count - 1) * stride + 1
+        for offset in range(HEADER_BYTES):
+            column_bytes = view[at + offset : stop + offset : stride].tobytes()
+            first = column_bytes[0]
+            expected = _INDICES[first : first + count] if offset == INDEX_AT else column_bytes[:1] * count
+            if column_bytes != expected:
+                return False
+        return True
+
+    def _open_in_order(self, opening: Opening, key: ReceivingKey, at: int, count: int, taken: int) -> int:
+        """``count`` segments in ``taken`` bytes; returns ``taken``, or 0 when one of them was not genuine, which is
+        then found by looking at each."""
+        session, view, area, used = opening.session, self._view, self._area, self._area_used
+        stride = self._udp.stride
+        place = view[at + COUNTER_AT : at + HOPS_AT].tobytes()
+        base, first, last = int.from_bytes(place[:6], "big"), place[6], place[7]
+        size = stride - OVERHEAD_BYTES
+        size_last = taken - (count - 1) * stride - OVERHEAD_BYTES
+        end = used + (count - 1) * size + size_last
+        plains = [area[start : start + size] for start in range(used, end - size_last, size)]
+        plains.append(area[end - size_last : end])
+        start = NONCE_START[Kind.SEGMENT] + place[:6]
+        decrypt, tail = key.aead.decrypt_into, place[7:]
+        where = at + _H
+        try:
+            for index, plain in zip(_INDEX[first : first + count], plains, strict=True):
+                decrypt(start + index + tail, view[where : where + len(plain) + TAG_BYTES], None, plain)
+                where += stride
+        except InvalidTag:
+            return 0
         run = session.run
-        good = lost = 0
-        while at < length:
-            end = at + stride
-            end = min(end, length)
-            if view[at : at + PREFIX_BYTES + 6] != start:
-                break
-            size = end - at - OVERHEAD_BYTES
-            index = view[at + PREFIX_BYTES + 6]
-            counter = base + index
-            if size < VNET_BYTES or index > last or view[at + _LAST_AT] != last:
-                self.malformed += 1
-                at = end
-                continue
-            if not window.is_fresh(counter):
-                self.replayed += 1
-                session.refused += 1
-                at = end
-                continue
-            plain = area[used : used + size]
-            try:
-                decrypt(counter.to_bytes(12, "big"), view[at + _H : end], view[at : at + AAD_BYTES], plain)
-            except InvalidTag:
-                self.forged += 1
-                session.refused += 1
-                at = end
-                continue
-            lost += window.accept(counter)
-            good += 1
-            used += size
-            if run is None or run.base != base or run.next != index or run.size + size > RUN_BYTES_MAX:
-                if run is not None:
-                    self._write_run(session, run)
-                end_of_headers = header_end(plain, size)
-                if not end_of_headers:
-                    self.refused += 1
-                    run = None
-                    at = end
-                    continue
-                run = session.run = Run(base, index, last, plain[:end_of_headers].tobytes(), end_of_headers)
-                self._running.append(session)
-            payload = plain[run.end :]
-            run.payload.append(payload)
-            run.size += len(payload)
+        if run is None or run.base != base or run.next != first or run.size + count * size > RUN_BYTES_MAX:
+            run = self._begin_run(session, base, first, last, plains[0])
+        lost = key.window.accept_next(base + first, count)
+        if run is not None:
+            self._area_used = end
+            headers = run.end
+            run.payload += [plain[headers:] for plain in plains]
+            run.size += end - used - count * headers
+            run.next = first + count
+            if run.next > run.last:
+                self._write_run(session, run)
+        self._authenticated(opening, count, lost, at)
+        return taken
+
+    def _open_each(self, opening: Opening, key: ReceivingKey, at: int, end: int) -> int:
+        """One segment by itself, in whatever order; returns where it ends."""
+        session, view = opening.session, self._view
+        size = end - at - OVERHEAD_BYTES
+        place = view[at + COUNTER_AT : at + HOPS_AT].tobytes()
+        base, index, last = int.from_bytes(place[:6], "big"), place[6], place[7]
+        if size < VNET_BYTES or index > last:
+            self.malformed += 1
+            return end
+        if not key.window.is_fresh(base + index):
+            self.replayed += 1
+            session.refused += 1
+            return end
+        plain = self._area[self._area_used : self._area_used + size]
+        try:
+            key.aead.decrypt_into(NONCE_START[Kind.SEGMENT] + place, view[at + _H : end], None, plain)
+        except InvalidTag:
+            self.forged += 1
+            session.refused += 1
+            return end
+        run = session.run
+        if run is None or run.base != base or run.next != index or run.size + size > RUN_BYTES_MAX:
+            run = self._begin_run(session, base, index, last, plain)
+        if run is not None:
+            self._area_used += size
+            run.payload.append(plain[run.end :])
+            run.size += size - run.end
             run.next = index + 1
-            at = end
-        self._area_used = used
-        session.run = run
-        if run is not None and run.next > run.last:
-            self._write_run(session, run)
-        if good:
-            self._authenticated(opening, good, lost, at - 1)
-        return at
+            if run.next > run.last:
+                self._write_run(session, run)
+        self._authenticated(opening, 1, key.window.accept(base + index), at)
+        return end
+
+    def _begin_run(self, session: Session, base: int, first: int, last: int, plain: memoryview) -> Run | None:
+        """After writing the one before. None when what was sealed is no segment of a unit."""
+        if session.run is not None:
+            self._write_run(session, session.run)
+        end = header_end(plain, len(plain))
+        if not end:
+            self.refused += 1
+            return None
+        session.run = Run(base, first, last, plain[:end].tobytes(), end)
+        self._running.append(session)
+        return session.run
 
     def _fragments(self, opening: Opening, prefix: bytes, at: int, length: int, stride: int) -> int:
         """Fragments of one sealed frame that follow each other in the batch; returns where that ends."""
@@ -205,7 +275,7 @@ class Inbound:
             return min(at + stride, length)
         counter_bytes = view[at + PREFIX_BYTES : at + PREFIX_BYTES + 6].tobytes()
         base = int.from_bytes(counter_bytes, "big")
-        last = view[at + _LAST_AT]
+        last = view[at + LAST_AT]
         if not key.window.is_fresh(base):
             self.replayed += 1
             session.refused += 1
@@ -215,41 +285,34 @@ class Inbound:
             if end - at < OVERHEAD_BYTES:
                 self.malformed += 1
                 return end
-            self._open_frame(opening, base, 1, view[at : at + AAD_BYTES], view[at + _H : end], at=at)
+            self._open_frame(opening, base, 0, view[at + _H : end], at)
             return end
         partial = session.partials.get(base)
         if partial is None:
             if len(session.partials) >= PARTIALS_MAX:
                 del session.partials[next(iter(session.partials))]
                 self.incomplete += 1
-            header = prefix + counter_bytes + bytes((0, last))
-            partial = session.partials[base] = Partial(base, last, header)
+            partial = session.partials[base] = Partial(base, last)
         taken = self._take_in_order(partial, at, length, stride)
         at = taken or self._take_each(partial, prefix + counter_bytes, at, length, stride)
         if partial.next > partial.last:
             del session.partials[base]
             sealed = b"".join(partial.pieces)
             if TAG_BYTES <= len(sealed) <= len(self._plain):
-                self._open_frame(opening, base, last + 1, partial.header, sealed, at=at - 1)
+                self._open_frame(opening, base, last, sealed, at - 1)
             else:
                 self.malformed += 1
         return at
 
     def _take_in_order(self, partial: Partial, at: int, length: int, stride: int) -> int:
-        """The usual case, without a loop: from here on come the next fragments of the frame. Their headers are compared
-        in the two bytes that tell fragments apart; the seal proves the rest. Returns where they end, 0 for "look at
-        each"."""
+        """The usual case, without a loop: from here on come the next fragments of the frame. Returns where they end,
+        0 for "look at each"."""
         view = self._view
-        index = view[at + _INDEX_AT]
+        index = view[at + INDEX_AT]
         count = min(-(-(length - at) // stride), partial.last + 1 - index)
         end = min(at + count * stride, length)
-        if at or index != partial.next or partial.rest or end - (count - 1) * stride <= _H:
-            return 0
-        is_in_order = view[_INDEX_AT:end:stride].tobytes() == _INDICES[index : index + count]
-        if (
-            not is_in_order
-            or view[_INDEX_AT - 1 : end : stride].tobytes() != partial.header[_INDEX_AT - 1 : _INDEX_AT] * count
-        ):
+        is_next = index == partial.next and not partial.rest and view[at + LAST_AT] == partial.last
+        if at or not is_next or end - (count - 1) * stride <= _H or not self._headers_follow(0, count, stride):
             return 0
         bodies = self._bodies.get(stride)
         if bodies is None:
@@ -269,12 +332,12 @@ class Inbound:
         view, first_at = self._view, at
         while at < length:
             end = min(at + stride, length)
-            if view[at : at + _INDEX_AT] != start or view[at + _LAST_AT] != partial.last:
+            if view[at : at + INDEX_AT] != start or view[at + LAST_AT] != partial.last:
                 if at == first_at:  # contradicts what came before
                     self.malformed += 1
                     return end
                 break
-            index = view[at + _INDEX_AT]
+            index = view[at + INDEX_AT]
             if partial.next <= index <= partial.last:
                 partial.rest[index] = view[at + _H : end].tobytes()
             at = end
@@ -283,19 +346,18 @@ class Inbound:
             partial.next += 1
         return at
 
-    def _open_frame(
-        self, opening: Opening, base: int, count: int, aad: bytes | memoryview, sealed: bytes | memoryview, *, at: int
-    ) -> None:
+    def _open_frame(self, opening: Opening, base: int, last: int, sealed: bytes | memoryview, at: int) -> None:
         session, key = opening.session, opening.key
         assert key is not None
         plain = self._plain[: len(sealed) - TAG_BYTES]
         try:
-            key.aead.decrypt_into(base.to_bytes(12, "big"), memoryview(sealed), aad, plain)
+            nonce = NONCE_START[Kind.WHOLE] + base.to_bytes(6, "big") + bytes((0, last))
+            key.aead.decrypt_into(nonce, memoryview(sealed), None, plain)
         except InvalidTag:
             self.forged += 1
             session.refused += 1
             return
-        self._authenticated(opening, count, key.window.accept(base, count), at)
+        self._authenticated(opening, last + 1, key.window.accept(base, last + 1), at)
         if session.run is not None:
             self._write_run(session, session.run)
         self._deliver(session, plain)
@@ -313,7 +375,8 @@ class Inbound:
             return
         plain = self._plain[: end - at - OVERHEAD_BYTES]
         try:
-            key.aead.decrypt_into(counter.to_bytes(12, "big"), view[at + _H : end], view[at : at + AAD_BYTES], plain)
+            place = view[at + COUNTER_AT : at + HOPS_AT].tobytes()
+            key.aead.decrypt_into(NONCE_START[opening.kind] + place, view[at + _H : end], None, plain)
         except InvalidTag:
             self.forged += 1
             session.refused += 1

@@ -35,8 +35,8 @@ _MASK = WINDOW - 1
 class Aead(Protocol):
     """What ``cryptography`` offers of both ciphers."""
 
-    def encrypt_into(self, nonce: bytes, data: memoryview, aad: bytes | memoryview, buf: memoryview) -> int: ...
-    def decrypt_into(self, nonce: bytes, data: memoryview, aad: bytes | memoryview, buf: memoryview) -> int: ...
+    def encrypt_into(self, nonce: bytes, data: memoryview, aad: None, buf: memoryview) -> int: ...
+    def decrypt_into(self, nonce: bytes, data: memoryview, aad: None, buf: memoryview) -> int: ...
 
 
 def has_aes_instructions() -> bool:
@@ -84,6 +84,18 @@ class ReplayWindow:
 
     def is_fresh(self, counter: int) -> bool:
         return counter > self._slots[counter & _MASK] and counter > self.top - WINDOW
+
+    def accept_next(self, counter: int, count: int) -> int:
+        """As :meth:`accept` for ``count`` counters in a row, all newer than any before."""
+        slot = counter & _MASK
+        if slot + count <= WINDOW:
+            self._slots[slot : slot + count] = range(counter, counter + count)
+        else:
+            for each in range(counter, counter + count):
+                self._slots[each & _MASK] = each
+        gap = counter - self.top - 1 if self.top >= 0 else 0
+        self.top = counter + count - 1
+        return gap
 
     def accept(self, counter: int, count: int = 1) -> int:
         """Note an authenticated unit of ``count`` counters; returns how many counters before it were skipped,

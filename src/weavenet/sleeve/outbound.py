@@ -21,10 +21,10 @@ from weavenet.sleeve.tap import GSO_NONE, VNET_BYTES
 from weavenet.sleeve.udp import SEND_BYTES_MAX, SEND_DATAGRAMS_MAX, Buffer, UdpSocket
 from weavenet.sleeve.units import header_end
 from weavenet.sleeve.wire import (
-    AAD_BYTES,
     FRAGMENTS_MAX,
     HEADER_BYTES,
     HOPS_START,
+    NONCE_START,
     OVERHEAD_BYTES,
     TAG_BYTES,
     Kind,
@@ -35,6 +35,7 @@ SMALL_FRAME_BYTES = 600
 """Frames up to this share datagrams."""
 FRAME_BYTES_MAX = 65_535 + VNET_BYTES
 _H = HEADER_BYTES
+_HOPS = bytes((HOPS_START,))
 _INDICES = bytes(range(FRAGMENTS_MAX))
 
 
@@ -48,7 +49,7 @@ class _Slots:
         self.count = count
         self.headers = [frame[n * segment : n * segment + end] for n in range(FRAGMENTS_MAX)]
         self.plain = [frame[n * segment : n * segment + end + segment] for n in range(FRAGMENTS_MAX)]
-        self.aad = [out[n * stride : n * stride + AAD_BYTES] for n in range(count)]
+        self.heads = [out[n * stride : n * stride + _H] for n in range(count)]
         self.sealed = [out[n * stride + _H : (n + 1) * stride] for n in range(count)]
 
 
@@ -67,6 +68,7 @@ class Outbound:
         self._body = Buffer(FRAME_BYTES_MAX + TAG_BYTES)
         self._headers = Buffer(FRAGMENTS_MAX * _H)
         self._slots: dict[tuple[int, int], _Slots] = {}
+        self._places: dict[int, list[bytes]] = {}
         self._pending: Session | None = None
         self._fill = 0
         self._stride = 0
@@ -182,10 +184,10 @@ class Outbound:
         assert key is not None
         counter = key.take(1)
         out = self._out.view
-        nonce = counter.to_bytes(12, "big")
-        out[at : at + _H] = session.prefixes[kind] + nonce[6:] + b"\0\0" + bytes((HOPS_START,))
+        place = counter.to_bytes(6, "big") + b"\0\0"
+        out[at : at + _H] = session.prefixes[kind] + place + _HOPS
         size = len(plaintext) + OVERHEAD_BYTES
-        key.aead.encrypt_into(nonce, memoryview(plaintext), out[at : at + AAD_BYTES], out[at + _H : at + size])
+        key.aead.encrypt_into(NONCE_START[kind] + place, memoryview(plaintext), None, out[at + _H : at + size])
         self._count(session, size)
         return size
 
@@ -212,36 +214,36 @@ class Outbound:
         view[2:4] = (end - VNET_BYTES).to_bytes(2, "little")  # the kernel only hints at it
         headers = view[:end].tobytes()
         count = -(-(length - end) // segment)
-        base = key.take(count)
-        start = session.prefixes[Kind.SEGMENT] + base.to_bytes(6, "big")
-        finish = bytes((count - 1, HOPS_START))
-        encrypt = key.aead.encrypt_into
-        stride = slots.stride
-        position = sent = 0
-        for number in range(count):
-            if position == slots.count:
-                sent += self._send_segments(session, position * stride, stride)
-                position = 0
-            at = position * stride
-            out[at : at + _H] = start + bytes((number,)) + finish
-            if number:
-                slots.headers[number][:] = headers
-            nonce = (base + number).to_bytes(12, "big")
-            if number < count - 1:
-                encrypt(nonce, slots.plain[number], slots.aad[position], slots.sealed[position])
-                position += 1
-            else:
-                plain = view[number * segment : length]
-                tail = _H + len(plain) + TAG_BYTES
-                encrypt(nonce, plain, slots.aad[position], out[at + _H : at + tail])
-                self._send_segments(session, at + tail, stride)
-        self._count(session, length)
-
-    def _send_segments(self, session: Session, length: int, stride: int) -> int:
-        assert session.name is not None
-        if not self._udp.send(self._out.address, length, stride, session.name):
-            self._check_size(session)
-        return length
+        counter = key.take(count).to_bytes(6, "big")
+        start, nonce = session.prefixes[Kind.SEGMENT] + counter, NONCE_START[Kind.SEGMENT] + counter
+        places = self._places.get(count)
+        if places is None:
+            places = self._places[count] = [bytes((number, count - 1)) for number in range(count)]
+        encrypt, stride = key.aead.encrypt_into, slots.stride
+        for first in range(0, count, slots.count):
+            last = min(first + slots.count, count)
+            batch = zip(
+                places[first:last],
+                slots.headers[first:last],
+                slots.plain[first:last],
+                slots.heads,
+                slots.sealed,
+                strict=False,
+            )
+            fill = (last - first) * stride
+            if last == count:  # the final segment may be shorter
+                fill -= end + segment - (length - (count - 1) * segment)
+            for number, (place, above, plain, head, sealed) in enumerate(batch, start=first):
+                above[:] = headers
+                head[:] = start + place + _HOPS
+                if number < count - 1:
+                    encrypt(nonce + place, plain, None, sealed)
+                else:
+                    at = (number - first) * stride + _H
+                    encrypt(nonce + place, view[number * segment : length], None, out[at:fill])
+            if not self._udp.send(self._out.address, fill, stride, session.name):
+                self._check_size(session)
+        self._count(session, length + count * (end + OVERHEAD_BYTES))
 
     def _fragments(self, session: Session, length: int) -> None:
         """One seal, as many datagrams as it takes."""
@@ -253,13 +255,12 @@ class Outbound:
         if count > FRAGMENTS_MAX:
             self.too_large += 1
             return
-        base = key.take(count)
-        nonce = base.to_bytes(12, "big")
-        header = session.prefixes[Kind.WHOLE] + nonce[6:] + bytes((0, count - 1, HOPS_START))
+        place = key.take(count).to_bytes(6, "big") + bytes((0, count - 1))
+        header = session.prefixes[Kind.WHOLE] + place + _HOPS
         headers = self._headers.view
         headers[: count * _H] = header * count
         headers[_H - 3 : count * _H : _H] = _INDICES[:count]
-        key.aead.encrypt_into(nonce, self._view[:length], header[:AAD_BYTES], self._body.view[:total])
+        key.aead.encrypt_into(NONCE_START[Kind.WHOLE] + place, self._view[:length], None, self._body.view[:total])
         self._count(session, total)
         self._udp.lay_out(self._headers.address, _H, self._body.address, body_bytes)
         per_send = min(SEND_DATAGRAMS_MAX, SEND_BYTES_MAX // session.path.size)

@@ -33,12 +33,11 @@ class Run:
 class Partial:
     """Fragments of one sealed frame that have arrived so far."""
 
-    __slots__ = ("base", "header", "last", "next", "pieces", "rest")
+    __slots__ = ("base", "last", "next", "pieces", "rest")
 
-    def __init__(self, base: int, last: int, header: bytes) -> None:
+    def __init__(self, base: int, last: int) -> None:
         self.base = base
         self.last = last
-        self.header = header
         self.pieces: list[bytes | memoryview] = []
         self.next = 0
         self.rest: dict[int, bytes] = {}

@@ -27,12 +27,10 @@ and drops at 0; it is the only byte that is not authenticated. The sealed part f
 Kinds
 -----
 ``WHOLE`` (1)
-    One frame sealed as a whole, cut into ``last`` + 1 fragments of equal size (the final one may be shorter). The
-    nonce is ``counter``. Associated data: the header of fragment 0 without hops. Plaintext: *vnet header*, frame. A
-    frame that fits is one fragment.
+    One frame sealed as a whole, cut into ``last`` + 1 fragments of equal size (the final one may be shorter). Nonce:
+    that of index 0. Plaintext: *vnet header*, frame. A frame that fits is one fragment.
 ``SEGMENT`` (2)
-    Segment ``index`` of ``last`` + 1 of one TCP unit, sealed by itself with the nonce ``counter + index`` and its own
-    header without hops as associated data. Plaintext: *vnet header*, the unit's headers
+    Segment ``index`` of ``last`` + 1 of one TCP unit, sealed by itself. Plaintext: *vnet header*, the unit's headers
     (Ethernet, IP, TCP; exactly the vnet header's ``header_bytes``), then its share of the payload: ``segment_bytes``
     from ``index * segment_bytes`` on. The headers are those of the unit, the same in each segment; a receiver that
     lacks some segments adjusts sequence number, lengths and checksums for what it delivers.
@@ -56,16 +54,20 @@ public key of sender, public key of receiver), 32 bytes. The cipher, one byte, i
 processors have instructions for it, else 2 for ChaCha20-Poly1305. So the two directions have different keys, a
 restart of either side changes both, and both sides contribute.
 
-A nonce is a counter, zero-extended to 96 bits. *No nonce repeats under one key*: only the process that holds the
-sender's private half seals with that key, in one thread. It takes counters from a table indexed by the key, whose
-entries begin at 0, only grow, and live as long as the sender's own pair: forgetting a peer and learning it again goes
-on counting. When the pair is dropped, its private half is gone, and nobody can derive the key any more to seal with
-it. A new process has new pairs. Each datagram takes one counter, also each fragment of a WHOLE, whose nonce is that
-of its first. A pair is retired long before 2^48 counters.
+A nonce is three zero bytes, the header's first byte, and its bytes 15 to 22: counter, index, last. There is no
+associated data, because nothing else needs any: the two PeerIds are part of the key, key numbers choose the key, hops
+are nobody's word.
 
-A receiver keeps a window of the last WINDOW counters per key; each is accepted once, after its datagram was
-authenticated. Fragments of a WHOLE enter the window when they are put together. A forged fragment can spoil the
-frame that it claims to be part of (as losing it would), nothing else.
+*No nonce repeats under one key*: only the process that holds the sender's private half seals with that key, in one
+thread. It takes counters from a table indexed by the key, whose entries begin at 0, only grow, and live as long as
+the sender's own pair: forgetting a peer and learning it again goes on counting. When the pair is dropped, its private
+half is gone, and nobody can derive the key any more to seal with it. A new process has new pairs. A unit takes
+``last`` + 1 counters, so no two seals have the same counter + index, hence none the same (counter, index). A pair is
+retired long before 2^48 counters.
+
+A receiver keeps a window of the last WINDOW values of counter + index per key; each is accepted once, after its
+datagram was authenticated. A WHOLE enters the window with its counter when it is put together. A forged fragment can
+spoil the frame that it claims to be part of (as losing it would), nothing else.
 
 What a relay or listener learns: who talks to whom, when, how much, and the sizes of frames. Nothing of the content.
 """
@@ -82,7 +84,6 @@ VERSION = 1
 HEADER_BYTES = 24
 TAG_BYTES = 16
 OVERHEAD_BYTES = HEADER_BYTES + TAG_BYTES
-AAD_BYTES = HEADER_BYTES - 1
 PREFIX_BYTES = 15
 """Version, kind, keys and peers: tells receivers which key and which kind without looking further."""
 HOPS_START = 8
@@ -90,7 +91,9 @@ SHORT_ID_BYTES = 6
 COUNTER_MAX = (1 << 48) - 1
 WINDOW = 4096
 FRAGMENTS_MAX = 256
-HOPS_AT = 23
+COUNTER_AT, INDEX_AT, LAST_AT, HOPS_AT = 15, 21, 22, 23
+NONCE_START = {kind: bytes((0, 0, 0, VERSION << 4 | kind)) for kind in (1, 2, 3, 4)}
+"""By kind; the header's bytes from COUNTER_AT up to HOPS_AT follow."""
 
 _HEADER = struct.Struct("!BBB6s6sHIBBB")
 

@@ -383,10 +383,11 @@ def test_a_leaver_that_crashes_in_step_two_goes_on(seed: int) -> None:
     if leaver.driver is not None:
         leaver.driver.crash_countdown = stage.rng.randrange(60)
     stage.advance(2)
-    if leaver.is_running:
+    if not leaver.departed:
         leaver.kill()
-    leaver.start()
-    stage.until(lambda: not leaver.is_running, 60, "the departure")
+        leaver.start()
+    stage.until(lambda: bool(leaver.departed), 60, "the departure")
+    assert not leaver.is_running
     assert not leaver.disk.durable
     end(stage, leaver)
 

@@ -36,10 +36,11 @@ def wait_for(
     began = time.monotonic()
     progress = Progress()
     text = ""
+    report: Report = {}
     try:
         reply = call.wait(_step(began, silent_s, timeout_s))
         while reply is None:
-            report = ask("GET", "/v1/report").json()
+            report = _report(report)
             text = describe(report)
             if timeout_s is not None and time.monotonic() - began >= timeout_s:
                 step = hint if isinstance(hint, str) else hint(report)
@@ -50,6 +51,14 @@ def wait_for(
     finally:
         progress.end()
         call.close()
+
+
+def _report(last: Report) -> Report:
+    """What the daemon says now, else ``last``: between two lives it cannot say it, and the answer may still come."""
+    try:
+        return ask("GET", "/v1/report").json()
+    except Ended:
+        return last
 
 
 def _step(began: float, wanted_s: float, timeout_s: float | None) -> float:

@@ -252,6 +252,13 @@ class Membership:
             case _:
                 assert_never(body)
 
+    def linked(self, peers: Iterable[PeerId]) -> None:
+        """Links to ``peers`` came up: from here on they may know of us, whatever we hear of them."""
+        for peer in peers:
+            hello = self._mesh.greeting(peer)
+            if hello is not None and peer not in self.known.peers:
+                self.known.meet((Named(peer, hello.name, hello.nickname),))
+
     def met(self, now: float, peers: Iterable[PeerId]) -> None:
         """Records of ``peers`` changed."""
         for peer in sorted(peers):

@@ -94,8 +94,8 @@ class Datapath(Protocol):
     async def vacate(self) -> None:
         """Take every container and the host itself off the network for good. Raises WeaveError or OSError."""
 
-    async def erase(self) -> None:
-        """Close, and leave nothing in the kernel. Raises WeaveError or OSError."""
+    async def withdraw(self) -> None:
+        """Close, and take this host off the network if it still is on it. Raises WeaveError or OSError."""
 
     def warnings(self) -> tuple[str, ...]: ...
 
@@ -394,17 +394,10 @@ class KernelDatapath:
         await self._exposure.vacate()
         await self._attachments.vacate()
 
-    async def erase(self) -> None:
-        from weavenet.runtime.erasing import erase_host
-
+    async def withdraw(self) -> None:
         if self._exposure is not None:
             await self._exposure.vacate()
         await self.close()
-        if self._sleeve_place is not None:
-            from weavenet.runtime.sleeveworker import stop_workers
-
-            await stop_workers(self._sleeve_place.run_dir)
-        await erase_host()
 
     def warnings(self) -> tuple[str, ...]:
         parts = (self._plane, self._firewall, self._dns_address, self._worker)

@@ -29,18 +29,17 @@ from weavenet.runtime.store import FILE_NAME, open_store
 _MEMBER_TABLES = frozenset({"log", "ring", "alloc", "acceptor", "known"})
 
 
-def data_path_devices() -> tuple[str, ...]:
-    """Names of the devices that data paths make."""
-    from weavenet.plane.vxlan import DEVICES
-
-    return (*DEVICES.values(), SLEEVE_DEVICE)
-
-
-async def erase_host() -> None:
-    """Raises WeaveError or OSError."""
+async def erase_host(run_dir: str) -> None:
+    """End the workers that outlive a daemon, and remove what the product made in this kernel. Raises WeaveError or
+    OSError."""
     from weavenet.host.erasure import erase
+    from weavenet.plane.vxlan import DEVICES
+    from weavenet.runtime.sleeveworker import PREFIX
 
-    await erase(data_path_devices())
+    await stop_workers(run_dir)
+    for path in Path(run_dir).glob(f"{PREFIX}*"):
+        path.unlink(missing_ok=True)
+    await erase((*DEVICES.values(), SLEEVE_DEVICE))
 
 
 def erase_files(settings: Settings, root: Path = Path("/")) -> None:
@@ -87,8 +86,7 @@ def erase(settings: Settings, *, force: bool) -> str:
                     f"weave rmpeer {peer_text(peer)}"
                 )
             erase_files(settings)
-        asyncio.run(stop_workers(settings.run_dir))
-        asyncio.run(erase_host())
+        asyncio.run(erase_host(settings.run_dir))
         Path(settings.log_file or "/nonexistent").unlink(missing_ok=True)
     finally:
         (Path(settings.run_dir) / PID_FILE).unlink(missing_ok=True)

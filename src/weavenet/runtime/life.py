@@ -86,6 +86,7 @@ class Life:
     ) -> None:
         settings = foundation.settings
         self._store = foundation.store
+        self._run_dir = settings.run_dir
         credentials = Credentials(me.issued, authenticated=bool(settings.passwords))
         self._links = Links(credentials, host=settings.host, port=settings.port, post=self._post)
         self.on_names: Callable[[bool, tuple[NameRecord, ...]], None] = lambda whole, names: None
@@ -128,7 +129,10 @@ class Life:
 
     async def erase(self) -> None:
         """Remove from the kernel what this life keeps there. Still close it. Raises WeaveError or OSError."""
-        await self.datapath.erase()
+        from weavenet.runtime.erasing import erase_host
+
+        await self.datapath.withdraw()
+        await erase_host(self._run_dir)
 
     async def close(self, reason: Failure) -> None:
         """Links are told; the data path is left as it is. The store is the foundation's to close."""

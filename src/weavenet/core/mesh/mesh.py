@@ -343,6 +343,11 @@ class Mesh:
     def established_peers(self) -> frozenset[PeerId]:
         return frozenset(self._links.by_peer)
 
+    def greeting(self, peer: PeerId) -> Hello | None:
+        """What ``peer`` said when its link came up."""
+        link = self._links.by_peer.get(peer)
+        return None if link is None else link.hello
+
     def epoch_of(self, peer: PeerId) -> tuple[int, bytes]:
         """What ``peer`` said of its log when its link came up."""
         link = self._links.by_peer.get(peer)

@@ -17,10 +17,11 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from weavenet.core.errors import WeaveError
+from weavenet.host import dnsprobe
 from weavenet.host.bridge import BRIDGE, Bridge
 from weavenet.host.kernel import Kernel
 
@@ -33,13 +34,20 @@ TABLE = 6784
 CHECK_S = 1.0
 CHECKS_PER_RULE = 10
 DOCKER_BRIDGE = "docker0"
+PROBED_MAX = 5
+"""Containers of which the first that is still there is probed."""
+PROBE_AGAIN = 30
+"""Thorough checks between probes that succeed: 5 minutes."""
+MISSES_TOLD = 2
+"""In a row; the server may just have been started again."""
 
 log = logging.getLogger(__name__)
 
 
 class DnsAddress:
     """``kernel`` and ``bridge`` are the host's own. ``on_addresses`` gets (address, device) of every place where
-    containers can ask: ours, and Docker's bridge while it has an address."""
+    containers can ask: ours, and Docker's bridge while it has an address. ``containers``: references to those attached
+    now."""
 
     def __init__(
         self,
@@ -47,7 +55,11 @@ class DnsAddress:
         bridge: Bridge,
         firewall: Firewall,
         on_addresses: Callable[[tuple[tuple[str, str], ...]], None],
+        containers: Callable[[], Awaitable[Sequence[str]]],
     ) -> None:
+        self._containers = containers
+        self._probe_in = 0  # thorough checks
+        self._misses = 0
         self._firewall = firewall
         self.address = ADDRESS
         self._kernel, self._bridge, self._on_addresses = kernel, bridge, on_addresses
@@ -72,7 +84,14 @@ class DnsAddress:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def warnings(self) -> tuple[str, ...]:
-        return (self._trouble,) if self._trouble else ()
+        found = [self._trouble] if self._trouble else []
+        if self._misses >= MISSES_TOLD:
+            found.append(
+                f"containers of this host get no answer from its DNS server at {ADDRESS}, probably because a firewall "
+                f"drops their queries: accept UDP and TCP port 53 that comes in on {BRIDGE} (ufw allow in on {BRIDGE} "
+                f"to any port 53; firewall-cmd --zone=trusted --add-interface={BRIDGE})"
+            )
+        return tuple(found)
 
     def _tell(self) -> None:
         docker = ((self._docker, DOCKER_BRIDGE),) if self._docker else ()
@@ -109,6 +128,9 @@ class DnsAddress:
     async def _check(self, *, is_thorough: bool) -> None:
         if is_thorough:
             await self._firewall.look_at_conntrack()
+            self._probe_in -= 1
+            if self._probe_in <= 0:
+                await self._probe()
         docker = self._kernel.links.get(DOCKER_BRIDGE)
         docker_link = None if docker is None else (docker.index, docker.is_up)
         if (docker_link != self._docker_link or is_thorough) and await self._look_at_docker():
@@ -117,6 +139,17 @@ class DnsAddress:
         # Without a bridge: whoever owns it makes it anew first.
         if link is not None and (link.index != self._bridge_index or is_thorough or not _is_here()):
             await self._repair()
+
+    async def _probe(self) -> None:
+        """Until a container got an answer each time, afterwards now and then: firewalls are switched on later too."""
+        for container in tuple(await self._containers())[:PROBED_MAX]:
+            answered = await dnsprobe.is_answered(container, ADDRESS)
+            if answered:
+                self._misses, self._probe_in = 0, PROBE_AGAIN
+                return
+            if answered is False:
+                self._misses += 1
+                return
 
     async def _repair(self) -> None:
         try:

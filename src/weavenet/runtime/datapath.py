@@ -285,9 +285,13 @@ class KernelDatapath:
 
         if self.on_dns_addresses is None:
             return
-        self._dns_address = address = DnsAddress(kernel, bridge, firewall, self.on_dns_addresses)
+        self._dns_address = address = DnsAddress(kernel, bridge, firewall, self.on_dns_addresses, self._attached)
         await address.open()
         self._undo.push_async_callback(address.close)
+
+    async def _attached(self) -> list[str]:
+        attached = (await self._attachments.ps()).attachments if self._attachments is not None else ()
+        return [attachment.container for attachment in attached]
 
     def _make_plane(self, post: Callable[[Event], None]) -> Plane:
         from weavenet.plane.vxlan import VxlanPlane

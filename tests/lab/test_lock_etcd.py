@@ -12,14 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from weavenet.core.events import RecordOffered
 from weavenet.lab.waiting import wait_until
-from weavenet.runtime import recordlock
-from weavenet.runtime.recordlock import ask
+from weavenet.runtime.recordlock import ask, forget
 
 CACHE = Path(__file__).parents[2] / ".cache" / "etcd"
 MANY = 16
 START_DEADLINE_S = 30.0
+
+
+def answered(url: str) -> bool:
+    try:
+        ask(url, b"")
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")
@@ -66,9 +72,7 @@ def etcd(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         )
     try:
         place = f"127.0.0.1:{ports[0]}"
-        wait_until(
-            lambda: not recordlock._asked(f"etcd://{place}/ready", b"").error, START_DEADLINE_S, "etcd to answer"
-        )
+        wait_until(lambda: not answered(f"etcd://{place}/ready"), START_DEADLINE_S, "etcd to answer")
         yield place
     finally:
         process.terminate()
@@ -87,6 +91,13 @@ def test_of_many_transactions_at_once_one_wins_and_all_see_it(etcd: str) -> None
 def test_a_server_that_is_away_is_passed_over_and_none_at_all_is_said(etcd: str) -> None:
     url = f"etcd://127.0.0.1:1,{etcd}/weave/passed-over"
     assert ask(url, b"mine") == b"mine"
-    away = recordlock._asked("etcd://127.0.0.1:1/weave/x", b"mine")
-    assert isinstance(away, RecordOffered)
-    assert "refused" in away.error
+    with pytest.raises(ConnectionRefusedError):
+        ask("etcd://127.0.0.1:1/weave/x", b"mine")
+
+
+def test_a_record_is_forgotten_if_it_is_the_one_meant(etcd: str) -> None:
+    url = f"etcd://{etcd}/weave/forgotten"
+    assert ask(url, b"mine") == b"mine"
+    assert forget(url, b"another") == b"mine"
+    assert forget(url, b"mine") == b""
+    assert ask(url, b"next") == b"next"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from weavenet.core.commands import Allocate, Consense
+from weavenet.core.commands import Allocate, Consense, Reset
 from weavenet.sim.faults import CALM
 from weavenet.sim.setup import Bootstrap
 from weavenet.sim.stage import Stage
@@ -92,3 +92,65 @@ def test_a_crash_between_the_draft_and_the_answer_offers_the_same_record_again()
     stage.answer(stage.ask(host, Consense()))
     assert len(offered) == 2
     assert offered[0] == offered[1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_to_zero_and_up_again(seed: int) -> None:
+    """All leave at once; the last one frees the lock, however badly that answers; then others begin anew."""
+    stage = Stage(seed, 3, bootstrap=Bootstrap.LOCK, faults=replace(BAD_LOCK, lock_failure_probability=0.3))
+    stage.start()
+    for host in stage.hosts:
+        stage.answer(stage.ask(host, Consense()), within_s=120)
+    stage.settle()
+    (first,) = stage.clusters()
+    for host in stage.hosts:
+        stage.ask(host, Reset())
+    stage.until(lambda: all(host.is_blanked for host in stage.hosts), 200, "everybody to leave")
+    stage.advance(15)  # a late answer of the lock counts by then
+    stage.checker.forget_clusters()
+    assert stage.record_lock.record == b""
+    for host in stage.hosts:
+        stage.start(host)
+    for host in stage.hosts:
+        stage.answer(stage.ask(host, Consense()), within_s=120)
+    stage.settle()
+    (second,) = stage.clusters()
+    assert second != first
+
+
+def test_the_last_one_does_not_leave_behind_a_record_that_it_cannot_withdraw() -> None:
+    stage = Stage(3, 1, bootstrap=Bootstrap.LOCK)
+    host = stage.hosts[0]
+    stage.start()
+    stage.answer(stage.ask(host, Consense()))
+    stage.record_lock.options = replace(CALM, lock_failure_probability=1.0)
+    asked = stage.ask(host, Reset())
+    stage.advance(60)
+    assert asked not in stage.answers
+    assert host.node is not None
+    assert "lock" in " ".join(host.node.membership.leaving.needs)
+    stage.record_lock.options = CALM
+    stage.answer(asked)
+    assert stage.record_lock.record == b""
+
+
+def test_who_read_the_record_of_a_cluster_that_was_left_meanwhile_begins_anew() -> None:
+    stage = Stage(4, 2, bootstrap=Bootstrap.LOCK)
+    last, late = stage.hosts
+    stage.partition((last,), (late,))
+    stage.start(last)
+    stage.answer(stage.ask(last, Consense()))
+    stage.start(late)
+    waiting = stage.ask(late, Allocate("c"))
+    stage.until(lambda: len(stage.clusters()) == 1, 30, "the record to be read")
+    stage.answer(stage.ask(last, Reset()))
+    stage.until(lambda: last.is_blanked, 30, "the last one to leave")
+    stage.checker.forget_clusters()
+    stage.answer(waiting)
+    assert late.node is not None
+    assert late.node.log.electors == (late.peer,)
+    stage.reunite()
+    stage.start(last)
+    stage.allocate(last, "c")
+    stage.settle()
+    assert len(stage.clusters()) == 1

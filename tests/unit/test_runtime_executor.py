@@ -25,6 +25,7 @@ from weavenet.core.effects import (
     Send,
     SetBlocked,
     SetPlane,
+    WithdrawRecord,
 )
 from weavenet.core.errors import Code, Failure, RefusalCode
 from weavenet.core.events import Cancelled, Event, LinkClosed, Requested, Tick
@@ -88,6 +89,9 @@ class FakeDriver:
     def offer_record(self, url: str, record: bytes) -> None:
         self.done.append(f"offer {url}")
 
+    def withdraw_record(self, url: str, record: bytes) -> None:
+        self.done.append(f"withdraw {url}")
+
     def dial(self, dial: int, host: str, port: int) -> None:
         self.done.append(f"dial {host}")
 
@@ -139,12 +143,22 @@ ALL_GATED: list[Effect] = [
     Send(1, Prune()),
     Resolve("h"),
     OfferRecord("file:/l", b""),
+    WithdrawRecord("file:/l", b"x"),
     Dial(1, "::1", 6783),
     CloseLink(3, RefusalCode.SELF, ""),
     SetPlane(()),
     SetBlocked(()),
 ]
-ALL_GATED_DONE = ["send Prune", "resolve h", "offer file:/l", "dial ::1", "close 3", "plane", "blocked"]
+ALL_GATED_DONE = [
+    "send Prune",
+    "resolve h",
+    "offer file:/l",
+    "withdraw file:/l",
+    "dial ::1",
+    "close 3",
+    "plane",
+    "blocked",
+]
 
 
 def test_everything_that_shows_state_waits() -> None:

@@ -19,7 +19,7 @@ import pytest
 from weavenet.core.events import RecordOffered
 from weavenet.core.limits import LOCK_RECORD_BYTES_MAX
 from weavenet.runtime import recordlock
-from weavenet.runtime.recordlock import LockUnusable, RecordLock, ask
+from weavenet.runtime.recordlock import LockUnusable, RecordLock, ask, forget
 
 MANY = 16
 
@@ -72,6 +72,15 @@ def test_an_unmounted_folder_an_empty_and_a_huge_file_are_refused(tmp_path: Path
     (tmp_path / "huge").write_bytes(b"x" * (LOCK_RECORD_BYTES_MAX + 1))
     with pytest.raises(LockUnusable, match="at most"):
         ask(f"file:{tmp_path}/huge", b"mine")
+
+
+def test_a_record_is_forgotten_if_it_is_the_one_meant(tmp_path: Path) -> None:
+    url = f"file:{tmp_path}/lock"
+    assert ask(url, b"mine") == b"mine"
+    assert forget(url, b"another") == b"mine"
+    assert forget(url, b"mine") == b""
+    assert forget(url, b"mine") == b""
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- http ---
@@ -135,6 +144,13 @@ def test_of_many_puts_at_once_one_wins_and_all_see_it(web: str) -> None:
     (winner,) = race(web)
     assert ask(web, b"") == winner
     assert list(Web.documents) == ["/weave/lock"]  # trials are gone
+
+
+def test_a_document_is_forgotten_if_it_is_the_one_meant(web: str) -> None:
+    assert ask(web, b"mine") == b"mine"
+    assert forget(web, b"another") == b"mine"
+    assert forget(web, b"mine") == b""
+    assert Web.documents == {}
 
 
 def test_a_server_that_ignores_the_condition_is_refused_before_it_does_harm(web: str) -> None:

@@ -185,9 +185,20 @@ class Cluster:
             "next: launch with the cluster's range, or without --ipalloc-range to adopt it",
         )
 
+    def give_up(self, now: float) -> None:
+        """Of a cluster that nobody else is in any more, whose record the lock has forgotten: begin anew."""
+        self._outbox.note("info", "cluster", f"cluster {self.id.hex()[:12]} was given up by all others")
+        self._begin_anew(now)
+
     def _yield(self, now: float, other: bytes) -> None:
         text = f"unused cluster {self.id.hex()[:12]} of this peer alone yields to {other.hex()[:12]}"
         self._outbox.note("info", "cluster", text)
+        self._begin_anew(now)
+
+    def _begin_anew(self, now: float) -> None:
+        if self._enrolled:
+            self._enrolled = False
+            self._outbox.persist(Change(TABLE, _ENROLLED, None))
         self._log.forget()
         self._ipam.forget()
         self._ranges = self._config.ranges

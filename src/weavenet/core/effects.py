@@ -64,6 +64,14 @@ class OfferRecord(msgspec.Struct, frozen=True):
     record: bytes
 
 
+class WithdrawRecord(msgspec.Struct, frozen=True):
+    """Ask the lock at ``url`` to forget ``record``, if that is still what it keeps. Answered and bounded like
+    ``OfferRecord``: with what the lock keeps afterwards."""
+
+    url: str
+    record: bytes
+
+
 class CloseLink(msgspec.Struct, frozen=True):
     """Flush what was sent, then close. The driver answers with ``LinkClosed``."""
 
@@ -181,6 +189,7 @@ Effect = (
     | Reply
     | Resolve
     | OfferRecord
+    | WithdrawRecord
     | Dial
     | CloseLink
     | SetPlane

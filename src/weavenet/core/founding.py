@@ -58,6 +58,7 @@ class Founding:
             draft=self._draft,
         )
         self._wanted_since: float | None = None
+        membership.withdraw = self.withdraw
         self.locked = None if config.mode is not GenesisMode.LOCK else self._by_lock(disk)
         membership.has_promised = lambda: self.election.has_promised or self.locked is not None
 
@@ -76,7 +77,9 @@ class Founding:
 
     def deadline(self) -> float | None:
         """When :meth:`advance` is wanted at the latest."""
-        return (self.locked or self.election).deadline() if self._log.genesis is None else None
+        if self._log.genesis is None:
+            return (self.locked or self.election).deadline()
+        return self.locked.deadline() if self.locked is not None and self._is_stranded() else None
 
     def wanted_for(self, now: float) -> float:
         """Seconds that somebody, here or elsewhere, has been waiting for the ring."""
@@ -135,6 +138,11 @@ class Founding:
         if self.locked is not None:
             self.locked.handle(now, event)
 
+    def withdraw(self, now: float) -> str:
+        """The last member leaves: what is still missing until the lock is free for a new cluster, or an empty text."""
+        genesis = self._log.genesis
+        return "" if self.locked is None or genesis is None else self.locked.withdraw(now, genesis.cluster)
+
     def forget(self) -> None:
         """Our own cluster was given up for another."""
         self.election.forget()
@@ -146,6 +154,7 @@ class Founding:
         if not self._may_vote:
             if self.locked is not None and self._log.genesis is not None:
                 self.locked.settle()
+                self._watch_lock(now, self.locked, self._log.genesis)
             if self._log.genesis is None:
                 self._note_wanted(now)
             return
@@ -161,6 +170,22 @@ class Founding:
             electors = self.known_electors()
             self.election.advance(now, wanted=wanted, electors=electors, settled=self._settled(electors))
             self._conclude(now, self.election.decided)
+
+    def _is_stranded(self) -> bool:
+        """The record came from the lock, nobody in it was ever met, and nothing was done with it."""
+        genesis = self._log.genesis
+        if genesis is None or self._ipam.used or self._membership.leaving.is_leaving:
+            return False
+        met = {self._config.peer, *self._membership.known.peers, *self._mesh.known_peers()}
+        return met.isdisjoint(genesis.electors) and met.isdisjoint(genesis.owners)
+
+    def _watch_lock(self, now: float, locked: LockedGenesis, genesis: Genesis) -> None:
+        if not self._is_stranded():
+            locked.watch(now, None)
+            return
+        locked.watch(now, genesis.cluster)
+        if locked.is_superseded:
+            self._cluster.give_up(now)
 
     def _note_wanted(self, now: float) -> bool:
         wanted = self.is_wanted or self.is_wanted_elsewhere()

@@ -96,6 +96,8 @@ class Membership:
         )
         self.reopen: set[PeerId] = set()
         """Peers whose paths were closed for want of a confirmation; the node hands over to them again."""
+        self.withdraw: Callable[[float], str] = lambda now: ""
+        """Founding's: undo what it left outside of the cluster."""
         self.fenced = ""
         """The reason, once this peer met its own removal."""
         self.gate = Gate(planes=planes, outbox=outbox, rng=rng)
@@ -520,6 +522,9 @@ class Membership:
 
     def neighbours(self) -> frozenset[PeerId]:
         return self._mesh.established_peers()
+
+    def last_one_out(self, now: float) -> str:
+        return self.withdraw(now)
 
     def give_up_removals(self) -> None:
         self.removals.forget()

@@ -51,6 +51,7 @@ from weavenet.core.effects import (
     SetPlane,
     SetSleeve,
     Vacate,
+    WithdrawRecord,
 )
 from weavenet.core.errors import Code, Failure, RefusalCode
 from weavenet.core.events import Cancelled, Event, Requested, Tick
@@ -93,6 +94,8 @@ class Driver(Protocol):
     def resolve(self, target: str) -> None: ...
 
     def offer_record(self, url: str, record: bytes) -> None: ...
+
+    def withdraw_record(self, url: str, record: bytes) -> None: ...
 
     def dial(self, dial: int, host: str, port: int) -> None: ...
 
@@ -297,6 +300,8 @@ class Executor:
                 self._driver.resolve(effect.target)
             case OfferRecord():
                 self._driver.offer_record(effect.url, effect.record)
+            case WithdrawRecord():
+                self._driver.withdraw_record(effect.url, effect.record)
             case Dial():
                 self._driver.dial(effect.dial, effect.host, effect.port)
             case CloseLink():

@@ -149,11 +149,17 @@ class Life:
         self._links.resolve(target)
 
     def offer_record(self, url: str, record: bytes) -> None:
+        self._record_lock().offer(url, record)
+
+    def withdraw_record(self, url: str, record: bytes) -> None:
+        self._record_lock().withdraw(url, record)
+
+    def _record_lock(self) -> RecordLock:
         if self._lock is None:
             from weavenet.runtime.recordlock import RecordLock  # its HTTP client takes 15 ms that few need
 
             self._lock = RecordLock(self._post)
-        self._lock.offer(url, record)
+        return self._lock
 
     def dial(self, dial: int, host: str, port: int) -> None:
         self._links.dial(dial, host, port)

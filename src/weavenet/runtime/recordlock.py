@@ -53,6 +53,13 @@ class RecordLock:
 
     def offer(self, url: str, record: bytes) -> None:
         """Answered by one event. ``record`` empty: only look."""
+        self._run(url, lambda: ask(url, record))
+
+    def withdraw(self, url: str, record: bytes) -> None:
+        """Answered by one event: what the lock keeps after ``record``, and nothing else, was removed from it."""
+        self._run(url, lambda: forget(url, record))
+
+    def _run(self, url: str, action: Callable[[], bytes]) -> None:
         loop = asyncio.get_running_loop()
         if self._thread is not None and self._thread.is_alive():
             sentence = f"no answer within {OFFER_TIMEOUT_S:.0f} s to an earlier request; next: look at the server"
@@ -63,7 +70,7 @@ class RecordLock:
         timeout = loop.call_later(OFFER_TIMEOUT_S, self._answer, number, RecordOffered(b"", _late(url)))
 
         def run() -> None:
-            event = _asked(url, record)
+            event = _answer_of(url, action)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(timeout.cancel)
                 loop.call_soon_threadsafe(self._answer, number, event)
@@ -81,9 +88,9 @@ def _late(url: str) -> str:
     return f"no answer within {OFFER_TIMEOUT_S:.0f} s; next: look at what is behind {url}"
 
 
-def _asked(url: str, record: bytes) -> RecordOffered:
+def _answer_of(url: str, action: Callable[[], bytes]) -> RecordOffered:
     try:
-        return RecordOffered(ask(url, record))
+        return RecordOffered(action())
     except LockUnusable as error:
         return RecordOffered(b"", str(error))
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -104,6 +111,27 @@ def ask(url: str, record: bytes) -> bytes:
             return _ask_http(parsed, record)
         case LockKind.ETCD:
             return _ask_etcd(parsed, record)
+
+
+def forget(url: str, record: bytes) -> bytes:
+    """Blocks. Remove ``record`` if the lock still keeps exactly that; what it keeps then. Raises as :func:`ask`."""
+    found = ask(url, b"")
+    if found != record:
+        return found
+    parsed = parse_lock_url(url)
+    assert isinstance(parsed, LockUrl)  # else asking had failed
+    match parsed.kind:
+        case LockKind.FILE:
+            _remove_file(parsed.path, record)
+        case LockKind.HTTP | LockKind.HTTPS:
+            status, _ = _request(parsed, "DELETE", parsed.path, b"", {})
+            if status not in {200, 202, 204, 404, 410}:
+                raise LockUnusable(f"expected DELETE to remove {url}; found: HTTP status {status}; {_HTTP_STEP}")
+        case LockKind.ETCD:
+            key = _base64(parsed.path.encode())
+            compare = {"key": key, "target": "VALUE", "result": "EQUAL", "value": _base64(record)}
+            _call(parsed, "txn", {"compare": [compare], "success": [{"request_delete_range": {"key": key}}]})
+    return ask(url, b"")
 
 
 def _bounded(data: bytes) -> bytes:
@@ -157,6 +185,18 @@ def _read(path: str) -> bytes:
     if not found:
         raise LockUnusable(f"expected a record in {path}; found an empty file; next: remove it if nobody uses it")
     return found
+
+
+def _remove_file(path: str, record: bytes) -> None:
+    """By way of another name, so that a record that was put there meanwhile is not the one that goes."""
+    folder, name = os.path.split(path)
+    aside = Path(f"{folder}/.{name}.{secrets.token_hex(8)}")
+    Path(path).rename(aside)
+    if _read(str(aside)) != record:
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+    aside.unlink()
+    _sync_folder(folder)
 
 
 def _write_durably(path: str, data: bytes) -> None:

@@ -77,6 +77,10 @@ class Checker:
         self.acknowledged: list[dict[tuple[str, str], None]] = [{} for _ in hosts]
         """Per host: (ident, address) that a client was told and has not begun to give back."""
 
+    def forget_clusters(self) -> None:
+        """Everybody has left for good: whoever comes next begins a new one."""
+        self._geneses.clear()
+
     def force(self) -> None:
         """From here on an operator answers for addresses that are used twice: a hold may be ended by force."""
         self._is_forced = self._may_show_twice = True

@@ -32,6 +32,7 @@ from weavenet.core.effects import (
     SetPlane,
     SetSleeve,
     Vacate,
+    WithdrawRecord,
 )
 from weavenet.core.errors import InvariantBroken
 from weavenet.core.events import Event, Tick
@@ -67,6 +68,7 @@ class Outside(Protocol):
     def send(self, link: int, message: Message) -> None: ...
     def resolve(self, target: str) -> None: ...
     def offer_record(self, record: bytes) -> None: ...
+    def withdraw_record(self, record: bytes) -> None: ...
     def dial(self, dial: int, host: str, port: int) -> None: ...
     def close_link(self, link: int, sentence: str) -> None: ...
     def set_plane(self, peers: tuple[PlanePeer, ...]) -> None: ...
@@ -168,6 +170,8 @@ class Driver:
                 outside.resolve(effect.target)
             case OfferRecord():
                 outside.offer_record(effect.record)
+            case WithdrawRecord():
+                outside.withdraw_record(effect.record)
             case Dial():
                 outside.dial(effect.dial, effect.host, effect.port)
             case CloseLink():

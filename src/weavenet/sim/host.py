@@ -308,6 +308,9 @@ class Host:
     def offer_record(self, record: bytes) -> None:
         self._record_lock.offer(self, record)
 
+    def withdraw_record(self, record: bytes) -> None:
+        self._record_lock.withdraw(self, record)
+
     def dial(self, dial: int, host: str, port: int) -> None:
         self._network.dial(self, dial, host, port)
 

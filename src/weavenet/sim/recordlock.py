@@ -7,6 +7,7 @@ An offer counts at some moment, atomically, also when whoever made it died meanw
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Protocol
 
 from weavenet.core.events import Event, RecordOffered
@@ -32,25 +33,29 @@ class RecordLock:
         self.offers = 0
 
     def offer(self, asker: Asker, record: bytes) -> None:
+        def keep() -> None:
+            self.offers += bool(record)
+            self.record = self.record or record
+
+        self._ask(asker, keep)
+
+    def withdraw(self, asker: Asker, record: bytes) -> None:
+        def forget() -> None:
+            if self.record == record:
+                self.record = b""
+
+        self._ask(asker, forget)
+
+    def _ask(self, asker: Asker, count: Callable[[], None]) -> None:
         counts_after_s = self._rng.random() * self.options.lock_delay_max_s
         if self._rng.random() < self.options.lock_failure_probability:
             if self._rng.random() < 0.5:
-                self._scheduler.after(counts_after_s, self._count, record)
+                self._scheduler.after(counts_after_s, count)
             self._scheduler.after(self._rng.random() * PATIENCE_S, self._answer, asker, asker.life, "no answer")
             return
-        if counts_after_s > PATIENCE_S:
-            self._scheduler.after(PATIENCE_S, self._answer, asker, asker.life, "no answer")
-            self._scheduler.after(counts_after_s, self._count, record)
-        else:
-            self._scheduler.after(counts_after_s, self._count_and_answer, record, asker, asker.life)
-
-    def _count(self, record: bytes) -> None:
-        self.offers += bool(record)
-        self.record = self.record or record
-
-    def _count_and_answer(self, record: bytes, asker: Asker, life: int) -> None:
-        self._count(record)
-        self._answer(asker, life, "")
+        self._scheduler.after(counts_after_s, count)
+        error = "no answer" if counts_after_s > PATIENCE_S else ""
+        self._scheduler.after(min(counts_after_s, PATIENCE_S), self._answer, asker, asker.life, error)
 
     def _answer(self, asker: Asker, life: int, error: str) -> None:
         if asker.life == life:

@@ -9,6 +9,11 @@ Invariants: a draft is durable before it is offered, and the same draft is offer
 shows counts, never the draft itself; at most one offer is under way. A record that is not ours to take (another
 password, another range, no record at all) is refused in words and looked at again later: a person may put it right.
 
+The last member that leaves for good withdraws the record (:meth:`LockedGenesis.withdraw`), so that the next host begins
+a new cluster instead of joining one that nobody is in. Whoever read the record just before that, and has met nobody of
+it, looks again now and then (:meth:`LockedGenesis.watch`) and begins anew too. Hosts that died without leaving withdraw
+nothing: people remove the record, or those peers.
+
 Safety rests on the lock alone: lost answers, repeated and late offers and crashes change nothing, since all of them
 end in reading what won. Trust: who may write at the URL may name the owners of all addresses, but gets no link without
 the password.
@@ -20,7 +25,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from weavenet.core.effects import Change, OfferRecord, Outbox
+from weavenet.core.effects import Change, OfferRecord, Outbox, WithdrawRecord
 from weavenet.core.events import RecordOffered
 from weavenet.core.limits import (
     ELECTORS_MAX,
@@ -126,6 +131,12 @@ class LockedGenesis:
         self._wait_until: float | None = None
         self._retry_at: float | None = None
         self._pause_s = 0.0
+        self._leaving: bytes | None = None
+        self._is_withdrawn = False
+        self._watched: bytes | None = None
+        self.is_superseded = False
+        """The lock no longer shows the record that is watched."""
+        self._found = b""
         self.decided: Genesis | None = None
         self.failure = ""
         """Why the lock could not be used so far; empty when it could."""
@@ -135,7 +146,7 @@ class LockedGenesis:
         return TABLE, _DRAFT
 
     def deadline(self) -> float | None:
-        if self._is_asking or self.decided is not None:
+        if self._is_asking or (self.decided is not None and self._watched is None):
             return None
         return self._retry_at if self._retry_at is not None else self._wait_until
 
@@ -168,6 +179,12 @@ class LockedGenesis:
         self._is_asking = False
         if event.error:
             self._fail(now, event.error)
+        elif self._watched is not None:
+            self.is_superseded = not self._is_of(event.record, self._watched)
+            self._retry_at = now + LOCK_RETRY_CAP_S
+        elif self._leaving is not None:
+            self._is_withdrawn = not self._is_of(event.record, self._leaving)
+            self._found = event.record
         elif not event.record:
             self._has_looked = True
             self._pause_s = 0.0
@@ -198,6 +215,37 @@ class LockedGenesis:
         self._pause_s = min(max(LOCK_RETRY_FIRST_S, self._pause_s * LOCK_RETRY_FACTOR), LOCK_RETRY_CAP_S)
         self._retry_at = now + self._pause_s
 
+    def withdraw(self, now: float, cluster: bytes) -> str:
+        """Have the record of ``cluster``, which nobody is in any more, forgotten. To be called again until it returns
+        an empty text; else that says what is missing."""
+        if self._is_withdrawn:
+            return ""
+        self._leaving = cluster
+        if not self._is_asking and (self._retry_at is None or now >= self._retry_at):
+            self._retry_at = None
+            self._is_asking = True
+            effect = WithdrawRecord(self._url, self._found) if self._found else OfferRecord(self._url, b"")
+            self._outbox.append(effect)
+        return f"the lock {self._url} has to forget the record of this cluster" + (
+            f": {self.failure}" if self.failure else ""
+        )
+
+    def watch(self, now: float, cluster: bytes | None) -> None:
+        """Look now and then whether the lock still shows the record of ``cluster``; None: no need any more."""
+        if self._leaving is not None or self._watched != cluster:
+            self._retry_at = now + LOCK_RETRY_CAP_S if cluster is not None else None
+        self._watched = cluster if self._leaving is None else None
+        if self._watched is not None and not self._is_asking and self._retry_at is not None and now >= self._retry_at:
+            self._retry_at = None
+            self._is_asking = True
+            self._outbox.append(OfferRecord(self._url, b""))
+
+    def _is_of(self, record: bytes, cluster: bytes) -> bool:
+        try:
+            return bool(record) and decode_record(record, self._authority).cluster == cluster
+        except RecordRefused:
+            return False
+
     def settle(self) -> None:
         """A cluster record is there: the draft has no use any more."""
         if self._row is not None:
@@ -207,7 +255,8 @@ class LockedGenesis:
     def forget(self) -> None:
         """Start anew (our cluster was given up): what the lock showed is another's to decide now."""
         self.settle()
-        self.decided = None
+        self.decided = self._watched = self._retry_at = None
+        self._has_looked = self.is_superseded = False
 
     def words(self) -> str:
         """What it waits for, as the detail of ``status ipam``."""

@@ -246,7 +246,7 @@ class Leaving:
             self._say_left(now, self._left(tuple(sorted(self._around.neighbours() & others))[:HEIRS_MAX]))
             return
         if not others:
-            self._end(now, "done: no other peer was known, so there was nothing to hand over")
+            self._leave_last(now, "done: no other peer was known, so there was nothing to hand over")
             return
         self.needs = tuple(self._lacks(now))
         if not self.needs:
@@ -302,7 +302,7 @@ class Leaving:
 
     def _surrender(self, now: float) -> None:
         if not self._around.witnesses:
-            self._end(now, "done: no other peer was known any more, so there was nothing to hand over")
+            self._leave_last(now, "done: no other peer was known any more, so there was nothing to hand over")
             return
         needs: list[str] = list(self._lacks(now)) if self._is_elector else []
         if self._around.holds and self._ipam.held:
@@ -393,6 +393,12 @@ class Leaving:
                 self._outbox.unicast(peer, LeftNotice(record))
         heirs = self._titles(dict.fromkeys(self._log.heir(heir) for heir in self._heirs))
         self._end(now, f"done: what this peer owned is {heirs}'s now" if heirs else "done: nothing was owned here")
+
+    def _leave_last(self, now: float, reason: str) -> None:
+        missing = self._around.last_one_out(now)
+        self.needs = (missing,) if missing else ()
+        if not missing:
+            self._end(now, reason)
 
     def _force(self, now: float) -> None:
         others = self._around.witnesses

@@ -100,3 +100,43 @@ def test_a_lock_that_cannot_be_used_is_named_with_the_way_out_and_used_once_it_c
     assert asked.process.wait(90) == 0
     assert len(clusters([host])) == 1
     lab.down()
+
+
+def test_type_4_from_zero_up_back_to_zero_and_up_again_with_one_configuration(make_lab: MakeLab, shared: Path) -> None:
+    lab = make_lab(3)
+    configure(lab, shared)
+    record = shared / "weave.lock"
+    h1, h2, h3 = lab.hosts
+    # The first one is killed while the second is being launched.
+    h1.weave("launch", check=True)
+    with ThreadPoolExecutor(2) as threads:
+        launching = threads.submit(h2.weave, "launch")
+        lab.kill("h1")
+        assert launching.result().returncode == 0, launching.result().stderr
+    second = attach_new(h2, "h2-c")
+    h3.weave("launch", check=True)
+    third = attach_new(h3, "h3-c")
+    wait_for_links([h2, h3])
+    assert len(clusters([h2, h3])) == 1
+    assert lab.unreachable([second, third]) == []
+    lab.reboot("h1")
+    h1.weave("launch", check=True)
+    wait_for_links(lab.hosts)
+    (before,) = clusters(lab.hosts)
+
+    # To zero: all leave at the same time, and nothing of the cluster is left.
+    with ThreadPoolExecutor(3) as threads:
+        for done in threads.map(lambda host: host.weave("reset", "--timeout", "90s", timeout_s=120), lab.hosts):
+            assert done.returncode == 0, done.stderr
+    assert not record.exists()
+
+    # And up again, with the same configuration and one more container each.
+    for host in lab.hosts:
+        host.weave("launch", check=True)
+    containers = [attach_new(host, f"{host.name}-again") for host in lab.hosts]
+    wait_for_links(lab.hosts)
+    (after,) = clusters(lab.hosts)
+    assert after != before
+    assert len({address for _, address in containers}) == 3
+    assert lab.unreachable(containers) == []
+    lab.down()

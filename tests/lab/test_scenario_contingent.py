@@ -29,7 +29,7 @@ def links_sideways(host: Host) -> bool:
     return sum(connection.state == "established" for connection in connections) > CORE
 
 
-def test_twenty_join_at_once_and_ten_killed_without_notice_are_recovered_by_one_command(make_lab: MakeLab) -> None:
+def test_twenty_join_at_once_ten_are_killed_and_recovered_by_one_command_and_ten_leave(make_lab: MakeLab) -> None:
     lab = make_lab(CORE + OBSERVERS)
     core, observers = lab.hosts[:CORE], lab.hosts[CORE:]
     launch_together(core)
@@ -68,3 +68,18 @@ def test_twenty_join_at_once_and_ten_killed_without_notice_are_recovered_by_one_
     fresh = [attach_new(host, f"{host.name}-new") for host in (*core, living[0])]
     assert len({address for _, address in [*left, *fresh]}) == len(left) + len(fresh)
     assert lab.unreachable([fresh[0], fresh[1], fresh[2], left[-1]]) == []
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        leaving = [threads.submit(host.weave, "reset", "--timeout", "150s", timeout_s=180) for host in living]
+        busy = [threads.submit(attach_new, core[number % CORE], f"late{number}") for number in range(6)]
+        for leave in leaving:
+            assert leave.result().returncode == 0, leave.result().stderr
+        late = [one.result() for one in busy]
+    kept = [each for each in left if each[0].host.name in {"h1", "h2"}] + fresh[:CORE]
+    assert len({address for _, address in [*kept, *late]}) == len(kept) + len(late)
+    names = {observe.report(host).router.name for host in core}
+    for host in core:
+        wait_until(lambda host=host: set(observe.owners(host)) == names, JOIN_DEADLINE_S, "all space back in the core")
+        assert sum(observe.owners(host).values()) == RANGE_ADDRESSES
+    assert lab.unreachable([kept[0], kept[-1], late[0], late[1]]) == []
+    lab.down()

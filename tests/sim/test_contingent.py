@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from weavenet.core.commands import Addresses, Allocate, Consense, Done, RemovePeers
+from weavenet.core.commands import Addresses, Allocate, Consense, Done, RemovePeers, Reset
 from weavenet.sim.host import Host
 from weavenet.sim.setup import Bootstrap
 from weavenet.sim.stage import Stage
@@ -68,3 +68,17 @@ def test_ten_killed_without_notice_are_found_and_their_space_is_recovered_by_one
         assert shares(host).keys() <= {each.peer for each in living}
     refilled = {stage.allocate(core[0], f"new{number}") for number in range(100)}
     assert len(refilled) == 100
+
+
+def test_twenty_leave_at_once_while_the_core_allocates_and_nothing_is_lost() -> None:
+    stage, core, observers, _ = grown(11)
+    stage.settle()
+    for host in observers:
+        stage.scheduler.after(stage.rng.random() * 3, stage.ask, host, Reset())
+    requests = [stage.ask(core[number % CORE], Allocate(f"late{number}")) for number in range(2 * OBSERVERS)]
+    for request in requests:
+        assert isinstance(stage.answer(request), Addresses)
+    stage.until(lambda: all(host.is_blanked for host in observers), 120, "all observers to have left")
+    stage.until(lambda: all(shares(host) == shares(core[0]) for host in core), NOTICED_S, "the core to agree")
+    assert shares(core[0]).keys() == {host.peer for host in core}
+    assert sum(shares(core[0]).values()) == stage.area.size

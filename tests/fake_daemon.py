@@ -22,6 +22,7 @@ from weavenet.core.commands import (
     Done,
     GetReport,
     RemovePeers,
+    Reset,
     Result,
 )
 from weavenet.core.errors import Code, Failure
@@ -132,6 +133,7 @@ class FakeDaemon:
         self.hold: set[str] = set()
         self.hold_consense = False
         self.hold_removals = False
+        self.hold_resets = False
         self.stopped = False
 
     async def request(self, command: Command) -> Result:
@@ -142,6 +144,7 @@ class FakeDaemon:
             (isinstance(command, Allocate) and command.ident in self.hold)
             or (isinstance(command, Consense) and self.hold_consense)
             or (isinstance(command, RemovePeers) and self.hold_removals)
+            or (isinstance(command, Reset) and self.hold_resets)
         ):
             try:
                 await asyncio.get_running_loop().create_future()
@@ -207,6 +210,11 @@ class FakeDaemon:
             Attachment("netns:db", "netns:db", bytes.fromhex("0a1b2c3d4e60"), (), ("10.32.0.2/12",), True, False),
         )
         return Attachments(tuple(row for row in rows if not containers or row.container in containers))
+
+    async def reset(self, force: bool) -> Done | Failure:
+        result = await self.request(Reset(force))
+        assert isinstance(result, Done | Failure)
+        return result
 
     def request_stop(self) -> None:
         self.stopped = True

@@ -163,6 +163,7 @@ class Membership:
             ipam=ipam,
             departed=self.departed,
             around=self,
+            is_ephemeral=config.ephemeral_ttl_s > 0,
             row=disk.get(Leaving.disk_key()),
             outbox=outbox,
             rng=rng,

@@ -73,7 +73,7 @@ class Leases:
         """``peer`` says that it is ephemeral."""
         ttl_s = min(ttl_s, LEASE_TTL_MAX_S)
         self._since.setdefault(peer, now)
-        if self.ttls.get(peer) != ttl_s and peer not in self._log.removed:
+        if self.ttls.get(peer) != ttl_s and not self._log.is_gone(peer):
             self.ttls[peer] = ttl_s
             self._outbox.persist(Change(TABLE, peer, msgspec.msgpack.encode(ttl_s)))
 
@@ -99,7 +99,7 @@ class Leases:
         if not self.ttls or now < self._check_at:
             return
         self._check_at = now + LAPSE_CHECK_S
-        self.forget([peer for peer in self.ttls if peer in self._log.removed])
+        self.forget([peer for peer in self.ttls if self._log.is_gone(peer)])
         if self._leads():
             self._ask(now, own)
 
@@ -163,7 +163,7 @@ class Leases:
         if not self._asked or now >= self._asked_at + SEEN_VALID_S or not self._leads():
             return None
         needed = quorum(len(self._log.voters))
-        due = {peer for peer in self._asked if peer not in self._log.removed}
+        due = {peer for peer in self._asked if not self._log.is_gone(peer)}
         gone = frozenset(peer for peer in due if self._count(peer, lapsed=True) >= needed)
         heir = self._around.heir(gone) if gone else None
         return None if heir is None else Remove(tuple(sorted(gone)), heir)

@@ -69,6 +69,7 @@ class Leaving:
         ipam: Ipam,
         departed: Departed,
         around: Surroundings,
+        is_ephemeral: bool,
         row: bytes | None,
         outbox: Outbox,
         rng: random.Random,
@@ -78,6 +79,7 @@ class Leaving:
         self._ipam = ipam
         self._departed = departed
         self._around = around
+        self._is_ephemeral = is_ephemeral
         self._outbox = outbox
         self._rng = rng
         self._requests: list[int] = []
@@ -452,7 +454,7 @@ class Leaving:
                 elector = not self._around.own_ids.isdisjoint(self._log.electors)
                 free = self._ipam.free_addresses
                 owns = stays and self._ipam.could_own
-                answer = LeaveAnswer(body.session, stays, owns, self.is_leaving, elector, free)
+                answer = LeaveAnswer(body.session, stays, owns, self.is_leaving or self._is_ephemeral, elector, free)
                 self._outbox.unicast(source, answer)
             case LeaveAnswer():
                 if self.is_leaving and body.session == self._session:

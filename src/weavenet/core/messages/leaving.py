@@ -34,8 +34,9 @@ class LeaveQuery(msgspec.Struct, frozen=True, array_like=True, tag=72):
 
 
 class LeaveAnswer(msgspec.Struct, frozen=True, array_like=True, tag=73):
-    """``stays``: I can remember it: I am a member and not leaving, or (``leaves``) leaving after you, since my id is
-    greater. ``owns``: I may also be given space; ``free``: how many free addresses I have."""
+    """``stays``: I can remember it: I am a member and not leaving, or leaving after you, since my id is greater.
+    ``leaves``: that, or I am ephemeral, so take others first. ``owns``: I may also be given space; ``free``: how many
+    free addresses I have."""
 
     session: Uint
     stays: bool

@@ -32,7 +32,6 @@ from weavenet.lab import state as lab_state
 from weavenet.sleeve.feed import Splitter, decode_status, frame
 
 VXLAN, SLEEVE, MODERN = "kernel VXLAN, hand-made", "sleeve", "wireguard-go, bookworm-backports"
-GSO_BYTES = 60_000
 PORT = 6783
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -98,16 +97,16 @@ def sleeve_path(near: Host, far: Host) -> Way:
         feeds[host] = Feed(str(path))
         other = far if host is near else near
         for command in (
-            f"link add bridged mtu {MTU} gso_max_size {GSO_BYTES} type bridge",
+            f"link add bridged mtu {MTU} type bridge",
             "link set bridged up",
-            f"link set tap mtu {MTU} gso_max_size {GSO_BYTES} master bridged",
+            f"link set tap mtu {MTU} master bridged",
             "link set tap up",
             "link set tap type bridge_slave isolated on learning off",
             f"netns add {box}",
-            f"link add sport mtu {MTU} gso_max_size {GSO_BYTES} type veth peer name eth0 mtu {MTU} netns {box}",
+            f"link add sport mtu {MTU} type veth peer name eth0 mtu {MTU} netns {box}",
             "link set sport master bridged up",
             f"-n {box} link set lo up",
-            f"-n {box} link set eth0 gso_max_size {GSO_BYTES} address {macs[host].hex(':')} up",
+            f"-n {box} link set eth0 address {macs[host].hex(':')} up",
             f"-n {box} address add 10.98.0.{number}/24 dev eth0",
         ):
             host.run("ip", *command.split())

@@ -89,6 +89,15 @@ def test_the_relay_keeps_a_cut_path_working() -> None:
     assert world.path.is_direct
 
 
+def test_probes_that_are_too_large_are_no_loss() -> None:
+    world = World(size_max=1300)
+    world.run(1.0)
+    world.path.reported(world.now, 100, 5)
+    assert world.path.units_allowed(world.now), "five sizes were tried that do not get through"
+    world.path.reported(world.now, 100, 6)
+    assert not world.path.units_allowed(world.now)
+
+
 def test_an_idle_path_is_asked_seldom() -> None:
     world = World()
     world.path.carries = False

@@ -44,7 +44,7 @@ PARTIALS_MAX = 4
 RUN_BYTES_MAX = 65_000
 LAYOUTS_MAX = 16
 """Sizes of datagrams for which views are kept."""
-AREA_BYTES = 1 << 21
+AREA_BYTES = 1 << 19
 """Opened segments lie here until they are written; when it is full, all runs are written first."""
 _H = HEADER_BYTES
 _DESTINATION_AT = PREFIX_BYTES - SHORT_ID_BYTES

@@ -33,12 +33,13 @@ SMOOTHING = 0.2
 class Probe:
     """A heartbeat that waits for its answer. ``name``: raw address it went to; None: over the relay."""
 
-    __slots__ = ("name", "sent_at", "size")
+    __slots__ = ("is_trial", "name", "sent_at", "size")
 
-    def __init__(self, name: bytes | None, sent_at: float, size: int) -> None:
+    def __init__(self, name: bytes | None, sent_at: float, size: int, *, is_trial: bool) -> None:
         self.name = name
         self.sent_at = sent_at
         self.size = size
+        self.is_trial = is_trial
 
 
 class Path:
@@ -55,6 +56,8 @@ class Path:
         self._size_misses = 0
         self._size_retry_at = now
         self._lost_seen = 0
+        self._trials_lost = 0
+        """Probes of sizes that may be too large: losing them says nothing about loss."""
         self._hold_s = HOLD_FIRST_S
         self._hold_until = 0.0
         self.candidates: tuple[bytes, ...] = ()
@@ -114,7 +117,9 @@ class Path:
         probes = []
         for name, size in wanted:
             nonce = self._rng.getrandbits(62)
-            self._outstanding[nonce] = Probe(name, now, size)
+            is_trial = size > self.size
+            self._trials_lost += is_trial
+            self._outstanding[nonce] = Probe(name, now, size, is_trial=is_trial)
             probes.append((nonce, name, size))
         while len(self._outstanding) > OUTSTANDING_MAX:
             del self._outstanding[next(iter(self._outstanding))]
@@ -146,6 +151,7 @@ class Path:
         if probe is None:
             return
         self.misses = 0
+        self._trials_lost -= probe.is_trial
         if direct and probe.name is not None:
             self._direct_answered = True
             if self.direct_misses:
@@ -192,12 +198,13 @@ class Path:
 
     def reported(self, now: float, received: int, lost: int) -> None:
         """Cumulative counts of the peer, of datagrams from us."""
+        lost -= self._trials_lost
         if lost > self._lost_seen:
             fresh_start = self._hold_until and now - self._hold_until < self._hold_s
             if now >= self._hold_until:
                 self._hold_s = min(self._hold_s * 2, HOLD_MAX_S) if fresh_start else HOLD_FIRST_S
             self._hold_until = now + self._hold_s
-        self._lost_seen = lost
+        self._lost_seen = lost if received else 0
 
     def sample_loss(self, received: int, lost: int) -> None:
         """Datagrams from the peer since the last sample, to the running share that is reported."""

@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import errno
 import ipaddress
+import mmap
 import select
 import socket
 import struct
@@ -58,12 +59,13 @@ _libc_plain = ctypes.CDLL(None)
 
 
 class Buffer:
-    """Memory with a stable address, seen as a writable memoryview of bytes."""
+    """Memory with a stable address, seen as a writable memoryview of bytes. Costs only the pages that are used."""
 
     def __init__(self, size: int) -> None:
-        self.memory = (ctypes.c_char * size)()
-        self.address = ctypes.addressof(self.memory)
-        self.view = memoryview(self.memory).cast("B")
+        memory = mmap.mmap(-1, size)
+        self._anchor = ctypes.c_char.from_buffer(memory)
+        self.address = ctypes.addressof(self._anchor)
+        self.view = memoryview(memory)
 
 
 def sockaddr(family: int, endpoint: SleeveEndpoint) -> bytes | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from weavenet.core.commands import Allocate, Consense, Reset
+from weavenet.core.commands import Allocate, Consense, Done, RemovePeers, Reset
 from weavenet.sim.faults import CALM
 from weavenet.sim.setup import Bootstrap
 from weavenet.sim.stage import Stage
@@ -154,3 +154,24 @@ def test_who_read_the_record_of_a_cluster_that_was_left_meanwhile_begins_anew() 
     stage.allocate(last, "c")
     stage.settle()
     assert len(stage.clusters()) == 1
+
+
+def test_a_founder_that_died_alone_is_replaced_by_one_command() -> None:
+    """The record names only the dead: whoever reads it waits, says for whom, and goes on when that one is given up."""
+    stage = Stage(8, 3, bootstrap=Bootstrap.LOCK)
+    founder, second, third = stage.hosts
+    stage.start(founder)
+    stage.allocate(founder, "c")
+    founder.kill(kernel_lost=True)
+    stage.start(second, third)
+    waiting = stage.ask(second, Allocate("c"))
+    stage.advance(30)
+    assert waiting not in stage.answers
+    assert second.node is not None
+    report = second.node.report(second.local_now())
+    (warning,) = [text for text in report.warnings if "weave rmpeer --force" in text]
+    assert founder.peer.hex() in warning
+    done = stage.answer(stage.ask(second, RemovePeers((founder.peer.hex(),), force=True)))
+    assert isinstance(done, Done), done
+    stage.answer(waiting)
+    stage.allocate(third, "c")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from weavenet.core.node import Node
 
 
+OWNERS_NAMED = 7
+"""As many as vote: without a quorum all unreachable voters have to be named."""
 OBSERVERS_ONLY_S = 30.0
 """A peer that may vote is given so long to turn up before people are told that only observers are there."""
 
@@ -220,6 +222,13 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
         warnings.append(f"{text}, and goes on by itself; next: bring back who is missing" if is_final else text)
     if ipam.state == "awaiting consensus":
         warnings.append(f"no addresses yet: {ipam.detail}")
+    if ipam.state == "all owners unreachable":
+        absent = [owner for owner in ipam.owners if not owner.is_self]
+        names = " ".join(owner.nickname or owner.peer for owner in absent[:OWNERS_NAMED])
+        warnings.append(
+            f"no addresses: {ipam.detail}; next: bring an owner back, or if all of them are gone for good: "
+            f"weave rmpeer --force {names}"
+        )
     genesis = node.log.genesis
     electorate = node.electorate
     if not genesis and electorate.contradicted:

@@ -104,7 +104,8 @@ class NameServer:
                 self._table[key] = record
             else:
                 self._table.pop(key, None)
-            self._changed.add(key)
+            if self._writer is not None:  # else the next worker is told all of it anyway
+                self._changed.add(key)
         self._wake.set()
 
     def set_addresses(self, addresses: tuple[tuple[str, str], ...]) -> None:

@@ -60,3 +60,23 @@ def test_the_password_is_neither_in_arguments_nor_environment_nor_state(lab: Lab
             assert PASSWORD.encode() not in Path(f"/proc/{pid}/{file}").read_bytes()
     found = host.run(["grep", "-rl", PASSWORD, "/var/lib/weave", "/var/log", "/run/weave", "/etc/weave.conf"])
     assert found.stdout == ""
+
+
+@pytest.mark.parametrize(("trusts", "plane"), [(("h1", "h2"), "fastdp"), (("h1",), "sleeve")])
+def test_only_hosts_that_trust_each_other_speak_in_clear(
+    make_lab: MakeLab, trusts: tuple[str, ...], plane: str
+) -> None:
+    lab = make_lab(2)
+    for host in lab.hosts:
+        flags = ["--trusted-subnets", "192.168.77.0/24"] if host.name in trusts else []
+        host.weave("launch", *flags, "h1", "h2", environment={"WEAVE_PASSWORD": PASSWORD}, check=True)
+    wait_for_links(lab.hosts)
+    for host, other in (lab.hosts, reversed(lab.hosts)):
+        wait_until(
+            lambda here=host, there=other: any(
+                f"established {plane}" in line for line in connection_lines(here, there)
+            ),
+            30,
+            f"{host.name} to use {plane} to {other.name}",
+        )
+    lab.down()

@@ -11,6 +11,7 @@ from lab.fresh import MakeLab
 from lab.traffic import assert_intact, block_udp, echo, multicast, unblock_udp, wait_for_plane
 from weavenet.core.limits import PORT_DEFAULT, VXLAN_PORT
 from weavenet.lab.lab import Lab
+from weavenet.lab.nat import Nat
 from weavenet.lab.pings import Pings
 from weavenet.lab.topology import HostEntry, LinkEntry, Topology
 from weavenet.lab.waiting import wait_until
@@ -137,5 +138,22 @@ def test_a_partial_mesh_from_the_start(make_lab: MakeLab) -> None:
         host.weave("consense", "--timeout", "30s", check=True)
     found = [attach_new(host, f"{host.name}-c") for host in lab.hosts]
     wait_until(lambda: found[0][0].ping(found[2][1]), 30, "h1's container to reach h3's over h2")
+    assert_transfers([found[0], found[2]])
+    lab.down()
+
+
+@pytest.mark.parametrize("kind", list(Nat))
+def test_two_hosts_behind_different_nats_meet_through_a_third(make_lab: MakeLab, kind: Nat) -> None:
+    lab = make_lab(3)
+    h1, h2, h3 = lab.hosts
+    for host in (h1, h3):
+        lab.nat(host.name, kind)
+    for host in (h2, h1, h3):
+        host.weave("launch", *([] if host is h2 else ["h2"]), check=True)
+    h2.weave("consense", "--timeout", "30s", check=True)
+    found = [attach_new(host, f"{host.name}-c") for host in lab.hosts]
+    wait_until(lambda: lab.unreachable(found) == [], 40, "all containers to reach each other")
+    way = "direct to 192.168.77.3:6783" if kind is Nat.CONE else "relayed by h2"
+    wait_for_plane(h1, h3, way)
     assert_transfers([found[0], found[2]])
     lab.down()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from weavenet.core.errors import Code, WeaveError
-from weavenet.lab import state
+from weavenet.lab import processes, state
+from weavenet.lab.nat import Nat
+from weavenet.lab.nat import rules as nat_rules
 from weavenet.lab.pings import Count, count
-from weavenet.lab.state import LabState, Loss
+from weavenet.lab.state import LabState, Loss, Narrow
 from weavenet.lab.topology import HostEntry, LinkEntry, Topology, of_count, parse_loss, plan, read
 from weavenet.lab.underlay import rules
 
@@ -73,6 +76,26 @@ def test_rules_replace_the_earlier_ones_and_block_both_directions() -> None:
     assert "drop" not in rules(lab)
     lab.cuts = [("h1", "h3")]
     assert '"h1" . "h3", "h3" . "h1"' in rules(lab)
+
+
+def test_what_is_too_large_is_dropped_towards_the_one_host_only() -> None:
+    lab = planned()
+    lab.narrow = [Narrow("h1", "h2", 1280)]
+    for host in lab.hosts.values():
+        host.pid, host.started = os.getpid(), processes.start_time(os.getpid())
+    text = rules(lab)
+    assert f"ether daddr {lab.hosts['h2'].mac} meta length > 1294 drop" in text
+    assert text.count("meta length") == 2
+    assert lab.hosts["h3"].mac not in text
+
+
+@pytest.mark.parametrize(
+    ("nat", "words"), [(Nat.CONE, "masquerade\n"), (Nat.SYMMETRIC, "masquerade to :20000-59999 random")]
+)
+def test_a_router_in_front_lets_in_only_answers(nat: Nat, words: str) -> None:
+    assert words in nat_rules(nat)
+    assert "established,related return" in nat_rules(nat)
+    assert "masquerade" not in nat_rules(None)
 
 
 def test_a_host_that_is_down_has_no_port_to_hook() -> None:

@@ -20,6 +20,7 @@ from weavenet.lab import processes, requirements, state
 from weavenet.lab.host import LIFELONG, Host
 from weavenet.lab.interruption import Interrupted, interruptible
 from weavenet.lab.lab import Lab
+from weavenet.lab.nat import Nat
 from weavenet.lab.state import HostState
 from weavenet.lab.topology import of_count, parse_loss, read
 
@@ -347,6 +348,21 @@ def mtu(name: str | None, a: str, b: str, size: int) -> None:
     Example:  weave lab mtu h1 h2 1280
     """
     _open(name).mtu(a, b, size)
+
+
+@group.command()
+@_of_lab
+@click.argument("host")
+@click.option("--symmetric", is_flag=True, help="another port for each flow, as carriers do")
+@click.option("--off", is_flag=True, help="take the router away")
+def nat(name: str | None, host: str, symmetric: bool, off: bool) -> None:
+    """Put a masquerading router in front of a host: others reach it only in answer.
+
+    \b
+    Example:  weave lab nat h3
+    """
+    kind = Nat.SYMMETRIC if symmetric else Nat.CONE
+    _open(name).nat(host, None if off else kind)
 
 
 _WHOLE = click.option("--host", "whole", is_flag=True, help="the whole host, not only its weave daemon")

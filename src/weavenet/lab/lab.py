@@ -20,6 +20,7 @@ from types import TracebackType
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.lab import processes, requirements, state, underlay
 from weavenet.lab.host import Container, Host
+from weavenet.lab.nat import Nat
 from weavenet.lab.state import HostState, LabState, Loss, Narrow, pair
 from weavenet.lab.topology import Topology, plan
 
@@ -170,6 +171,19 @@ class Lab:
             self._check_two(current, a, b)
             others = [narrow for narrow in current.narrow if (narrow.a, narrow.b) != pair(a, b)]
             current.narrow = [*others, Narrow(*pair(a, b), size)] if size else others
+
+        self._change(change)
+
+    def nat(self, name: str, kind: Nat | None) -> None:
+        """Put a masquerading router in front of a host, or with None take it away. Connections that there are break."""
+
+        def change(current: LabState) -> None:
+            self._check_hosts(current, [name])
+            if kind is None:
+                current.nats.pop(name, None)
+                underlay.translate(current.hosts[name], None)
+            else:
+                current.nats[name] = kind
 
         self._change(change)
 

@@ -17,6 +17,7 @@ import msgspec
 
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.lab import processes
+from weavenet.lab.nat import Nat
 
 RUN = Path("/run/weave-lab")
 LOCKS = Path("/run/lock")
@@ -76,6 +77,7 @@ class LabState(msgspec.Struct, kw_only=True):
     cuts: list[tuple[str, str]] = []
     loss: list[Loss] = []
     narrow: list[Narrow] = []
+    nats: dict[str, Nat] = {}
 
     @property
     def underlay_is_running(self) -> bool:

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Sequence
 
 from weavenet.core.errors import Code, Failure, WeaveError
-from weavenet.lab import requirements
+from weavenet.lab import nat, requirements
 from weavenet.lab.state import HostState, LabState, Loss
 
 BRIDGE = "underlay"
@@ -146,6 +146,14 @@ def apply_faults(state: LabState) -> None:
     narrowed = {name for narrow in state.narrow for name in (narrow.a, narrow.b)}
     for name in narrowed:
         _hand_over(state.hosts[name], 1)
+    for name, kind in state.nats.items():
+        translate(state.hosts[name], kind)
+
+
+def translate(host: HostState, kind: nat.Nat | None) -> None:
+    """Put a masquerading router in front of ``host``, or take it away."""
+    if host.is_running:
+        in_network(host.pid, ["nft", "-f", "-"], nat.rules(kind))
 
 
 def hand_over_units(state: LabState) -> None:

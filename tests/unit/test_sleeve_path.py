@@ -96,6 +96,11 @@ def test_probes_that_are_too_large_are_no_loss() -> None:
     assert world.path.units_allowed(world.now), "five sizes were tried that do not get through"
     world.path.reported(world.now, 100, 6)
     assert not world.path.units_allowed(world.now)
+    easy = World()
+    for _ in range(20):
+        easy.run(0.1)
+        easy.path.reported(easy.now, 100, 0)
+        assert easy.path.units_allowed(easy.now)
 
 
 def test_an_idle_path_is_asked_seldom() -> None:

@@ -56,8 +56,8 @@ class Path:
         self._size_misses = 0
         self._size_retry_at = now
         self._lost_seen = 0
-        self._trials_lost = 0
-        """Probes of sizes that may be too large: losing them says nothing about loss."""
+        self._trials = 0
+        """Probes of sizes that may be too large and were not answered: losing them says nothing about loss."""
         self._hold_s = HOLD_FIRST_S
         self._hold_until = 0.0
         self.candidates: tuple[bytes, ...] = ()
@@ -118,7 +118,7 @@ class Path:
         for name, size in wanted:
             nonce = self._rng.getrandbits(62)
             is_trial = size > self.size
-            self._trials_lost += is_trial
+            self._trials += is_trial
             self._outstanding[nonce] = Probe(name, now, size, is_trial=is_trial)
             probes.append((nonce, name, size))
         while len(self._outstanding) > OUTSTANDING_MAX:
@@ -151,7 +151,7 @@ class Path:
         if probe is None:
             return
         self.misses = 0
-        self._trials_lost -= probe.is_trial
+        self._trials -= probe.is_trial and self._trials > 0
         if direct and probe.name is not None:
             self._direct_answered = True
             if self.direct_misses:
@@ -197,14 +197,16 @@ class Path:
     # --- what the other side and the kernel say ---
 
     def reported(self, now: float, received: int, lost: int) -> None:
-        """Cumulative counts of the peer, of datagrams from us."""
-        lost -= self._trials_lost
-        if lost > self._lost_seen:
-            fresh_start = self._hold_until and now - self._hold_until < self._hold_s
-            if now >= self._hold_until:
-                self._hold_s = min(self._hold_s * 2, HOLD_MAX_S) if fresh_start else HOLD_FIRST_S
-            self._hold_until = now + self._hold_s
-        self._lost_seen = lost if received else 0
+        """Cumulative counts of the peer, of datagrams from us. Fewer than before: it started anew, or some came late."""
+        fresh, self._lost_seen = lost - self._lost_seen, lost
+        forgiven = min(max(fresh, 0), self._trials)
+        self._trials -= forgiven
+        if fresh <= forgiven:
+            return
+        if now >= self._hold_until:
+            is_again = self._hold_until and now - self._hold_until < self._hold_s
+            self._hold_s = min(self._hold_s * 2, HOLD_MAX_S) if is_again else HOLD_FIRST_S
+        self._hold_until = now + self._hold_s
 
     def sample_loss(self, received: int, lost: int) -> None:
         """Datagrams from the peer since the last sample, to the running share that is reported."""

@@ -142,3 +142,9 @@ def test_scripts_are_executable_and_parse(script: str) -> None:
     assert path.stat().st_mode & 0o111
     shell = "sh" if path.read_text().startswith("#!/bin/sh") else "bash"
     subprocess.run([shell, "-n", str(path)], check=True)
+
+
+def test_names_of_test_files_are_unique() -> None:
+    """Pytest imports them by their bare names, and collects nothing of the second file of one name."""
+    names = [path.name for path in tracked() if path.name.startswith("test_") and path.suffix == ".py"]
+    assert sorted(names) == sorted(set(names))

@@ -98,7 +98,7 @@ def test_the_same_draft_is_offered_again_after_a_restart_and_after_errors() -> N
         (b"not json", "something else"),
         (b"x" * (LOCK_RECORD_BYTES_MAX + 1), "at most"),
         (OTHER.replace(b'"weave": 1', b'"weave": 2'), "format 1"),
-        (encode_record(GENESIS, b"another"), "another password"),
+        (encode_record(GENESIS, b"another"), "with our password; found one of another"),
         (encode_record(msgspec.structs.replace(GENESIS, owners=()), AUTHORITY), "sound"),
         (encode_record(msgspec.structs.replace(GENESIS, electors=()), AUTHORITY), "electors"),
         (encode_record(msgspec.structs.replace(GENESIS, ranges=("10.0.0.1/8",)), AUTHORITY), "range"),

@@ -176,8 +176,8 @@ class Founding:
         genesis = self._log.genesis
         if genesis is None or self._ipam.used or self._membership.leaving.is_leaving:
             return False
-        met = {self._config.peer, *self._membership.known.peers, *self._mesh.known_peers()}
-        return met.isdisjoint(genesis.electors) and met.isdisjoint(genesis.owners)
+        known, mesh, me = self._membership.known.peers, self._mesh, self._config.peer
+        return not any(peer == me or peer in known or mesh.knows(peer) for peer in {*genesis.electors, *genesis.owners})
 
     def _watch_lock(self, now: float, locked: LockedGenesis, genesis: Genesis) -> None:
         if not self._is_stranded():

@@ -89,8 +89,9 @@ def decode_record(data: bytes, authority: bytes) -> Genesis:
         raise RecordRefused(f"expected a sound cluster record; found: {problem}; {_NEXT}")
     if record.authority != authority.hex():
         raise RecordRefused(
-            "expected the record of a cluster with our password; found one of another password; next: give all hosts "
-            "one password, or this cluster another lock URL"
+            "expected the record of a cluster with our password; found one of another (or from before it was changed: "
+            "then any member that can be reached tells us); next: give all hosts one password, or this cluster another "
+            "lock URL"
         )
     return genesis
 

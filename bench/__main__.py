@@ -13,7 +13,7 @@ from bench.gate import Gate
 from bench.options import Options
 from bench.table import Result
 
-BENCHES = ("fastdp", "planes", "start", "status", "memory", "allocations", "restart", "imports", "dns", "ring")
+BENCHES = ("fastdp", "planes", "start", "status", "memory", "allocations", "restart", "imports", "dns", "names", "ring")
 
 
 class Bench(Protocol):

@@ -143,7 +143,7 @@ class Story:
         target, address = next(each for each in self._containers if each[0].host.name == "h3")
         self._tell.chapter("Containers find each other by name, wherever they are; no name outlives its container")
         self._tell.command(source.name, "ping -c 1", target.name)
-        _expect(source.ping(target.name), f"{target.name} answers to its name", "no answer")
+        wait_until(lambda: source.ping(target.name), NOTICE_DEADLINE_S, f"{target.name} to answer to its name")
         self._tell.say(f"{target.name} is {address}, and answers")
         for host in lab.hosts[1:3]:
             name = f"{host.name}-web"

@@ -60,7 +60,9 @@ class Founding:
         self._wanted_since: float | None = None
         membership.withdraw = self.withdraw
         self.locked = None if config.mode is not GenesisMode.LOCK else self._by_lock(disk)
-        membership.has_promised = lambda: self.election.has_promised or self.locked is not None
+        membership.has_promised = lambda: (
+            self.election.has_promised or (self.locked is not None and self.locked.has_drafted)
+        )
 
     def _by_lock(self, disk: Mapping[tuple[str, bytes], bytes]) -> LockedGenesis:
         return LockedGenesis(

@@ -81,6 +81,10 @@ class Checker:
         """Everybody has left for good: whoever comes next begins a new one."""
         self._geneses.clear()
 
+    @property
+    def is_forced(self) -> bool:
+        return self._is_forced
+
     def force(self) -> None:
         """From here on an operator answers for addresses that are used twice: a hold may be ended by force."""
         self._is_forced = self._may_show_twice = True

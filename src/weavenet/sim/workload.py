@@ -348,7 +348,8 @@ class Workload:
         if container is None or container.leaving:
             return
         if isinstance(result, Failure):
-            if not container.held:
+            asks = any(pending.container is container for pending in self.pending[host.index].values())
+            if not container.held and not asks:
                 self.containers[host.index].pop(container.ident, None)
             return
         assert isinstance(result, Addresses)

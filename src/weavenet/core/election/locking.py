@@ -142,6 +142,11 @@ class LockedGenesis:
         self.failure = ""
         """Why the lock could not be used so far; empty when it could."""
 
+    @property
+    def has_drafted(self) -> bool:
+        """A record of ours may be offered, or kept by the lock, already."""
+        return self._row is not None
+
     @staticmethod
     def disk_key() -> tuple[str, bytes]:
         return TABLE, _DRAFT

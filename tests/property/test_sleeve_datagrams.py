@@ -10,7 +10,7 @@ from sleeve_pair import HOSTS, A, B, C, End, damage, fuzz, name_of, plain_frame
 from unit.test_sleeve_units import segmented
 from unit.test_sleeve_units import unit as tcp_unit
 from weavenet.sleeve.tap import VNET_BYTES
-from weavenet.sleeve.wire import HEADER_BYTES, HOPS_AT, Kind
+from weavenet.sleeve.wire import HEADER_BYTES, HOPS_AT, NONCE_START, Kind
 
 HOME = name_of(HOSTS[A])
 
@@ -221,6 +221,36 @@ def test_a_relay_forwards_unopened_and_counts_hops() -> None:
     assert forwarded[0][HOPS_AT] == 0
     relay.open(forwarded, HOME)
     assert relay.udp.take() == []
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_a_member_seals_does_no_harm(seed: int) -> None:
+    """Genuine seals over nonsense: nothing raises, and what comes after is delivered."""
+    rng = random.Random(seed)
+    a, b = pair()
+    a.now = 10.0
+    session = a.sessions.by_peer[B]
+    key = session.sending
+    assert key is not None
+    for _ in range(60):
+        good = random_unit(rng, b, 3000)
+        plaintext = rng.choice([rng.randbytes(rng.randrange(300)), good[: rng.randrange(len(good))]])
+        last = rng.choice([0, 1, 3, 255])
+        counter = key.take(last + 1).to_bytes(6, "big")
+        kind = rng.choice(list(Kind))
+        datagrams = []
+        for index in range(rng.randint(1, 5)):
+            place = counter + bytes((min(index, 255), last))
+            size = rng.choice([len(plaintext), rng.randrange(len(plaintext) + 1)])
+            sealed = bytearray(size + 16)
+            data, out = memoryview(plaintext)[:size], memoryview(sealed)
+            key.aead.encrypt_into(NONCE_START[kind] + place, data, None, out)
+            datagrams.append(session.prefixes[kind] + place + b"\x08" + bytes(sealed))
+        b.open(datagrams, HOME)
+        if rng.random() < 0.3:
+            lossy(a)
+        frame = plain_frame(b, b"after it")
+        assert b.open(a.seal(frame), HOME)[-1] == frame
 
 
 @pytest.mark.parametrize("seed", range(3))

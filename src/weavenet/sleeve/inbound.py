@@ -211,7 +211,10 @@ class Inbound:
         if run is None or run.base != base or run.next != first or run.size + count * size > RUN_BYTES_MAX:
             run = self._begin_run(session, base, first, last, plains[0])
         lost = key.window.accept_next(base + first, count)
-        if run is not None:
+        if run is not None and min(len(plains[0]), size_last) < run.end:
+            self.refused += count  # the headers of its unit do not even fit
+            self._write_run(session, run)
+        elif run is not None:
             self._area_used = end
             headers = run.end
             run.payload += [plain[headers:] for plain in plains]
@@ -245,7 +248,10 @@ class Inbound:
         run = session.run
         if run is None or run.base != base or run.next != index or run.size + size > RUN_BYTES_MAX:
             run = self._begin_run(session, base, index, last, plain)
-        if run is not None:
+        if run is not None and size < run.end:
+            self.refused += 1
+            self._write_run(session, run)
+        elif run is not None:
             self._area_used += size
             run.payload.append(plain[run.end :])
             run.size += size - run.end
@@ -447,6 +453,8 @@ class Inbound:
 
     def _write_run(self, session: Session, run: Run) -> None:
         session.run = None
+        if not run.size:
+            return  # nothing of it was put in yet
         if not session.is_open or run.headers[VNET_BYTES] & 1:
             self.not_open += 1
             return

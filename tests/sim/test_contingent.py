@@ -13,9 +13,16 @@ CORE, OBSERVERS = 3, 20
 NOTICED_S = 30.0
 
 
-def grown(seed: int) -> tuple[Stage, list[Host], list[Host], set[str]]:
+def grown(seed: int, *, ephemerals: int = 0) -> tuple[Stage, list[Host], list[Host], set[str]]:
     """A core that keeps allocating while all observers join and use addresses; those are returned too."""
-    stage = Stage(seed, CORE + OBSERVERS, bootstrap=Bootstrap.OBSERVERS, electors=CORE, range_cidr="10.32.0.0/22")
+    stage = Stage(
+        seed,
+        CORE + OBSERVERS,
+        bootstrap=Bootstrap.OBSERVERS,
+        electors=CORE,
+        range_cidr="10.32.0.0/22",
+        ephemerals=ephemerals,
+    )
     core, observers = stage.hosts[:CORE], stage.hosts[CORE:]
     stage.start(*core)
     stage.answer(stage.ask(core[0], Consense()))
@@ -82,3 +89,19 @@ def test_twenty_leave_at_once_while_the_core_allocates_and_nothing_is_lost() -> 
     stage.until(lambda: all(shares(host) == shares(core[0]) for host in core), NOTICED_S, "the core to agree")
     assert shares(core[0]).keys() == {host.peer for host in core}
     assert sum(shares(core[0]).values()) == stage.area.size
+
+
+def test_ten_ephemeral_ones_killed_without_notice_are_recovered_without_anybody_asking() -> None:
+    stage, core, observers, _ = grown(12, ephemerals=OBSERVERS)
+    stage.settle()
+    dead, living = observers[: OBSERVERS // 2], [*core, *observers[OBSERVERS // 2 :]]
+    for host in dead:
+        host.kill(kernel_lost=True)
+    peers = {host.peer for host in living}
+    stage.until(
+        lambda: all(shares(host).keys() <= peers and shares(host) == shares(core[0]) for host in living),
+        4 * stage.options.setup.ttl_s,
+        "nobody to show space of the dead",
+    )
+    assert sum(shares(core[0]).values()) == stage.area.size
+    assert len({stage.allocate(core[0], f"new{number}") for number in range(50)}) == 50

@@ -157,3 +157,30 @@ def test_two_hosts_behind_different_nats_meet_through_a_third(make_lab: MakeLab,
     wait_for_plane(h1, h3, way)
     assert_transfers([found[0], found[2]])
     lab.down()
+
+
+def test_sleeve_outlives_the_daemon_and_a_killed_worker_is_replaced(make_lab: MakeLab) -> None:
+    lab = make_lab(2)
+    h1, h2 = lab.hosts
+    for host in lab.hosts:
+        host.weave("launch", "--no-fastdp", "h1", "h2", check=True)
+    wait_for_links(lab.hosts)
+    found = [attach_new(host, f"{host.name}-c") for host in lab.hosts]
+    wait_until(lambda: lab.unreachable(found) == [], 30, "containers to reach each other")
+    wait_for_plane(h1, h2, "direct to")
+    worker = h1.run(["pgrep", "-f", "weavenet.sleeve"], check=True).stdout.split()
+    with Pings(found[0][0], found[1][1]) as pings:
+        h1.kill_daemon()
+        before = pings.answered()
+        wait_until(lambda: pings.answered() > before + 50, 10, "pings without a daemon")
+        h1.weave("launch", "--no-fastdp", "h1", "h2", check=True)
+        wait_for_plane(h1, h2, "direct to")
+        counted = pings.stop()
+    assert counted.lost == 0
+    assert h1.run(["pgrep", "-f", "weavenet.sleeve"], check=True).stdout.split() == worker
+    with Pings(found[0][0], found[1][1]) as pings:
+        h1.run(["kill", "-9", *worker], check=True)
+        before = pings.answered()
+        wait_until(lambda: pings.answered() > before + 50, 10, "pings over the next worker")
+    assert h1.run(["pgrep", "-f", "weavenet.sleeve"], check=True).stdout.split() != worker
+    lab.down()

@@ -10,7 +10,7 @@ from test_planted import hunt
 
 from weavenet.core.mesh.mesh import Mesh
 from weavenet.core.names.names import Names
-from weavenet.core.names.registrations import Registrations
+from weavenet.core.names.registrations import Registration, Registrations
 from weavenet.core.overlay.endpoints import Endpoints
 from weavenet.sim.faults import CALM, FaultKind
 from weavenet.sim.setup import Setup
@@ -40,13 +40,10 @@ def test_a_dead_container_that_keeps_its_names_is_noticed(monkeypatch: pytest.Mo
 
 
 def test_a_name_that_outlives_its_address_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    follow = Registrations.attachment_changed
+    def careless(self: Registrations, name: str, owner: str, is_all: bool, given: frozenset[bytes]) -> Registration:
+        return Registration(name, owner, is_all, tuple(sorted(given)))
 
-    def forgetful(self: Registrations, owner: str) -> None:
-        if self._owners.get(owner) is None:
-            follow(self, owner)
-
-    monkeypatch.setattr(Registrations, "attachment_changed", forgetful)
+    monkeypatch.setattr(Registrations, "_sorted_out", careless)
     hunt(["liveness"], play())
 
 

@@ -238,6 +238,16 @@ def test_a_daemon_that_is_back_at_once_was_never_missed() -> None:
     assert host.answers == {}
 
 
+def test_a_crash_between_two_rows_names_no_address_that_was_given_up() -> None:
+    host = Host()
+    host.attach("a", "10.32.0.1/12", "10.32.0.2/12")
+    host.add("one", "a", "10.32.0.1", "192.168.7.7")
+    before = dict(host.disk)
+    host.attach("a", "10.32.0.2/12")
+    torn = {**before, ("attachments", b"a"): host.disk["attachments", b"a"]}
+    assert Host(torn).answers == {"one.weave.local.": ("192.168.7.7",)}
+
+
 def test_what_others_publish_counts_while_they_are_reachable() -> None:
     host = Host()
     host.add("web", EXTERNAL, "10.0.0.1")

@@ -63,7 +63,8 @@ def _addresses(host: Host, registration: Registration) -> set[bytes]:
     blocked = {packed(address) for ident, address in host.blocked if ident == registration.owner}
     if not own - blocked:
         return set()
-    return ((own if registration.is_all else set()) | set(registration.addresses)) - (own & blocked)
+    mine = own if registration.is_all else own & set(registration.bound)
+    return (mine - blocked) | set(registration.addresses)
 
 
 def names_unrest(members: list[Host], area: AddressRange, is_held: Callable[[str], bool]) -> str:

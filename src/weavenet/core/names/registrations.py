@@ -43,12 +43,14 @@ class Entry(NamedTuple):
 
 
 class Registration(msgspec.Struct, frozen=True, array_like=True):
-    """``is_all``: for whatever addresses the owner has; ``addresses``: for these."""
+    """``is_all``: for whatever addresses the owner has; ``bound``: for these of them, as long as it has them;
+    ``addresses``: for these, which are not its own."""
 
     name: Label
     owner: Label
     is_all: bool
     addresses: tuple[PackedAddress, ...]
+    bound: tuple[PackedAddress, ...] = ()
 
 
 class Owners(Protocol):
@@ -72,8 +74,6 @@ class Registrations:
         self._owners = owners
         self._by_owner: dict[str, dict[str, Registration]] = {}
         self._count = 0
-        self._had: dict[str, frozenset[bytes]] = {}
-        """Addresses of attachments when they were last looked at."""
         for _, value in rows:
             registration = msgspec.msgpack.decode(value, type=Registration)
             self._by_owner.setdefault(registration.owner, {})[folded(registration.name)] = registration
@@ -94,7 +94,9 @@ class Registrations:
                 f"{self._count} are registered",
                 "remove some with `weave dns-remove`",
             )
-        given = frozenset(addresses).union(() if old is None else old.addresses)
+        given = frozenset(addresses)
+        if old is not None:
+            given = given.union(old.addresses, self._all_of(owner).intersection(old.bound))
         if len(given) > ADDRESSES_PER_IDENT_MAX:
             return Failure(
                 Code.NO_SPACE,
@@ -103,8 +105,7 @@ class Registrations:
                 "use another name, or register the rest on another host",
             )
         is_all = not addresses or (old is not None and old.is_all)
-        self._had.setdefault(owner, self._all_of(owner))
-        self._put(Registration(name, owner, is_all, tuple(sorted(given))))
+        self._put(self._sorted_out(name, owner, is_all, given))
         return None
 
     def remove(self, owner: str, name: str, addresses: tuple[bytes, ...]) -> bool:
@@ -116,32 +117,28 @@ class Registrations:
             if name and folded(registration.name) != folded(name):
                 continue
             own = self._all_of(owner) if registration.is_all else frozenset[bytes]()
-            held = own.union(registration.addresses)
+            held = own.union(registration.addresses, registration.bound)
             if addresses and held.isdisjoint(gone):
                 continue
             found = True
             is_all = bool(addresses) and registration.is_all and own.isdisjoint(gone)
-            left = frozenset(registration.addresses) if is_all else held
+            left = frozenset(registration.addresses).union(registration.bound) if is_all else held
             left = left - gone if addresses else frozenset()
-            self._put(Registration(registration.name, owner, is_all, tuple(sorted(left))))
+            self._put(self._sorted_out(registration.name, owner, is_all, left))
         return found
 
     def attachment_changed(self, owner: str) -> None:
         """Follow what became of the attachment ``owner``."""
         if owner == EXTERNAL:
             return
-        if self._owners.get(owner) is None:
-            self._had.pop(owner, None)
-            for registration in tuple(self._by_owner.get(owner, {}).values()):
+        is_there = self._owners.get(owner) is not None
+        own = self._all_of(owner)
+        for registration in tuple(self._by_owner.get(owner, {}).values()):
+            if not is_there:
                 self._put(Registration(registration.name, owner, False, ()))
-            return
-        before, now = self._had.get(owner, frozenset()), self._all_of(owner)
-        self._had[owner] = now
-        lost = before - now
-        for registration in tuple(self._by_owner.get(owner, {}).values()) if lost else ():
-            if lost.intersection(registration.addresses):
-                left = tuple(address for address in registration.addresses if address not in lost)
-                self._put(Registration(registration.name, owner, registration.is_all, left))
+                continue
+            given = own.intersection(registration.bound).union(registration.addresses)
+            self._put(self._sorted_out(registration.name, owner, registration.is_all, given))
 
     def entries(self, owner: str) -> frozenset[Entry]:
         """What the others are told of ``owner`` now."""
@@ -151,23 +148,29 @@ class Registrations:
         shown = frozenset(map(packed, self._owners.shown(owner)))
         if not shown:
             return frozenset()
-        hidden = self._all_of(owner) - shown
         return frozenset(
             Entry(registration.name, address, owner)
             for registration in registrations
-            for address in (shown if registration.is_all else frozenset()).union(registration.addresses) - hidden
+            for address in (shown if registration.is_all else shown.intersection(registration.bound)).union(
+                registration.addresses
+            )
         )
 
     def _all_of(self, owner: str) -> frozenset[bytes]:
         attachment = self._owners.get(owner)
         return frozenset(map(packed, attachment.addresses)) if attachment is not None else frozenset()
 
+    def _sorted_out(self, name: str, owner: str, is_all: bool, given: frozenset[bytes]) -> Registration:
+        """``given`` divided into those that ``owner`` has now and others."""
+        own = self._all_of(owner)
+        return Registration(name, owner, is_all, tuple(sorted(given - own)), tuple(sorted(given & own)))
+
     def _put(self, registration: Registration) -> None:
         """Remember it, or forget it when it names nothing."""
         owned = self._by_owner.setdefault(registration.owner, {})
         key = folded(registration.name)
         row = f"{registration.owner}\0{key}".encode()
-        if not registration.is_all and not registration.addresses:
+        if not (registration.is_all or registration.addresses or registration.bound):
             if owned.pop(key, None) is not None:
                 self._count -= 1
                 self._outbox.persist(Change(TABLE, row, None))

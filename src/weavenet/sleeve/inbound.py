@@ -158,33 +158,38 @@ class Inbound:
             return 0
         count = min(-(-(length - at) // stride), last + 1 - first)
         end = min(at + count * stride, length)
-        is_whole = end - at - (count - 1) * stride >= OVERHEAD_BYTES + VNET_BYTES
-        return count if is_whole and self._headers_follow(at, count, stride) else 0
+        if end - at - (count - 1) * stride < OVERHEAD_BYTES + VNET_BYTES:
+            count -= 1
+        return self._following(at, count, stride)
 
-    def _headers_follow(self, at: int, count: int, stride: int) -> bool:
-        """Whether ``count`` headers from ``at`` on are the same but for index, which counts up. Three comparisons of
-        whole columns of words where sizes allow it."""
-        if count == 1:
-            return True
+    def _following(self, at: int, count: int, stride: int) -> int:
+        """How many of ``count`` headers from ``at`` on are the same but for index, which counts up. Three comparisons
+        of whole columns of words where sizes allow it."""
+        if count <= 1:
+            return count
         if _IS_LITTLE and not (at | stride) & 7:
             words, step, start = self._words, stride >> 3, at >> 3
             stop = start + (count - 1) * step + 1
             column = words[start:stop:step].tolist()
             middle = words[start + 1 : stop + 1 : step].tolist()
             final = words[start + 2 : stop + 2 : step].tolist()
-            return (
-                column.count(column[0]) == count
-                and middle.count(middle[0]) == count
-                and final == list(range(final[0], final[0] + count * _INDEX_STEP, _INDEX_STEP))
+            expected = range(final[0], final[0] + count * _INDEX_STEP, _INDEX_STEP)
+            if column.count(column[0]) == count and middle.count(middle[0]) == count and final == list(expected):
+                return count
+            same = zip(column, middle, final, expected, strict=True)
+            return next(
+                number
+                for number, (one, two, three, due) in enumerate(same)
+                if one != column[0] or two != middle[0] or three != due
             )
-        view, stop = self._view, at + (count - 1) * stride + 1
-        for offset in range(HEADER_BYTES):
-            column_bytes = view[at + offset : stop + offset : stride].tobytes()
-            first = column_bytes[0]
-            expected = _INDICES[first : first + count] if offset == INDEX_AT else column_bytes[:1] * count
-            if column_bytes != expected:
-                return False
-        return True
+        view, first = self._view, self._view[at + INDEX_AT]
+        head, tail = view[at : at + INDEX_AT].tobytes(), view[at + LAST_AT : at + HEADER_BYTES].tobytes()
+        for number in range(1, count):
+            place = at + number * stride
+            header = view[place : place + HEADER_BYTES].tobytes()
+            if header[:INDEX_AT] != head or header[INDEX_AT] != first + number or header[LAST_AT:] != tail:
+                return number
+        return count
 
     def _open_in_order(self, opening: Opening, key: ReceivingKey, at: int, count: int, taken: int) -> int:
         """``count`` segments in ``taken`` bytes; returns ``taken``, or 0 when one of them was not genuine, which is
@@ -318,7 +323,7 @@ class Inbound:
         count = min(-(-(length - at) // stride), partial.last + 1 - index)
         end = min(at + count * stride, length)
         is_next = index == partial.next and not partial.rest and view[at + LAST_AT] == partial.last
-        if at or not is_next or end - (count - 1) * stride <= _H or not self._headers_follow(0, count, stride):
+        if at or not is_next or end - (count - 1) * stride <= _H or self._following(0, count, stride) < count:
             return 0
         bodies = self._bodies.get(stride)
         if bodies is None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
+import weavenet
 from lab.clusters import (
     HEAL_DEADLINE_S,
     NOTICE_DEADLINE_S,
@@ -184,3 +187,34 @@ def test_without_a_daemon_nothing_can_be_handed_over(make_lab: MakeLab) -> None:
     assert f"weave rmpeer {old}" in done.stdout
     assert traces(h2) == before
     assert h1.weave("status").returncode == 0
+
+
+INTERRUPT = """
+from pathlib import Path
+import msgspec
+from weavenet.core.effects import Change
+from weavenet.core.leaving import Leaving, Phase, State
+from weavenet.runtime.store import open_store
+store = open_store(Path("/var/lib/weave"))
+store.write_now((Change(*Leaving.disk_key(), msgspec.msgpack.encode(State(Phase.VACATING, ()))),))
+store.close()
+"""
+
+
+def test_a_daemon_that_died_past_the_point_of_no_return_goes_on_after_launch(lab: Lab) -> None:
+    """Nobody asks for it any more: containers leave, the addresses are handed over, and it is gone."""
+    h1, h2, h3 = lab.hosts
+    container, _ = attach_new(h3, "h3-c1")
+    old = uid(h3)
+    h3.weave("stop", check=True)
+    source = str(Path(weavenet.__file__).parent.parent)
+    h3.run([sys.executable, "-c", INTERRUPT], environment={"PYTHONPATH": source}, check=True)
+    assert "ethwe" in interfaces(container)
+    h3.weave("launch", check=True)
+    for host in (h1, h2):
+        wait_until(lambda host=host: old not in shares(host), HEAL_DEADLINE_S, f"{host.name} to know it")
+        wait_until(lambda host=host: absent(host) == set(), HEAL_DEADLINE_S, f"{host.name} to miss nobody")
+    wait_until(lambda: "weave is not running" in h3.weave("status").stderr, HEAL_DEADLINE_S, "the daemon to end")
+    assert "ethwe" not in interfaces(container)
+    assert not [line for line in traces(h3).splitlines() if "weavenet" in line or line.startswith(" weave")]
+    assert "what this peer owned is" in observe.log_tail(h3, 50), "nobody was told, so the log stays"

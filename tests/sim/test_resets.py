@@ -317,6 +317,7 @@ def test_reset_before_the_first_division() -> None:
     stage.advance(3)
     leaver = stage.hosts[0]
     has_left(stage, leaver, reset(stage, leaver))
+    stage.advance(130)
     stage.answer(stage.ask(stage.hosts[1], Consense()))
 
 

@@ -206,9 +206,11 @@ class Membership:
     def advance(self, now: float) -> None:
         """To be called once per settling round, after news was exchanged."""
         self.leaving.advance(now)
-        if self._log.genesis is None or self.is_over:
+        if self.is_over:
             return
         self.departed.tick(now)
+        if self._log.genesis is None:
+            return
         self.attests.review(now, self._log.removed, self.is_reachable)
         self.leasing.advance(now)
         self.removals.advance(now)

@@ -13,12 +13,14 @@ Bounds: PARTIALS_MAX incomplete frames per peer, of FRAGMENTS_MAX fragments each
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
 
 from cryptography.exceptions import InvalidTag
 
+from weavenet.sleeve.flows import HEADERS_BYTES, PACKETS_MAX, flow_of, headers_of
 from weavenet.sleeve.keys import ReceivingKey, ReplayWindow
 from weavenet.sleeve.session import Opening, Partial, Run, Session, Sessions
 from weavenet.sleeve.tap import VNET_BYTES
@@ -74,6 +76,7 @@ class Inbound:
         self._news: list[Session] = []
         self._source = b""
         self._plain = Buffer(1 << 17).view
+        self._takes_flows = True
         self._bodies: dict[int, list[memoryview]] = {}
         self.malformed = 0
         self.unknown = 0
@@ -401,16 +404,46 @@ class Inbound:
         self._frames(session, plain)
 
     def _frames(self, session: Session, plain: memoryview) -> None:
-        """The frames of a batch."""
+        """The frames of a batch, in order; packets of one UDP flow that follow each other together."""
         at, length = 0, len(plain)
+        flow, gathered = b"", []  # type: bytes, list[memoryview]
         while at + 2 + VNET_BYTES <= length:
             size = (plain[at] << 8 | plain[at + 1]) + VNET_BYTES
             if at + 2 + size > length:
                 break
-            self._deliver(session, plain[at + 2 : at + 2 + size])
+            frame = plain[at + 2 : at + 2 + size]
             at += 2 + size
+            found = flow_of(frame) if self._takes_flows else b""
+            if gathered and (not found or found != flow or len(gathered) == PACKETS_MAX):
+                self._deliver_flow(session, gathered)
+                gathered = []
+            if found:
+                flow = found
+                gathered.append(frame)
+            else:
+                self._deliver(session, frame)
+        if gathered:
+            self._deliver_flow(session, gathered)
         if at != length:
             self.refused += 1
+
+    def _deliver_flow(self, session: Session, frames: list[memoryview]) -> None:
+        if len(frames) == 1 or not session.is_open:
+            for frame in frames:
+                self._deliver(session, frame)
+            return
+        payload = [frame[HEADERS_BYTES:] for frame in frames]
+        each = len(payload[0])
+        total = each * len(payload)
+        try:
+            os.writev(self._tap, [headers_of(frames[0], total, each), *payload])
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                self._takes_flows = False  # an older kernel
+            for frame in frames:
+                self._deliver(session, frame)
+            return
+        session.received_bytes += total + len(frames) * (HEADERS_BYTES - VNET_BYTES)
 
     def _authenticated(self, opening: Opening, count: int, lost: int, at: int) -> None:
         """``count`` datagrams of a peer were genuine and new, ``lost`` before them were missing, negative: came late.

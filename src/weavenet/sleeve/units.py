@@ -89,7 +89,7 @@ def part(headers: Octets, *, skipped: int, payload_bytes: int, is_end: bool) -> 
         _HALF.pack_into(made, ip + 4, identification)
         made[ip + 10 : ip + 12] = b"\0\0"
         end = ip + (made[ip] & 15) * 4
-        _HALF.pack_into(made, ip + 10, ~_sum(made[ip:end]) & 0xFFFF)
+        _HALF.pack_into(made, ip + 10, ~internet_sum(made[ip:end]) & 0xFFFF)
     else:
         old = _HALF.unpack_from(made, ip + 4)[0]
         new = len(made) - ip - 40 + payload_bytes
@@ -105,7 +105,7 @@ def part(headers: Octets, *, skipped: int, payload_bytes: int, is_end: bool) -> 
     return bytes(made)
 
 
-def _sum(data: Octets) -> int:
+def internet_sum(data: Octets) -> int:
     """Ones' complement sum (RFC 1071), folded, of an even number of bytes."""
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from weavenet.core.commands import Consense
+from weavenet.core.commands import Consense, RemovePeers
 from weavenet.sim.host import Host
 from weavenet.sim.setup import Bootstrap
 from weavenet.sim.stage import Stage
@@ -94,6 +94,47 @@ def test_a_disk_set_back_before_an_earlier_start_ends_its_identity(seed: int, st
     address = stage.allocate(victim, "fresh")
     stage.until(lambda: stage.owner(others[0], address) == victim.peer, 10, "news of the grant")
     assert not any(other.generation for other in others)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_disk_set_back_within_one_start_behind_a_grant_ends_its_identity(seed: int) -> None:
+    """The start is on the disk, the grant that came after it is not."""
+    stage = Stage(seed, 4, range_cidr="10.32.0.0/26")
+    stage.form()
+    donor, *others = stage.hosts
+    stage.allocate(donor, "own")
+    stage.advance(3)
+    early = dict(donor.disk.durable)
+    for host in others:
+        stage.fill(host, 18, f"c{host.index}")
+    stage.until(lambda: any(table == "grants" for table, _ in donor.disk.durable), 30, "a grant")
+    stage.settle()
+    stage.advance(3)
+    before = donor.peer
+    stage.workload.lost(donor)
+    stage.checker.forget_host(donor)
+    donor.set_back(early)
+    donor.start()
+    stage.until(lambda: donor.peer != before, 30, "a new key")
+    stage.until(lambda: all(donor.peer in host.open_peers for host in others), 60, "data paths to the new identity")
+    assert not any(other.generation for other in others)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_disk_set_back_within_one_start_behind_a_vote_ends_its_identity(seed: int) -> None:
+    stage = Stage(seed, 5, range_cidr="10.32.0.0/26")
+    stage.form()
+    voter, asker, *others = stage.hosts
+    stage.advance(3)
+    early = dict(voter.disk.durable)
+    others[-1].kill(kernel_lost=True)
+    stage.advance(25)
+    stage.answer(stage.ask(asker, RemovePeers((others[-1].label,))))
+    stage.advance(3)
+    before = voter.peer
+    voter.set_back(early)
+    voter.start()
+    stage.until(lambda: voter.peer != before, 30, "a new key")
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -424,7 +424,7 @@ def play_grant_to_the_departed(seed: int) -> None:
         return not (armed and source is donor)
 
     stage.network.intercept = intercept
-    drain = [stage.ask(leaver, Allocate(f"d{number}")) for number in range(40)]
+    drain = [stage.ask(leaver, Allocate(f"d{number}")) for number in range(55)]  # more than everybody but the donor has
     stage.until(lambda: bool(armed), 30, "a grant of the donor", every_s=0.001)
     donor.kill()
     stage.network.intercept = lambda source, message: True

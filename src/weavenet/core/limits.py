@@ -55,6 +55,8 @@ LAZY_DIGEST_DELAY_S = 0.15
 """A change is announced on non-tree links after this pause; whoever still lacks it pulls (Plumtree's IHAVE)."""
 DIGEST_BUCKETS = 64
 RECORD_BYTES_MAX = 2048
+RECORDS_RESERVED = 256
+"""Sequence numbers of own records that one row on disk allows for."""
 RECORDS_PER_ORIGIN_MAX = 16_384
 RECORD_ABSENT_EXPIRY_S = 24 * 3600.0
 ROUTE_HOPS_MAX = 16

@@ -353,6 +353,7 @@ class Node:
             self._outbox.append(SetBlocked(blocked))
             self.endpoints.set_blocked(now, blocked)
         self.names.advance(now)
+        self.mesh.mark_promises(now)
         self.datapaths.lower(now)
 
     def _run_due(self, now: float) -> None:

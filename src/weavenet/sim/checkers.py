@@ -328,7 +328,10 @@ class Checker:
         return self._offsets[address]
 
     def _same_cluster(self, host: Host, other: Host) -> bool:
-        """Members with equal logs. One that has just met its own removal is none."""
+        """Members with equal logs. One that has just met its own removal is none, nor one whose disk was set back and
+        that nobody has told yet."""
+        if host.is_set_back or other.is_set_back:
+            return False
         if any(each.node is not None and each.node.membership.fenced for each in (host, other)):
             return False
         ours, theirs = self._ledgers[host.index].log_hash, self._ledgers[other.index].log_hash

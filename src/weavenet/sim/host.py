@@ -106,6 +106,8 @@ class Host:
         """What the worker was last told."""
         self.kernel_peer = self.peer
         """As whom the data path was last set."""
+        self.is_set_back = False
+        """Its disk is older than what it told others, and it has not come back as somebody else yet."""
         self.blocked: frozenset[tuple[str, str]] = frozenset()
         self.names: dict[str, tuple[bytes, ...]] = {}
         """What this host's DNS server answers."""
@@ -177,6 +179,7 @@ class Host:
         self.disk.wipe()
         self.is_blanked = True
         self.generation += 1
+        self.is_set_back = False
         self.peer = sim_peer_id(self.index, self.generation)
         self._say("disk lost")
 
@@ -185,6 +188,7 @@ class Host:
         self.kill(kernel_lost=True)
         self.disk.wipe()
         self.disk.durable = dict(rows)
+        self.is_set_back = True
         self._say("disk set back")
 
     def fence(self) -> None:
@@ -192,6 +196,7 @@ class Host:
         self.kill()
         self.disk.write_now(fenced_disk(self.disk.durable))
         self.generation += 1
+        self.is_set_back = False
         self.peer = sim_peer_id(self.index, self.generation)
         self._say("fenced")
         self._scheduler.after(FENCE_PAUSE_S, self._restart, self.life)
@@ -203,6 +208,7 @@ class Host:
         self.departed.add(self.peer)
         self.is_blanked = True
         self.generation += 1
+        self.is_set_back = False
         self.peer = sim_peer_id(self.index, self.generation)
         self._watcher.vacated(self)
         self._say("departed")

@@ -18,10 +18,10 @@ import msgspec
 from weavenet.core.commands import Done
 from weavenet.core.config import NodeConfig
 from weavenet.core.deadlines import earliest
-from weavenet.core.effects import Outbox, Send
+from weavenet.core.effects import Outbox, Persist, Send
 from weavenet.core.errors import Failure, InvariantBroken, RefusalCode
 from weavenet.core.events import DialFailed, Event, InboundFailed, LinkClosed, LinkOpened, Received, Resolved
-from weavenet.core.incarnation import last_incarnation
+from weavenet.core.incarnation import PROMISES, last_incarnation, last_published, published_row
 from weavenet.core.limits import (
     NEIGHBOUR_WAIT_S,
     TARGET_SETTLE_S,
@@ -41,6 +41,7 @@ from weavenet.core.mesh.targets import Suppressed, Target, TargetSet
 from weavenet.core.messages import Body, MalformedMessage, Message, decode_body
 from weavenet.core.messages.gossip import (
     KIND_NEIGHBOUR,
+    KIND_PEER,
     LogPull,
     NeighbourRecord,
     PeerRecord,
@@ -59,6 +60,8 @@ from weavenet.core.types import ZERO8, Genesis, PeerId
 
 _neighbour_decoder = msgspec.msgpack.Decoder(NeighbourRecord)
 _encoder = msgspec.msgpack.Encoder()
+_PROMISE_WAIT_S = 1.0
+"""Promises of this time are told of together."""
 
 
 class Mesh:
@@ -84,7 +87,15 @@ class Mesh:
         self._links = Links()
         self._targets = TargetSet(disk, outbox, config.port)
         self._dialer = Dialer(config, outbox, rng, self._links, self._is_suppressed)
-        self._records = Records(config.peer, incarnation, obligated, removed, last_incarnation(disk))
+        self._records = Records(
+            config.peer,
+            incarnation,
+            obligated,
+            removed,
+            last=last_incarnation(disk),
+            last_top=last_published(disk),
+            reserve=lambda bound: outbox.persist(published_row(incarnation, bound)),
+        )
         self._around = Surroundings(config, self._records, self._links, self._dialer)
         self._routes = self._around.routes
         self._replication = Replication(
@@ -227,6 +238,14 @@ class Mesh:
             return
         if before is not None:
             self._replication.push_records(now, before, wait_s=wait_s)
+
+    def mark_promises(self, now: float) -> None:
+        """If this event makes promises to others durable: let them know a number that comes with it."""
+        persists = (effect for effect in self._outbox.effects if isinstance(effect, Persist))
+        if any(change.table in PROMISES for persist in persists for change in persist.changes):
+            before = self._records.promised(KIND_PEER, b"")
+            if before is not None:
+                self._replication.push_records(now, before, wait_s=_PROMISE_WAIT_S)
 
     def withdraw(self, now: float, kind: int, key: bytes) -> None:
         before = self._records.drop(kind, key)

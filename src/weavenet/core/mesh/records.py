@@ -31,6 +31,7 @@ from weavenet.core.limits import (
     RECORD_ABSENT_EXPIRY_S,
     RECORD_BYTES_MAX,
     RECORDS_PER_ORIGIN_MAX,
+    RECORDS_RESERVED,
 )
 from weavenet.core.messages.gossip import KIND_NEIGHBOUR, Mark, OriginDelta, Record
 from weavenet.core.types import PeerId
@@ -129,10 +130,14 @@ class Records:
         incarnation: int,
         obligated: Callable[[PeerId], bool],
         removed: Callable[[PeerId], bool] = lambda peer: False,
+        *,
         last: int = 0,
+        last_top: int = 0,
+        reserve: Callable[[int], None] = lambda bound: None,
     ) -> None:
         """``removed(peer)``: its records are refused for ever. ``obligated(peer)``: they are kept while it is gone.
-        ``last``: our incarnation before this one."""
+        ``last``: our incarnation before this one; ``last_top``: it published nothing beyond this. ``reserve(bound)``
+        makes durable that this one publishes nothing beyond ``bound``."""
         self.own = own
         self._removed = removed
         self.origins: dict[PeerId, Origin] = {own: Origin(own, incarnation)}
@@ -141,6 +146,11 @@ class Records:
         self._buckets = [0] * DIGEST_BUCKETS
         self._root: bytes | None = None
         self._last = last
+        self._last_top = last_top
+        self._reserve = reserve
+        self._reserved = 0
+        self._beyond = 0
+        """The next own record gets a number above this one."""
         self.outlived = (0, 0)
         """What others hold of us beyond what we published: our disk was set back, or a copy of it runs elsewhere."""
 
@@ -162,7 +172,7 @@ class Records:
         if old is None and len(origin.live) >= RECORDS_PER_ORIGIN_MAX:
             raise RecordRefused(f"this peer already publishes {RECORDS_PER_ORIGIN_MAX} records")
         before = self.mark(self.own)
-        sequence = origin.top + 1
+        sequence = self._next_sequence()
         if old is not None:
             origin.remove(old)
         origin.add(Record(sequence, kind, body))
@@ -178,13 +188,42 @@ class Records:
         origin = self.origins[self.own]
         before = self.mark(self.own)
         origin.remove(old)
-        self._advance(origin, origin.top + 1, (old,))
+        self._advance(origin, self._next_sequence(), (old,))
+        return before
+
+    def _next_sequence(self) -> int:
+        sequence = max(self.origins[self.own].top, self._beyond) + 1
+        if sequence > self._reserved:
+            self._reserved = sequence + RECORDS_RESERVED
+            self._reserve(self._reserved)
+        return sequence
+
+    def promised(self, kind: int, key: bytes) -> Mark | None:
+        """Something others rely on goes to our disk: publish the record with (kind, key) again under a number that a
+        disk set back to before it does not know of. Returns the mark before, or None when there is no such record."""
+        self._beyond = self._reserved
+        self._reserved += RECORDS_RESERVED
+        self._reserve(self._reserved)
+        old = self._keys.pop((kind, key), None)
+        if old is None:
+            return None
+        origin = self.origins[self.own]
+        before, body = self.mark(self.own), origin.live[old].body
+        sequence = self._next_sequence()
+        origin.remove(old)
+        origin.add(Record(sequence, kind, body))
+        self._keys[kind, key] = sequence
+        self._advance(origin, sequence, (old,))
         return before
 
     def told_of_us(self, incarnation: int, top: int) -> None:
         """Somebody holds (incarnation, top) of our own records; what we cannot have published ends this life."""
         mine = self.mark(self.own)
-        is_ours = incarnation <= self._last or (incarnation == mine.incarnation and top <= mine.top)
+        is_ours = (
+            incarnation < self._last
+            or (incarnation == self._last and top <= self._last_top)
+            or (incarnation == mine.incarnation and top <= mine.top)
+        )
         if not is_ours and incarnation <= INCARNATION_MAX:
             self.outlived = max(self.outlived, (incarnation, top))
 

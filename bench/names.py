@@ -30,11 +30,13 @@ end, number, was_there = time.time() + patience, 0, False
 while time.time() < end:
     number = number + 1 & 0xFFFF
     asker.send(struct.pack("!6H", number, 0x100, 1, 0, 0, 0) + labels + bytes([0, 0, 1, 0, 1]))
+    answer = b""
     try:
-        answer = asker.recv(4096)
+        while answer[:2] != number.to_bytes(2, "big"):  # else a late answer would make every next one late
+            answer = asker.recv(4096)
     except OSError:
         continue
-    if answer[:2] == number.to_bytes(2, "big") and (address in answer) != was_there:
+    if (address in answer) != was_there:
         print(time.time(), flush=True)
         if was_there:
             break

@@ -63,8 +63,11 @@ class DataPaths:
         self._seeding = Seeding(config, mesh.peer_record)
         self._reachable: frozenset[PeerId] = frozenset()
         self._use_changed = True
-        self._choice_changed = True
-        self._sleeve_changed = True
+        self._stale: set[PeerId] = set()
+        """Peers about which something is different since their plane was last chosen."""
+        self._rebuilt: set[PeerId] = set()
+        """Peers that the worker has to be told of anew, perhaps."""
+        self._is_busy = False
         self._adopted: frozenset[PeerId] = frozenset()
         self._adopted_until = 0.0
         self.sleeve = SleevePlane(config=config, mesh=mesh, planes=planes)
@@ -75,14 +78,16 @@ class DataPaths:
         self._adopted_until = now + SLEEVE_PROOF_S
         self._outbox.append(SetPlane(self._planes.desired()))
         self._planes.changed = False
-        self._lower_sleeve(now)
+        self._lower_sleeve(now, rows_changed=True)
 
     def sleeve_reported(self, now: float, status: SleeveStatus | None) -> None:
         """News from the sleeve worker, also when it only repeats itself: what is unproven gets older."""
-        self._choice_changed = True
-        if self.sleeve.reported(status):
-            self._sleeve_changed = True
-        self.sleeve.publish(now)
+        changed = self.sleeve.reported(now, status)
+        if self._adopted and now >= self._adopted_until:
+            changed |= self._adopted
+            self._adopted = frozenset()
+        self._stale |= changed
+        self.sleeve.publish(now, changed)
 
     def use_changed(self) -> None:
         """A container came or went, so another path may be in use."""
@@ -96,11 +101,11 @@ class DataPaths:
 
     def follow(self, now: float, changes: MeshChanges) -> None:
         """Act on what the mesh learnt."""
-        if changes.topology or changes.links_up or changes.links_down:
-            self._sleeve_changed = True
-        if changes.records:
-            self.sleeve.learnt(changes.records)
-            self._sleeve_changed = True
+        self._stale.update(changes.records, changes.touched, changes.links_up, changes.links_down)
+        if changes.topology or changes.records or changes.links_up or changes.links_down:
+            self.sleeve.topology_changed()
+            self._stale |= self.sleeve.learnt(changes.records)
+            self.sleeve.publish(now, changes.records.union(changes.links_up, changes.links_down))
         if self._membership.reopen:
             again, self._membership.reopen = self._membership.reopen, set()
             self._want_handovers(now, again)
@@ -109,6 +114,7 @@ class DataPaths:
         reachable = self._mesh.reachable()
         toggled = frozenset() if reachable is self._reachable else reachable ^ self._reachable
         self._reachable = reachable
+        self._stale |= toggled
         if toggled or changes.records or changes.links_up:
             self._want_handovers(now, toggled.union(changes.records, changes.links_up))
         if toggled or changes.touched or changes.records or self._handover.completed:
@@ -117,10 +123,16 @@ class DataPaths:
 
     def settle(self, now: float) -> None:
         """The last word of an event: the plane of each open path, and heartbeats on those that VXLAN may take."""
-        if self._paths.changed or self._choice_changed or self._sleeve_changed or self._use_changed:
-            self._paths.changed = self._choice_changed = self._use_changed = False
-            self._sleeve_changed = True
-            self._choose(now)
+        self._stale |= self._paths.changed
+        self._paths.changed.clear()
+        if self.sleeve.is_on:
+            self._stale |= self.sleeve.route(now)
+        if self._stale:
+            stale, self._stale = self._stale, set()
+            self._rebuilt |= stale
+            self._choose(now, self._planes.peers & stale)
+        if self._use_changed:
+            self._use_changed = False
             self._paths.set_peers(now, self._watched())
 
     def _watched(self) -> dict[PeerId, bool]:
@@ -131,27 +143,25 @@ class DataPaths:
 
     def lower(self, now: float) -> None:
         """Append the planes' desired states if they changed."""
-        if self._planes.changed:
-            self._planes.changed = False
-            self._sleeve_changed = True
+        rows_changed, self._planes.changed = self._planes.changed, False
+        if rows_changed:
             self._outbox.append(SetPlane(self._planes.desired()))
-        if self._sleeve_changed:
-            self._sleeve_changed = False
-            self._lower_sleeve(now)
+        if self.sleeve.is_on and (rows_changed or self._rebuilt or self._is_busy != self._endpoints.any_live):
+            self._lower_sleeve(now, rows_changed=rows_changed)
 
-    def _lower_sleeve(self, now: float) -> None:
+    def _lower_sleeve(self, now: float, *, rows_changed: bool) -> None:
+        rebuilt, self._rebuilt = self._rebuilt, set()
+        self._is_busy = self._endpoints.any_live
         if self.sleeve.is_on:
-            desired = self.sleeve.desired(now, busy=self._endpoints.any_live)
+            desired = self.sleeve.desired(now, rebuilt, rows_changed=rows_changed, busy=self._is_busy)
             if desired is not None:
                 self._outbox.append(SetSleeve(desired))
 
     # --- which plane ---
 
-    def _choose(self, now: float) -> None:
-        """Put every open path on the best plane that works."""
-        if self.sleeve.is_on:
-            self.sleeve.route()
-        for peer in sorted(self._planes.peers):
+    def _choose(self, now: float, peers: Iterable[PeerId]) -> None:
+        """Put these open paths on the best plane that works."""
+        for peer in sorted(peers):
             row = self._planes.get(peer)
             record = self._mesh.peer_record(peer)
             if row is None or record is None:
@@ -165,7 +175,7 @@ class DataPaths:
             ]
             plane = choice.best(candidates, row.plane) if candidates else row.plane
             relay = self.sleeve.relay(peer) if self.sleeve.is_running else PeerId(row.relay)
-            self._planes.use(
+            self._use_changed |= self._planes.use(
                 peer,
                 plane,
                 is_vxlan_allowed=is_vxlan_allowed,
@@ -219,6 +229,7 @@ class DataPaths:
         if self._seeding.handed_over(sorted(fresh)):
             self._ipam.allow_binding(now)
         self._use_changed = True
+        self._stale |= fresh
         for peer in sorted(fresh | (self._planes.peers & stale)):
             host = self._mesh.link_host(peer)
             if host is None and peer in self._planes:

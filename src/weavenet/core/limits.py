@@ -119,6 +119,9 @@ PROBE_RETURN_S = 5.0
 PROBE_DAMPING_S = 60.0
 """A path that broke within this time before has to answer twice as often in a row as the last time to count again."""
 PROBE_PROOFS_MAX = 16
+HOPS_AT_ONCE_PEERS = 64
+HOPS_INTERVAL_S = 0.5
+"""Beyond so many peers next hops are computed no more often: 1000 peers with 20 links each take some 20 ms."""
 TRUSTED_SUBNETS_MAX = 32
 """Published by each peer, in one record of at most 2 kB."""
 SLEEVE_PROOF_S = 2.0

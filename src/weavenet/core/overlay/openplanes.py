@@ -63,14 +63,17 @@ class OpenPlanes:
 
     def use(
         self, peer: PeerId, plane: str, *, is_vxlan_allowed: bool, sleeve: SleeveRecord | None, relay: bytes
-    ) -> None:
-        """Put the open path to ``peer`` on ``plane``."""
+    ) -> bool:
+        """Put the open path to ``peer`` on ``plane``. True when VXLAN may be used to it now and was not, or the other
+        way round."""
+        is_toggled = self._open[peer].is_vxlan_allowed != is_vxlan_allowed
         self._put(
             peer,
             msgspec.structs.replace(
                 self._open[peer], plane=plane, is_vxlan_allowed=is_vxlan_allowed, sleeve=sleeve, relay=relay
             ),
         )
+        return is_toggled
 
     def _put(self, peer: PeerId, row: OpenPlane) -> None:
         if self._open.get(peer) == row:

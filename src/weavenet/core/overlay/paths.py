@@ -73,7 +73,7 @@ class _Path:
 
 
 class Paths:
-    """One path per open peer. ``changed`` is set when a path's state changed; the node clears it."""
+    """One path per open peer. ``changed``: peers whose path changed its state since somebody emptied it."""
 
     def __init__(self, *, outbox: Outbox, rng: random.Random) -> None:
         self._outbox = outbox
@@ -81,7 +81,7 @@ class Paths:
         self._paths: dict[PeerId, _Path] = {}
         self._by_mac: dict[bytes, PeerId] = {}
         self._traffic_at: float | None = None
-        self.changed = False
+        self.changed: set[PeerId] = set()
 
     def state(self, peer: PeerId) -> PathState | None:
         path = self._paths.get(peer)
@@ -151,7 +151,7 @@ class Paths:
                 return
             path.loss = 0.0  # what was lost while there was no path, or before its other end opened, is no loss of it
             path.state = PathState.WORKING
-            self.changed = True
+            self.changed.add(peer)
         path.next_at = now + self._interval(now, path)
 
     def tick(self, now: float) -> None:
@@ -159,13 +159,13 @@ class Paths:
             if now < path.next_at:
                 continue
             if path.sent_at is not None:
-                self._missed(now, path)
+                self._missed(now, peer, path)
             path.nonce = self._rng.getrandbits(62)
             path.sent_at = now
             self._outbox.append(Probe(peer, plane_mac(peer), path.nonce, is_answer=False))
             path.next_at = now + self._unanswered_interval(path)
 
-    def _missed(self, now: float, path: _Path) -> None:
+    def _missed(self, now: float, peer: PeerId, path: _Path) -> None:
         path.misses += 1
         path.answers = 0
         path.loss += _SMOOTHING * (1 - path.loss)
@@ -174,7 +174,7 @@ class Paths:
             path.proofs = min(path.proofs * 2, PROBE_PROOFS_MAX) if is_relapse else 1
             path.broke_at = now
             path.state = PathState.BROKEN
-            self.changed = True
+            self.changed.add(peer)
 
     def _unanswered_interval(self, path: _Path) -> float:
         """Until its answer comes, a probe counts as the first of a series at 500 ms."""

@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from weavenet.core.config import NodeConfig
-from weavenet.core.limits import SLEEVE_PROOF_S
+from weavenet.core.limits import HOPS_AT_ONCE_PEERS, HOPS_INTERVAL_S, SLEEVE_PROOF_S
 from weavenet.core.messages.gossip import KIND_SLEEVE, KIND_SLEEVE_PATH
 from weavenet.core.overlay.choice import SLEEVE
 from weavenet.core.overlay.openplanes import OpenPlanes
@@ -69,6 +69,12 @@ class SleevePlane:
         self._exceptions: dict[PeerId, dict[PeerId, SleevePathRecord]] = {}
         self._own: SleeveRecord | None = None
         self._hops: dict[PeerId, PeerId] = {}
+        self._are_hops_stale = False
+        self._routed_at = float("-inf")
+        self._macs: dict[PeerId, tuple[bytes, ...]] = {}
+        self._built: dict[PeerId, SleevePeer] = {}
+        self._young: set[PeerId] = set()
+        """Peers that the worker was told of less than SLEEVE_PROOF_S ago."""
         self._desired: SleeveDesired | None = None
 
     @property
@@ -94,22 +100,23 @@ class SleevePlane:
 
     # --- what the worker says ---
 
-    def reported(self, status: SleeveStatus | None) -> bool:
-        """True when something in it that was decided upon differs from before."""
+    def reported(self, now: float, status: SleeveStatus | None) -> set[PeerId]:
+        """Peers about which something that was decided upon is different now, or that had the time to answer."""
         before, before_paths = self._status, self._paths
         self._was_heard = True
         self._status = status
         self._paths = {} if status is None else {path.peer: path for path in status.paths}
-        if status is None or before is None:
-            return status is not before
-        if status.process != before.process or status.keys != before.keys or status.port != before.port:
-            return True
-        if before_paths.keys() != self._paths.keys():
-            return True
-        return any(
-            path.works != before_paths[peer].works or path.endpoint != before_paths[peer].endpoint
-            for peer, path in self._paths.items()
-        )
+        changed = {peer for peer in self._young if now >= self._wanted_at.get(peer, now) + SLEEVE_PROOF_S}
+        self._young -= changed
+        if (status is None) != (before is None) or (status and before and status.process != before.process):
+            changed |= self._built.keys() | self._planes.peers
+        for peer, path in self._paths.items():
+            known = before_paths.get(peer)
+            if known is None or known.works != path.works or known.endpoint != path.endpoint:
+                changed.add(peer)
+        changed |= before_paths.keys() - self._paths.keys()
+        self._are_hops_stale = self._are_hops_stale or bool(changed)
+        return changed
 
     def state(self, now: float, peer: PeerId) -> PathState:
         """Whether frames get to ``peer`` over sleeve, directly or relayed."""
@@ -139,26 +146,42 @@ class SleevePlane:
             cached = self._decoded[peer] = bodies, _decoded(_record_decoder, bodies[0])
         return cached[1]
 
-    def learnt(self, origins: Iterable[PeerId]) -> None:
-        """Records of these changed."""
+    def learnt(self, origins: Iterable[PeerId]) -> set[PeerId]:
+        """Records of these changed. Returns the peers that this is about, apart from the origins."""
+        named: set[PeerId] = set()
         for origin in origins:
             found = (_decoded(_path_decoder, body) for body in self._mesh.records_of(origin, KIND_SLEEVE_PATH))
             exceptions = {record.peer: record for record in found if record is not None}
+            before = self._exceptions.pop(origin, {})
             if exceptions:
                 self._exceptions[origin] = exceptions
-            else:
-                self._exceptions.pop(origin, None)
+            if before != exceptions:
+                named |= before.keys() | exceptions.keys()
+        return named
+
+    def topology_changed(self) -> None:
+        """Links came or went, anywhere."""
+        self._are_hops_stale = True
 
     # --- next hops ---
 
-    def route(self) -> None:
-        """Compute next hops anew. Costs nothing while everybody is reached directly."""
+    def route(self, now: float) -> set[PeerId]:
+        """Compute next hops anew if something may have changed them; peers that have another one now. In a large
+        cluster at most once per HOPS_INTERVAL_S; what came later is seen to with the next event, such as a report of
+        the worker."""
+        is_large = len(self._planes.peers) > HOPS_AT_ONCE_PEERS
+        if not self._are_hops_stale or (is_large and now < self._routed_at + HOPS_INTERVAL_S):
+            return set()
+        self._routed_at = now
         wanted = (self._planes.peers | self._mesh.reachable()) - {self._config.peer}
         direct = {peer for peer in wanted if self._is_direct(peer)}
         if direct == wanted or not direct:
-            self._hops = {peer: peer for peer in direct}
+            hops = {peer: peer for peer in direct}
         else:
-            self._hops = next_hops(self._config.peer, direct, self._carrying_neighbours)
+            hops = next_hops(self._config.peer, direct, self._carrying_neighbours)
+        self._are_hops_stale = False
+        before, self._hops = self._hops, hops
+        return {peer for peer in before.keys() | hops.keys() if before.get(peer) != hops.get(peer)}
 
     def _carrying_neighbours(self, peer: PeerId) -> list[PeerId]:
         if self.record(peer) is None:
@@ -175,8 +198,8 @@ class SleevePlane:
 
     # --- what we say ---
 
-    def publish(self, now: float) -> None:
-        """Our keys, and the links that are not as others assume."""
+    def publish(self, now: float, peers: Iterable[PeerId]) -> None:
+        """Our keys, and what is not as others assume of our links to ``peers``."""
         status = self._status
         if status is None:
             return
@@ -189,7 +212,7 @@ class SleevePlane:
         for peer in sorted(self._said.keys() - linked):
             del self._said[peer]
             self._mesh.withdraw(now, KIND_SLEEVE_PATH, peer)
-        for peer in sorted(linked):
+        for peer in sorted(linked.intersection(peers)):
             self._publish_path(now, peer)
 
     def _publish_path(self, now: float, peer: PeerId) -> None:
@@ -225,27 +248,43 @@ class SleevePlane:
 
     # --- what the worker is to do ---
 
-    def desired(self, now: float, *, busy: bool) -> SleeveDesired | None:
-        """The whole wanted state; None when it is the same as last time."""
-        macs: dict[PeerId, list[bytes]] = {}
-        for mac, peer in self._planes.macs().items():
-            macs.setdefault(peer, []).append(mac)
-        found = []
-        wanted = (self._planes.peers | self._mesh.reachable()) - {self._config.peer}
-        for peer in sorted(wanted):
-            record = self.record(peer)
-            if record is not None:
-                self._wanted_at.setdefault(peer, now)
-                found.append(self._peer(peer, record, macs.get(peer, [])))
-        for peer in [peer for peer in self._wanted_at if peer not in wanted]:
-            del self._wanted_at[peer]
-        desired = SleeveDesired(self._config.peer, self._config.mtu, tuple(found), busy)
+    def desired(self, now: float, stale: Iterable[PeerId], *, rows_changed: bool, busy: bool) -> SleeveDesired | None:
+        """The whole wanted state, where only ``stale`` peers are looked at anew; None when it is as last time.
+        ``rows_changed``: open paths differ from last time."""
+        changed = set(stale)
+        if rows_changed:
+            changed |= self._follow_rows()
+        reachable = self._mesh.reachable()
+        for peer in sorted(changed - {self._config.peer}):
+            record = self.record(peer) if peer in reachable or peer in self._planes else None
+            if record is None:
+                self._built.pop(peer, None)
+                self._wanted_at.pop(peer, None)
+                self._young.discard(peer)
+                continue
+            if peer not in self._wanted_at:
+                self._wanted_at[peer] = now
+                self._young.add(peer)
+            self._built[peer] = self._peer(peer, record, self._macs.get(peer, ()))
+        desired = SleeveDesired(
+            self._config.peer, self._config.mtu, tuple(self._built[peer] for peer in sorted(self._built)), busy
+        )
         if desired == self._desired:
             return None
         self._desired = desired
         return desired
 
-    def _peer(self, peer: PeerId, record: SleeveRecord, macs: list[bytes]) -> SleevePeer:
+    def _follow_rows(self) -> set[PeerId]:
+        """Peers whose open path, or what lives behind it, differs from what was built."""
+        macs: dict[PeerId, list[bytes]] = {}
+        for mac, peer in self._planes.macs().items():
+            macs.setdefault(peer, []).append(mac)
+        before, self._macs = self._macs, {peer: tuple(sorted(found)) for peer, found in macs.items()}
+        changed = {peer for peer in before.keys() | macs.keys() if before.get(peer) != self._macs.get(peer)}
+        changed |= {peer for peer, built in self._built.items() if built.is_open != (peer in self._planes)}
+        return changed | (self._planes.peers - self._built.keys())
+
+    def _peer(self, peer: PeerId, record: SleeveRecord, macs: tuple[bytes, ...]) -> SleevePeer:
         row = None if self._planes.is_shut else self._planes.get(peer)
         carries = row is not None and row.plane == SLEEVE
         candidates = [*self._usual(peer, record)]
@@ -265,7 +304,7 @@ class SleevePlane:
             is_open=row is not None,
             carries=carries,
             takes_groups=carries,
-            macs=tuple(sorted(macs)),  # also while another plane carries: what the bridge still sends is not lost
+            macs=macs,  # also while another plane carries: what the bridge still sends is not lost
         )
 
 

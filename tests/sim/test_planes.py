@@ -203,3 +203,19 @@ def test_without_faults_nothing_falls_back() -> None:
     stage.advance(1.0)
     assert data.frames.missing(frame) == []
     assert data.frames.relayed == 0
+
+
+def test_peers_with_another_mtu_are_named() -> None:
+    stage = Stage(8, 3)
+    odd = stage.hosts[1]
+    usual = odd._configure
+    odd._configure = lambda host: replace(usual(host), mtu=1400)
+    stage.form()
+    texts = []
+    for host in stage.hosts:
+        assert host.node is not None
+        texts.append([text for text in host.node.report(host.local_now()).warnings if "MTU" in text])
+    assert len(texts[0]) == len(texts[1]) == len(texts[2]) == 1
+    assert "MTU 1376 here and 1400 on" in texts[0][0]
+    assert "(h1)" in texts[0][0]
+    assert "at most 1376" in texts[1][0]

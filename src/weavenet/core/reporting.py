@@ -11,7 +11,7 @@ import msgspec
 from weavenet.core.config import GenesisMode
 from weavenet.core.limits import MTU_DEFAULT
 from weavenet.core.names import EXPOSE
-from weavenet.core.overlay.reporting import with_plane
+from weavenet.core.overlay.reporting import mtu_warnings, with_plane
 from weavenet.core.report import (
     ConnectionReport,
     DnsReport,
@@ -245,6 +245,8 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
     for report in refused[:3]:
         what, _, _ = report.info.partition("; next attempt in ")  # no part of the advice after `next:`
         warnings.append(f"{report.address}: {what}")
+    warnings += node.datapaths.sleeve.warnings
+    warnings += mtu_warnings(node)
     dead = [report for report in connections if report.state == "established" and report.plane == "no data path"]
     for report in dead[:3]:
         warnings.append(f"no data path to {report.name}({report.nickname}): {report.plane_reason}")

@@ -40,6 +40,21 @@ def with_plane(node: Node, now: float, report: ConnectionReport) -> ConnectionRe
     )
 
 
+def mtu_warnings(node: Node) -> list[str]:
+    """A sentence when peers have another MTU than this one: what does not fit where it arrives is lost there."""
+    others: dict[int, list[str]] = {}
+    for peer in sorted(node.mesh.reachable() - {node.config.peer}):
+        record = node.mesh.peer_record(peer)
+        if record is not None and record.mtu != node.config.mtu:
+            others.setdefault(record.mtu, []).append(f"{record.name}({record.nickname})")
+    return [
+        f"containers have MTU {node.config.mtu} here and {mtu} on {', '.join(names[:3])}"
+        f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}, where larger packets are lost; "
+        f"next: launch all with the same --mtu, at most {min(mtu, node.config.mtu)}"
+        for mtu, names in sorted(others.items())
+    ]
+
+
 def plane_of(node: Node, now: float, peer: PeerId) -> tuple[str, str]:
     """(plane in use or ``no data path``, why)."""
     record = node.mesh.peer_record(peer)

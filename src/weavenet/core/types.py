@@ -6,7 +6,6 @@ only ever appended. Addresses are *offsets* within an :class:`AddressRange`; tex
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,6 +91,8 @@ class LogEntry(msgspec.Struct, frozen=True, array_like=True):
 
 def entry_hash(entry: LogEntry) -> bytes:
     """16-byte identity of a log entry: SHA-256 of its canonical msgpack encoding, truncated."""
+    import hashlib  # its library takes 4 MB, which workers that import this module do not need
+
     return hashlib.sha256(msgspec.msgpack.encode(entry)).digest()[:16]
 
 

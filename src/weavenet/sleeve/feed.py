@@ -11,7 +11,6 @@ import contextlib
 import os
 import socket
 import struct
-from pathlib import Path
 
 import msgspec
 
@@ -73,7 +72,7 @@ class Listener:
     def __init__(self, path: str) -> None:
         self._path = path
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # noqa: PTH108 (a path that may be longer than Path likes is no concern here)
+            os.unlink(path)  # noqa: PTH108 (pathlib takes 2 MB)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         before = os.umask(0o177)
         try:
@@ -138,4 +137,5 @@ class Listener:
     def close(self) -> None:
         self._drop()
         self._socket.close()
-        Path(self._path).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)  # noqa: PTH108

@@ -9,8 +9,9 @@ import pytest
 from sleeve_pair import HOSTS, A, B, C, End, damage, fuzz, name_of, plain_frame
 from unit.test_sleeve_units import segmented
 from unit.test_sleeve_units import unit as tcp_unit
-from weavenet.sleeve.tap import VNET_BYTES
-from weavenet.sleeve.wire import HEADER_BYTES, HOPS_AT, NONCE_START, Kind
+from weavenet.sleeve.session import Session
+from weavenet.sleeve.tap import VNET, VNET_BYTES
+from weavenet.sleeve.wire import HEADER_BYTES, HOPS_AT, HOPS_START, NONCE_START, Kind
 
 HOME = name_of(HOSTS[A])
 
@@ -223,6 +224,67 @@ def test_a_relay_forwards_unopened_and_counts_hops() -> None:
     assert relay.udp.take() == []
 
 
+def hostile_unit(rng: random.Random) -> bytes:
+    """Claims to be a unit, with lengths that contradict each other and odd offsets."""
+    start = rng.choice([0, 13, 14, 33, 34, 35, 54, 73, 74, 75])
+    kind, first, ether = rng.choice([(1, 0x40, b"\x08\x00"), (4, 0x60, b"\x86\xdd")])
+    tag = rng.choice([b"", b"\x81\x00\x00\x01"])
+    frame = bytearray(bytes(12) + tag + ether + bytes((first | rng.randrange(16),)) + bytes(rng.choice([70, 90])))
+    if start + 12 < len(frame):
+        frame[start + 12] = rng.randrange(4, 16) << 4
+    return VNET.pack(1, kind, 0, rng.choice([1, 100]), start, 16) + bytes(frame)
+
+
+ODD_HEADERS = bytearray(bytes(12) + b"\x08\x00\x4f" + bytes(70))
+ODD_HEADERS[35 + 12] = 0x50
+TAGGED = VNET.pack(1, 1, 0, 1, 0, 16) + bytes(12) + b"\x81\x00\x08\x00\x00\x00"
+
+
+@pytest.mark.parametrize(
+    ("kind", "plaintext", "index", "last"),
+    [
+        (Kind.SEGMENT, VNET.pack(1, 1, 0, 1, 0, 16) + bytes(14), 0, 1),
+        (Kind.SEGMENT, TAGGED, 0, 1),
+        (Kind.WHOLE, TAGGED, 0, 0),
+        (Kind.BATCH, (len(TAGGED) - VNET_BYTES).to_bytes(2, "big") + TAGGED, 0, 0),
+        (Kind.SEGMENT, VNET.pack(1, 1, 0, 100, 35, 16) + bytes(ODD_HEADERS), 1, 3),
+    ],
+)
+def test_headers_that_end_early_or_contradict_each_other_are_refused(
+    kind: Kind, plaintext: bytes, index: int, last: int
+) -> None:
+    a, b = pair()
+    assert b.open([sealed(a, kind, plaintext, index, last)], HOME) == []
+    assert b.inbound.refused == 1 and b.inbound.failure is None
+
+
+def sealed(a: End, kind: Kind, plaintext: bytes, index: int, last: int) -> bytes:
+    """A datagram with a genuine seal over any plaintext."""
+    session = a.sessions.by_peer[B]
+    key = session.sending
+    assert key is not None
+    place = key.take(last + 1).to_bytes(6, "big") + bytes((index, last))
+    body = bytearray(len(plaintext) + 16)
+    key.aead.encrypt_into(NONCE_START[kind] + place, memoryview(plaintext), None, memoryview(body))
+    return session.prefixes[kind] + place + bytes((HOPS_START,)) + bytes(body)
+
+
+def test_a_fault_in_handling_costs_one_datagram(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = pair()
+    frames = [plain_frame(b, bytes((number,)) * 700) for number in range(3)]
+    datagrams = a.seal(*frames)
+
+    def deliver(session: Session, plain: memoryview) -> None:
+        if plain[-1] == 1:
+            raise IndexError("fault")
+        whole(session, plain)
+
+    whole = b.inbound._deliver
+    monkeypatch.setattr(b.inbound, "_deliver", deliver)
+    assert b.open(datagrams, HOME) == [frames[0], frames[2]]
+    assert b.inbound.malformed == 1 and isinstance(b.inbound.failure, IndexError)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_whatever_a_member_seals_does_no_harm(seed: int) -> None:
     """Genuine seals over nonsense: nothing raises, and what comes after is delivered."""
@@ -234,7 +296,12 @@ def test_whatever_a_member_seals_does_no_harm(seed: int) -> None:
     assert key is not None
     for _ in range(60):
         good = random_unit(rng, b, 3000)
-        plaintext = rng.choice([rng.randbytes(rng.randrange(300)), good[: rng.randrange(len(good))]])
+        cut = rng.choice([24, 28, rng.randrange(len(good))])
+        plaintext = rng.choice(
+            [rng.randbytes(rng.randrange(300)), good[:cut], hostile_unit(rng)[: rng.choice([cut, 999])]]
+        )
+        if rng.random() < 0.2:
+            plaintext = max(0, len(plaintext) - VNET_BYTES).to_bytes(2, "big") + plaintext  # as in a batch
         last = rng.choice([0, 1, 3, 255])
         counter = key.take(last + 1).to_bytes(6, "big")
         kind = rng.choice(list(Kind))
@@ -251,6 +318,7 @@ def test_whatever_a_member_seals_does_no_harm(seed: int) -> None:
             lossy(a)
         frame = plain_frame(b, b"after it")
         assert b.open(a.seal(frame), HOME)[-1] == frame
+        assert b.inbound.failure is None
 
 
 @pytest.mark.parametrize("seed", range(3))

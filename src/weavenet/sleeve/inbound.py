@@ -22,7 +22,8 @@ from cryptography.exceptions import InvalidTag
 
 from weavenet.sleeve.flows import HEADERS_BYTES, PACKETS_MAX, flow_of, headers_of
 from weavenet.sleeve.keys import ReceivingKey, ReplayWindow
-from weavenet.sleeve.session import Opening, Partial, Run, Session, Sessions
+from weavenet.sleeve.partial import Partial
+from weavenet.sleeve.session import Opening, Run, Session, Sessions
 from weavenet.sleeve.tap import VNET_BYTES
 from weavenet.sleeve.udp import Buffer, UdpSocket
 from weavenet.sleeve.units import header_end, part, valid_vnet
@@ -87,6 +88,8 @@ class Inbound:
         self.incomplete = 0
         self.relayed = 0
         self.unwritten = 0
+        self.failure: Exception | None = None
+        """The newest exception that dropped a datagram: a fault of this program; the owner notes and clears it."""
 
     def drain(self) -> bool:
         """Take what waits in the socket, up to a bound; True when there may be more."""
@@ -129,18 +132,25 @@ class Inbound:
             found = view[at : at + PREFIX_BYTES].tobytes()
             if found != prefix:
                 prefix, opening = found, openings.get(found)
-            if opening is None:
-                at = self._relay(prefix[_DESTINATION_AT:], at, length, stride)
-                continue
-            if opening.kind == Kind.SEGMENT:
-                at = self._segments(opening, at, length, stride)
-                continue
-            elif opening.kind == Kind.WHOLE:
-                at = self._fragments(opening, prefix, at, length, stride)
-                continue
-            else:
-                self._single(opening, at, end)
-            at = end
+            try:
+                if opening is None:
+                    at = self._relay(prefix[_DESTINATION_AT:], at, length, stride)
+                elif opening.kind == Kind.SEGMENT:
+                    at = self._segments(opening, at, length, stride)
+                elif opening.kind == Kind.WHOLE:
+                    at = self._fragments(opening, prefix, at, length, stride)
+                else:
+                    self._single(opening, at, end)
+                    at = end
+            except Exception as error:  # one datagram must not end what carries everybody's
+                at = end
+                self._failed(opening.session if opening else None, error)
+
+    def _failed(self, session: Session | None, error: Exception) -> None:
+        self.malformed += 1
+        self.failure = error
+        if session is not None:
+            session.run = None
 
     def _segments(self, opening: Opening, at: int, length: int, stride: int) -> int:
         """Open segments of one unit, as many as follow each other in the batch; returns where that ends."""
@@ -308,7 +318,11 @@ class Inbound:
                 self.incomplete += 1
             partial = session.partials[base] = Partial(base, last)
         taken = self._take_in_order(partial, at, length, stride)
-        at = taken or self._take_each(partial, prefix + counter_bytes, at, length, stride)
+        taken = taken or partial.take_each(view, prefix + counter_bytes, at, length, stride)
+        if taken == at:
+            self.malformed += 1
+            return min(at + stride, length)
+        at = taken
         if partial.next > partial.last:
             del session.partials[base]
             sealed = b"".join(partial.pieces)
@@ -340,25 +354,6 @@ class Inbound:
         if partial.next <= partial.last:
             partial.pieces = [b"".join(partial.pieces)]  # what is received next overwrites the views
         return end
-
-    def _take_each(self, partial: Partial, start: bytes, at: int, length: int, stride: int) -> int:
-        """Fragments in any order; returns where those of this frame end."""
-        view, first_at = self._view, at
-        while at < length:
-            end = min(at + stride, length)
-            if view[at : at + INDEX_AT] != start or view[at + LAST_AT] != partial.last:
-                if at == first_at:  # contradicts what came before
-                    self.malformed += 1
-                    return end
-                break
-            index = view[at + INDEX_AT]
-            if partial.next <= index <= partial.last:
-                partial.rest[index] = view[at + _H : end].tobytes()
-            at = end
-        while partial.next in partial.rest:
-            partial.pieces.append(partial.rest.pop(partial.next))
-            partial.next += 1
-        return at
 
     def _open_frame(self, opening: Opening, base: int, last: int, sealed: bytes | memoryview, at: int) -> None:
         session, key = opening.session, opening.key
@@ -484,8 +479,11 @@ class Inbound:
     def _write_runs(self) -> None:
         """All runs, complete or not: nothing more waits in the socket, or the area is full."""
         for session in self._running:
-            if session.run is not None:
-                self._write_run(session, session.run)
+            try:
+                if session.run is not None:
+                    self._write_run(session, session.run)
+            except Exception as error:
+                self._failed(session, error)
         self._running.clear()
         self._area_used = 0
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from weavenet.core.overlay.sleeve import SleeveDesired, SleeveKey, SleevePeer
 from weavenet.core.types import PeerId
 from weavenet.sleeve.keys import OwnPairs, ReceivingKey, SendingKey
+from weavenet.sleeve.partial import Partial
 from weavenet.sleeve.path import Path
 from weavenet.sleeve.udp import room_to, sockaddr
 from weavenet.sleeve.wire import SHORT_ID_BYTES, Kind, prefix, short_id
@@ -28,19 +29,6 @@ class Run:
         self.end = end
         self.payload: list[memoryview] = []
         self.size = 0
-
-
-class Partial:
-    """Fragments of one sealed frame that have arrived so far."""
-
-    __slots__ = ("base", "last", "next", "pieces", "rest")
-
-    def __init__(self, base: int, last: int) -> None:
-        self.base = base
-        self.last = last
-        self.pieces: list[bytes | memoryview] = []
-        self.next = 0
-        self.rest: dict[int, bytes] = {}
 
 
 class Session:

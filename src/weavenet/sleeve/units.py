@@ -38,19 +38,29 @@ def header_end(data: Octets, length: int) -> int:
     flags, kind, _, segment, start, offset = VNET.unpack_from(data)
     if not flags & FLAG_PARTIAL_CHECKSUM or offset != 16 or not segment:
         return 0
-    ip = _network_offset(data, kind)
+    ip = _network_offset(data, length, kind)
     tcp = VNET_BYTES + start
-    if not ip or tcp + 20 > length or tcp < ip + (20 if kind & ~GSO_ECN == GSO_TCPV4 else 40):
+    if not ip or tcp + 20 > length or tcp < ip + _ip_header_bytes(data[ip]):
         return 0
     end = tcp + (data[tcp + 12] >> 4) * 4
     return end if tcp + 20 <= end <= min(length, VNET_BYTES + HEADERS_MAX) else 0
 
 
-def _network_offset(data: Octets, kind: int) -> int:
-    """Of the IP header, when Ethernet type, IP version and GSO type agree, else 0."""
+def _ip_header_bytes(first: int) -> int:
+    """By the first byte of the IP header; of IPv6 without extension headers. An IPv4 header that claims less than its
+    fixed 20 bytes counts as longer than any unit's headers."""
+    if first >> 4 != 4:
+        return 40
+    return (first & 15) * 4 if first & 15 >= 5 else HEADERS_MAX
+
+
+def _network_offset(data: Octets, length: int, kind: int) -> int:
+    """Of the IP header, when Ethernet type, IP version and GSO type agree and its first byte is there, else 0."""
     at = VNET_BYTES + 12
     if data[at : at + 2] == b"\x81\x00":
         at += _VLAN
+    if at + 2 >= length:
+        return 0
     ether, first = bytes(data[at : at + 2]), data[at + 2]
     version = {GSO_TCPV4: 4, GSO_TCPV6: 6}.get(kind & ~GSO_ECN, 0)
     is_match = (version == 4 and ether == b"\x08\x00") or (version == 6 and ether == b"\x86\xdd")
@@ -78,7 +88,7 @@ def part(headers: Octets, *, skipped: int, payload_bytes: int, is_end: bool) -> 
     made = bytearray(headers)
     flags, kind, header, segment, start, offset = VNET.unpack_from(made)
     tcp = VNET_BYTES + start
-    ip = _network_offset(made, kind)
+    ip = _network_offset(made, len(made), kind)
     is_single = payload_bytes <= segment
     VNET.pack_into(made, 0, flags, GSO_NONE if is_single else kind, header, 0 if is_single else segment, start, offset)
     if kind & ~GSO_ECN == GSO_TCPV4:
@@ -106,8 +116,9 @@ def part(headers: Octets, *, skipped: int, payload_bytes: int, is_end: bool) -> 
 
 
 def internet_sum(data: Octets) -> int:
-    """Ones' complement sum (RFC 1071), folded, of an even number of bytes."""
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    """Ones' complement sum (RFC 1071), folded, of any number of bytes."""
+    even = bytes(data) + bytes(len(data) % 2)
+    total: int = sum(struct.unpack(f"!{len(even) // 2}H", even))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total

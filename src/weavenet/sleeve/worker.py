@@ -8,7 +8,10 @@ import os
 import random
 import select
 import signal
+import sys
 import time
+import traceback
+from pathlib import Path
 
 from weavenet.core.overlay.sleeve import SleeveDesired, SleevePath, SleeveStatus
 from weavenet.sleeve import control
@@ -25,6 +28,8 @@ TICK_MIN_S = 0.02
 """Paths are looked at no more often, however busy the loop is."""
 REPORT_INTERVAL_S = 0.01
 """A peer that loses datagrams is told this often at most."""
+NOTE_INTERVAL_S = 60.0
+"""A datagram that could not be handled is described this often at most; all are counted as malformed."""
 
 
 class Worker:
@@ -43,6 +48,7 @@ class Worker:
         self._status_at = now
         self._wants_status = True
         self._stopping = False
+        self._note_at = 0.0
         self._epoll = select.epoll()
         for fd in (tap, udp.fd, *listener.fds):
             self._epoll.register(fd, select.EPOLLIN)
@@ -165,10 +171,24 @@ class Worker:
 
     def _after_inbound(self) -> None:
         now = time.monotonic()
+        if self.inbound.failure is not None:
+            self._note_failure(now, self.inbound.failure)
+            self.inbound.failure = None
         for session in self.inbound.take_news(now, REPORT_INTERVAL_S):
             if session.name is not None:
                 message = Control(Type.REPORT, 0, session.received, session.lost)
                 self.outbound.control(session, control.encode(message), 0, session.name)
+
+    def _note_failure(self, now: float, error: Exception) -> None:
+        """A line about a fault of ours that cost a datagram: now and then, whatever is sent to us."""
+        if now < self._note_at:
+            return
+        self._note_at = now + NOTE_INTERVAL_S
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        print(
+            f"sleeve: datagram dropped: {type(error).__name__}: {error!s:.200} at {where}", file=sys.stderr, flush=True
+        )
 
     # --- the peers ---
 

@@ -9,6 +9,7 @@ import pytest
 from sleeve_pair import HOSTS, A, B, C, End, damage, fuzz, name_of, plain_frame
 from unit.test_sleeve_units import segmented
 from unit.test_sleeve_units import unit as tcp_unit
+from weavenet.sleeve.partial import PARTIAL_BYTES_MAX
 from weavenet.sleeve.session import Session
 from weavenet.sleeve.tap import VNET, VNET_BYTES
 from weavenet.sleeve.wire import HEADER_BYTES, HOPS_AT, HOPS_START, NONCE_START, Kind
@@ -267,6 +268,36 @@ def sealed(a: End, kind: Kind, plaintext: bytes, index: int, last: int) -> bytes
     body = bytearray(len(plaintext) + 16)
     key.aead.encrypt_into(NONCE_START[kind] + place, memoryview(plaintext), None, memoryview(body))
     return session.prefixes[kind] + place + bytes((HOPS_START,)) + bytes(body)
+
+
+def test_forged_fragments_take_bounded_memory_and_time() -> None:
+    a, b = pair()
+    start = a.seal(plain_frame(b, bytes(700)))[0][:15]
+    session = b.sessions.by_peer[A]
+    for counter in range(1000, 1010):
+        for index in [*range(1, 120), 0]:
+            place = counter.to_bytes(6, "big") + bytes((index, 255, HOPS_START))
+            b.open([start + place + bytes(1400 + index)], name_of("203.0.113.9"))
+            held = [sum(map(len, [*one.pieces, *one.rest.values()])) for one in session.partials.values()]
+            assert len(held) <= 4 and max(held, default=0) <= PARTIAL_BYTES_MAX
+    assert b.inbound.malformed
+    large = start + (2000).to_bytes(6, "big") + bytes((0, 255, HOPS_START))
+    for index in range(4):  # in order, as large as datagrams get
+        b.open([large[:21] + bytes((index,)) + large[22:] + bytes(60_000)], HOME)
+        assert sum(one.size for one in session.partials.values()) <= 4 * PARTIAL_BYTES_MAX
+    b.open([start + (3000).to_bytes(6, "big") + bytes((0, 255, HOPS_START)) + bytes(100)], HOME)
+    assert session.partials
+    b.inbound.sweep()
+    assert session.partials, "fragments may still be on their way"
+    before = b.inbound.incomplete
+    b.inbound.sweep()
+    assert not session.partials and b.inbound.incomplete > before
+
+
+def test_the_largest_frame_arrives() -> None:
+    a, b = pair()
+    frame = plain_frame(b, bytes(65_535 - 14))
+    assert b.open(a.seal(frame), HOME) == [frame]
 
 
 def test_a_fault_in_handling_costs_one_datagram(monkeypatch: pytest.MonkeyPatch) -> None:

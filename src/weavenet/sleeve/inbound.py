@@ -8,7 +8,7 @@ A batch does not end where a unit does, so what is incomplete at its end is kept
 nothing waits, segments that have arrived are written as they are: waiting for more would only add delay. Fragments
 of a sealed frame are of no use alone and are kept until the frame is complete or newer ones push it out.
 
-Bounds: PARTIALS_MAX incomplete frames per peer, of FRAGMENTS_MAX fragments each.
+Bounds: PARTIALS_MAX incomplete frames per peer, of PARTIAL_BYTES_MAX each, kept until the second :meth:`Inbound.sweep`.
 """
 
 from __future__ import annotations
@@ -113,6 +113,15 @@ class Inbound:
             session.has_news = False
             session.report_at = now + interval_s
         return due
+
+    def sweep(self) -> None:
+        """Forget incomplete frames that were here at the last call: nothing more of them comes."""
+        for session in self._sessions.by_peer.values():
+            for partial in [*session.partials.values()]:
+                if partial.is_old:
+                    del session.partials[partial.base]
+                    self.incomplete += 1
+                partial.is_old = True
 
     # --- datagrams ---
 
@@ -323,10 +332,13 @@ class Inbound:
             self.malformed += 1
             return min(at + stride, length)
         at = taken
-        if partial.next > partial.last:
+        if partial.is_too_large:
+            del session.partials[base]
+            self.malformed += 1
+        elif partial.next > partial.last:
             del session.partials[base]
             sealed = b"".join(partial.pieces)
-            if TAG_BYTES <= len(sealed) <= len(self._plain):
+            if len(sealed) >= TAG_BYTES:
                 self._open_frame(opening, base, last, sealed, at - 1)
             else:
                 self.malformed += 1
@@ -351,6 +363,7 @@ class Inbound:
         partial.pieces += bodies[: count - 1]
         partial.pieces.append(view[(count - 1) * stride + _H : end])
         partial.next += count
+        partial.size += end - count * _H
         if partial.next <= partial.last:
             partial.pieces = [b"".join(partial.pieces)]  # what is received next overwrites the views
         return end

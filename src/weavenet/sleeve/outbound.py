@@ -22,6 +22,7 @@ from weavenet.sleeve.udp import SEND_BYTES_MAX, SEND_DATAGRAMS_MAX, Buffer, UdpS
 from weavenet.sleeve.units import header_end
 from weavenet.sleeve.wire import (
     FRAGMENTS_MAX,
+    FRAME_BYTES_MAX,
     HEADER_BYTES,
     HOPS_START,
     NONCE_START,
@@ -33,7 +34,6 @@ from weavenet.sleeve.wire import (
 FRAMES_PER_WAKE = 64
 SMALL_FRAME_BYTES = 600
 """Frames up to this share datagrams."""
-FRAME_BYTES_MAX = 65_535 + VNET_BYTES
 _H = HEADER_BYTES
 _HOPS = bytes((HOPS_START,))
 _INDICES = bytes(range(FRAGMENTS_MAX))

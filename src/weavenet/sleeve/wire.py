@@ -66,8 +66,9 @@ half is gone, and nobody can derive the key any more to seal with it. A new proc
 retired long before 2^48 counters.
 
 A receiver keeps a window of the last WINDOW values of counter + index per key; each is accepted once, after its
-datagram was authenticated. A WHOLE enters the window with its counter when it is put together. A forged fragment can
-spoil the frame that it claims to be part of (as losing it would), nothing else.
+datagram was authenticated. A WHOLE enters the window with its counter when it is put together. Until then nothing of
+it is authenticated: forged fragments can spoil the frame that they claim to be part of, and evict incomplete frames
+of the same peer, of which only few are kept (as losing datagrams of these would); nothing else.
 
 What a relay or listener learns: who talks to whom, when, how much, and the sizes of frames. Nothing of the content.
 """
@@ -91,6 +92,8 @@ SHORT_ID_BYTES = 6
 COUNTER_MAX = (1 << 48) - 1
 WINDOW = 4096
 FRAGMENTS_MAX = 256
+FRAME_BYTES_MAX = 65_535 + 10
+"""With its vnet header."""
 COUNTER_AT, INDEX_AT, LAST_AT, HOPS_AT = 15, 21, 22, 23
 NONCE_START = {kind: bytes((0, 0, 0, VERSION << 4 | kind)) for kind in (1, 2, 3, 4)}
 """By kind; the header's bytes from COUNTER_AT up to HOPS_AT follow."""

@@ -140,6 +140,8 @@ class Worker:
             self._wants_status = True
             self.sessions.rekeyed()
         sampling = now >= self._status_at
+        if sampling:
+            self.inbound.sweep()
         changed = False
         next_at = now + STATUS_INTERVAL_S
         for session in self.sessions.by_peer.values():

@@ -35,7 +35,7 @@ def sent(outbox: Outbox) -> list[tuple[PeerId, object]]:
 class Holder:
     def __init__(self) -> None:
         self.outbox = Outbox()
-        self.lease = Lease(ttl_s=TTL_S, log=log(self.outbox), address=lambda voter: voter, outbox=self.outbox)
+        self.lease = Lease(me=X, ttl_s=TTL_S, log=log(self.outbox), address=lambda voter: voter, outbox=self.outbox)
         self.lease.start(0.0)
 
     def renew(self, asked_at: float, answered_at: float, *voters: PeerId) -> None:
@@ -80,10 +80,23 @@ def test_an_answer_that_was_never_asked_for_or_of_no_voter_is_ignored() -> None:
 
 def test_whoever_is_not_ephemeral_needs_none() -> None:
     outbox = Outbox()
-    lease = Lease(ttl_s=0, log=log(outbox), address=lambda voter: voter, outbox=outbox)
+    lease = Lease(me=X, ttl_s=0, log=log(outbox), address=lambda voter: voter, outbox=outbox)
     lease.advance(1e9)
     assert lease.may_allocate and lease.may_carry and lease.deadline() is None
     assert not outbox.drain()
+
+
+def test_one_that_came_to_vote_itself_counts_its_own_vote() -> None:
+    """A removal that leaves no elector makes its heir one, ephemeral or not."""
+    outbox = Outbox()
+    alone = Log((), outbox)
+    alone.merge(0, (genesis_entry(Genesis(b"c" * 16, ("10.32.0.0/24",), (X,), (X,))),))
+    lease = Lease(me=X, ttl_s=TTL_S, log=alone, address=lambda voter: voter, outbox=outbox)
+    lease.start(0.0)
+    for now in range(0, 5 * TTL_S, TTL_S // 20):
+        lease.advance(float(now))
+        assert lease.may_allocate and lease.may_carry
+    assert not sent(outbox)
 
 
 class Voter:

@@ -30,7 +30,10 @@ _NEVER = float("-inf")
 class Lease:
     """``ttl_s`` 0: this peer needs none. ``address(voter)``: the reachable peer that casts this vote, or None."""
 
-    def __init__(self, *, ttl_s: float, log: Log, address: Callable[[PeerId], PeerId | None], outbox: Outbox) -> None:
+    def __init__(
+        self, *, me: PeerId, ttl_s: float, log: Log, address: Callable[[PeerId], PeerId | None], outbox: Outbox
+    ) -> None:
+        self._me = me
         self.ttl_s = ttl_s
         self._log = log
         self._address = address
@@ -84,7 +87,11 @@ class Lease:
             del self._asked[number]
         for voter in self._log.voters:
             peer = self._address(voter)
-            if peer is not None:
+            if peer == self._me:  # a removal that left no elector made us one
+                self._renewed[voter] = now
+                self.may_allocate = now < self._over_at
+                self.may_carry = self.may_carry or self.may_allocate
+            elif peer is not None:
                 self._outbox.unicast(peer, LeaseRenew(self._number))
 
     def answered(self, now: float, answer: LeaseAnswer) -> None:

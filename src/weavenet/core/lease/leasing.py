@@ -44,7 +44,9 @@ class Leasing:
     ) -> None:
         self._ipam = ipam
         self._planes = planes
-        self.own = Lease(ttl_s=config.ephemeral_ttl_s, log=log, address=around.voter_address, outbox=outbox)
+        self.own = Lease(
+            me=config.peer, ttl_s=config.ephemeral_ttl_s, log=log, address=around.voter_address, outbox=outbox
+        )
         self.others = Leases(me=config.peer, log=log, around=around, attests=attests, rows=rows, outbox=outbox, rng=rng)
 
     def start(self, now: float) -> None:

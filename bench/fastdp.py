@@ -19,9 +19,10 @@ from functools import partial
 from typing import NamedTuple
 
 from bench.gate import Gate
-from bench.hosts import DEADLINE_S, Failed, Host, lab, launch, open_paths, run, wait_for
+from bench.hosts import DEADLINE_S, LAB, Failed, Host, lab, launch, open_paths, run, wait_for
 from bench.options import Options
 from bench.table import Result, verdict
+from weavenet.lab import state as lab_state
 
 MTU = 1376
 CONTAINER = "box"
@@ -81,8 +82,15 @@ def _in(host: Host) -> Callable[..., list[str]]:
 
 
 def set_underlay(hosts: Sequence[Host], name: str) -> None:
+    """At both ends of each host's cable: a veth whose other end could send larger units gathers nothing on receipt
+    (``veth_skb_is_eligible_for_gro``), which no network card does."""
+    state = lab_state.load(LAB)
+    assert state is not None
     for host in hosts:
         host.run("ethtool", "-K", "eth0", *UNDERLAYS[name])
+        port = state.hosts[host.name].port
+        far_end = ["ethtool", "-K", port, *UNDERLAYS[name][:-2]]
+        run(["nsenter", "-t", str(state.underlay_pid), "-n", *far_end])
 
 
 @contextlib.contextmanager

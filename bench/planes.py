@@ -20,7 +20,7 @@ from pathlib import Path as File
 from typing import NamedTuple
 
 from bench import rivals
-from bench.fastdp import CONTAINER, MTU, UNDERLAYS, hand_made_path, round_trips, server
+from bench.fastdp import CONTAINER, MTU, hand_made_path, round_trips, server, set_underlay
 from bench.fastdp import Path as Way
 from bench.gate import Gate
 from bench.hosts import LAB, PYTHON, WEAVE, Host, lab, run, wait_for
@@ -28,7 +28,6 @@ from bench.options import Options
 from bench.table import Result, verdict
 from weavenet.core.overlay.sleeve import SleeveDesired, SleeveEndpoint, SleevePeer, SleeveStatus
 from weavenet.core.types import PeerId
-from weavenet.lab import state as lab_state
 from weavenet.sleeve.feed import Splitter, decode_status, frame
 
 VXLAN, SLEEVE, MODERN = "kernel VXLAN, hand-made", "sleeve", "wireguard-go, bookworm-backports"
@@ -138,18 +137,6 @@ def _worker_flags(host: Host) -> list[str]:
 # --- measuring ---
 
 
-def set_wire(hosts: Sequence[Host], name: str) -> None:
-    """Both ends of both cables; the underlay's ports too, else the kernel gathers nothing on the receiving side."""
-    state = lab_state.load(LAB)
-    assert state is not None
-    for host in hosts:
-        host.run("ethtool", "-K", "eth0", *UNDERLAYS[name])
-        port = state.hosts[host.name].port
-        switch = "off" if name == "wire" else "on"
-        flags = ["tso", switch, "gso", switch, "tx-udp-segmentation", switch]
-        run(["nsenter", "-t", str(state.underlay_pid), "-n", "ethtool", "-K", port, *flags])
-
-
 def set_loss(hosts: Sequence[Host], share: str) -> None:
     run([WEAVE, "lab", "loss", hosts[0].name, hosts[1].name, share, "--lab", LAB])
 
@@ -229,7 +216,7 @@ def measure(options: Options, gate: Gate) -> Result:
         cost: Figures = {name: [] for name in paths}
         for setting in SETTINGS:
             options.progress(f"planes: {setting.name}")
-            set_wire(hosts, setting.underlay)
+            set_underlay(hosts, setting.underlay)
             set_loss(hosts, setting.loss)
 
             def once(way: Way, setting: Setting = setting) -> float:
@@ -240,7 +227,7 @@ def measure(options: Options, gate: Gate) -> Result:
 
             figures[setting.name] = measured(paths, count, once)
         set_loss(hosts, "0%")
-        set_wire(hosts, "intact")
+        set_underlay(hosts, "intact")
         options.progress("planes: small packets")
         figures["small"] = measured(paths, count, lambda way: gate.measure(lambda: small_packets(way, seconds)))
         options.progress("planes: round trip")

@@ -17,7 +17,7 @@ from weavenet.core.limits import SLEEVE_PROOF_S
 from weavenet.core.membership import Membership
 from weavenet.core.mesh.changes import MeshChanges
 from weavenet.core.mesh.mesh import Mesh
-from weavenet.core.messages.gossip import KIND_ENDPOINT, EndpointRecord
+from weavenet.core.messages.gossip import KIND_ENDPOINT, EndpointRecord, record_body
 from weavenet.core.overlay import choice
 from weavenet.core.overlay.choice import FASTDP, SLEEVE
 from weavenet.core.overlay.endpoints import Endpoints
@@ -28,7 +28,7 @@ from weavenet.core.overlay.sleeve import SleeveStatus
 from weavenet.core.overlay.sleeveplane import SleevePlane
 from weavenet.core.ring import Ipam
 from weavenet.core.seeding import Seeding
-from weavenet.core.types import PeerId
+from weavenet.core.types import PeerId, is_ip_address
 
 _endpoint_decoder = msgspec.msgpack.Decoder(EndpointRecord)
 
@@ -73,7 +73,8 @@ class DataPaths:
         self.sleeve = SleevePlane(config=config, mesh=mesh, planes=planes)
 
     def start(self, now: float) -> None:
-        """The data paths of the previous start, unchanged."""
+        """The data paths of the previous start, unchanged, but for what this start's settings forbid."""
+        self._seal_adopted()
         self._adopted = self._planes.peers
         self._adopted_until = now + SLEEVE_PROOF_S
         self._outbox.append(SetPlane(self._planes.desired()))
@@ -183,6 +184,18 @@ class DataPaths:
                 relay=relay or b"",
             )
 
+    def _seal_adopted(self) -> None:
+        """A password that is new, a subnet no longer trusted, or --no-fastdp counts at once, also towards peers of
+        which nothing is heard: what an earlier start was allowed to send in clear to them may be forbidden now."""
+        settings = self._config
+        for peer in sorted(self._planes.peers):
+            row = self._planes.get(peer)
+            if row is None or not row.is_vxlan_allowed:
+                continue
+            is_trusted = not settings.authenticated or choice.covers(settings.trusted_subnets, row.host)
+            if FASTDP not in settings.planes or not is_trusted:
+                self._planes.seal(peer, SLEEVE if SLEEVE in settings.planes else row.plane)
+
     def _presumed_state(self, now: float, peer: PeerId, plane: str, row: OpenPlane) -> PathState:
         """A plane that carried when we were started again counts as working until it had the time to show it."""
         state = self.plane_state(now, peer, plane)
@@ -198,7 +211,7 @@ class DataPaths:
     def must_seal(self, peer: PeerId) -> bool:
         """Whether frames to ``peer`` have to be encrypted: there is a password, and not both ends trust the other's
         address. Both ends decide alike: what one sees of the other is what the other is told it looks like."""
-        if not self._config.authenticated or not self.sleeve.is_on:
+        if not self._config.authenticated:
             return False
         record = self._mesh.peer_record(peer)
         if record is None or not record.trusts or not self._config.trusted_subnets:
@@ -244,5 +257,9 @@ class DataPaths:
             self._planes.set(peer, host, self._endpoints_of(peer))
 
     def _endpoints_of(self, peer: PeerId) -> tuple[Endpoint, ...]:
-        bodies = (_endpoint_decoder.decode(body) for body in self._mesh.records_of(peer, KIND_ENDPOINT))
-        return tuple(Endpoint(record.mac, record.addresses) for record in bodies)
+        bodies = (record_body(_endpoint_decoder, body) for body in self._mesh.records_of(peer, KIND_ENDPOINT))
+        return tuple(
+            Endpoint(record.mac, tuple(text for text in record.addresses if is_ip_address(text.partition("/")[0])))
+            for record in bodies
+            if record is not None
+        )

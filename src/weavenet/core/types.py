@@ -127,6 +127,16 @@ def mac_text(mac: bytes) -> str:
     return ":".join(f"{octet:02x}" for octet in mac)
 
 
+@lru_cache(maxsize=8192)
+def is_ip_address(text: str) -> bool:
+    """Whether ``text`` is an IPv4 or IPv6 address without prefix length. What others say is asked again and again."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def ranges_problem(ranges: Sequence[str]) -> str:
     """What keeps texts of another peer from being ranges to divide; empty when nothing does."""
     for text in ranges:

@@ -25,6 +25,7 @@ from typing import Protocol
 
 from weavenet.core.effects import PlanePeer, VxlanUse
 from weavenet.core.limits import SLEEVE_DEVICE, VXLAN_PORT, VXLAN_VNI
+from weavenet.core.types import is_ip_address
 from weavenet.host import announce, netns, sysctl
 from weavenet.host.bridge import BRIDGE, Bridge, is_port_name
 from weavenet.host.kernel import Kernel
@@ -193,7 +194,7 @@ class VxlanPlane:
             hosts = frozenset(
                 canonical(peer.host)
                 for peer in self._peers
-                if peer.vxlan is not VxlanUse.CLOSED and _is_address(peer.host)
+                if peer.vxlan is not VxlanUse.CLOSED and is_ip_address(peer.host)
             )
             await self._firewall.set_plane(devices, self._mac, hosts)
 
@@ -411,11 +412,3 @@ class VxlanPlane:
         with contextlib.suppress(OSError, ValueError, IndexError):
             return self._counters.frames((*DEVICES.values(), SLEEVE_DEVICE)) - own
         return 0
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

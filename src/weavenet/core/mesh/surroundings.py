@@ -21,8 +21,15 @@ from weavenet.core.mesh.dialing import Dialer, Endpoint
 from weavenet.core.mesh.links import Links
 from weavenet.core.mesh.records import Applied, Origin, Records
 from weavenet.core.mesh.routes import Routes
-from weavenet.core.messages.gossip import KIND_NEIGHBOUR, KIND_PEER, NeighbourRecord, PeerRecord, Record
-from weavenet.core.types import PeerId
+from weavenet.core.messages.gossip import (
+    KIND_NEIGHBOUR,
+    KIND_PEER,
+    NeighbourRecord,
+    PeerRecord,
+    Record,
+    record_body,
+)
+from weavenet.core.types import PeerId, is_ip_address
 
 _EXPIRY_CHECK_S = 60.0
 _PEERS_PER_INTERVAL = 100
@@ -181,14 +188,9 @@ class Surroundings:
 def _neighbour(record: Record) -> NeighbourRecord | None:
     if record.kind != KIND_NEIGHBOUR:
         return None
-    try:
-        return _neighbour_decoder.decode(record.body)
-    except msgspec.DecodeError:
-        return None
+    neighbour = record_body(_neighbour_decoder, record.body)
+    return neighbour if neighbour is not None and is_ip_address(neighbour.host) else None
 
 
 def _decode_peer(body: bytes) -> PeerRecord | None:
-    try:
-        return _peer_decoder.decode(body)
-    except msgspec.DecodeError:
-        return None
+    return record_body(_peer_decoder, body)

@@ -11,11 +11,22 @@ or below my mark that I do not hold was deleted. A higher incarnation replaces t
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from weavenet.core.types import Bytes6, Bytes8, Label, LogEntry, Segment, Uint, WirePeerId
+
+Body = TypeVar("Body")
+
+
+def record_body(decoder: msgspec.msgpack.Decoder[Body], body: bytes) -> Body | None:
+    """None for the body of a faulty or newer peer: what one origin writes must stop nobody else."""
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):  # text that is not UTF-8 raises the latter
+        return None
+
 
 # --- record bodies (msgpack inside Record.body; unknown kinds are carried untouched) ---
 

@@ -18,7 +18,7 @@ from weavenet.core.commands import AddName, Addresses, Done, RemoveName, Result
 from weavenet.core.effects import Outbox, SetNames
 from weavenet.core.errors import Code, Failure, InvariantBroken
 from weavenet.core.limits import NAME_ABSENCE_S, NAME_ENTRIES_MAX
-from weavenet.core.messages.gossip import KIND_NAME, EntryRecord
+from weavenet.core.messages.gossip import KIND_NAME, EntryRecord, record_body
 from weavenet.core.names.directory import Directory
 from weavenet.core.names.registrations import EXTERNAL, Entry, Owners, Registrations, packed
 from weavenet.core.names.spelling import absolute_name, folded, is_below, name_problem
@@ -213,9 +213,8 @@ class Names:
 
     def _decode(self, body: bytes) -> Entry | None:
         """None for what cannot be an entry in our domain."""
-        try:
-            record = _decoder.decode(body)
-        except msgspec.DecodeError:
+        record = record_body(_decoder, body)
+        if record is None:
             return None
         if len(record.address) not in {4, 16} or name_problem(record.name) or not record.name.endswith("."):
             return None

@@ -57,7 +57,7 @@ class OpenPlanes:
 
     def set(self, peer: PeerId, host: str, endpoints: tuple[Endpoint, ...]) -> None:
         """Open the path, or follow the peer to a new address or new endpoints."""
-        before = self._open.get(peer) or OpenPlane("", ())
+        before = self._open.get(peer) or OpenPlane("", (), is_vxlan_allowed=False)  # until somebody says otherwise
         stored = tuple((endpoint.mac, endpoint.addresses) for endpoint in endpoints)
         self._put(peer, msgspec.structs.replace(before, host=host, endpoints=stored))
 
@@ -74,6 +74,10 @@ class OpenPlanes:
             ),
         )
         return is_toggled
+
+    def seal(self, peer: PeerId, plane: str) -> None:
+        """Nothing more in clear to ``peer``, which is on ``plane`` from here on."""
+        self._put(peer, msgspec.structs.replace(self._open[peer], plane=plane, is_vxlan_allowed=False))
 
     def _put(self, peer: PeerId, row: OpenPlane) -> None:
         if self._open.get(peer) == row:

@@ -13,13 +13,13 @@ forwarding meanwhile, and new keys arrive as a new record.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
 
 from weavenet.core.config import NodeConfig
 from weavenet.core.limits import HOPS_AT_ONCE_PEERS, HOPS_INTERVAL_S, SLEEVE_PROOF_S
-from weavenet.core.messages.gossip import KIND_SLEEVE, KIND_SLEEVE_PATH
+from weavenet.core.messages.gossip import KIND_SLEEVE, KIND_SLEEVE_PATH, record_body
 from weavenet.core.overlay.choice import SLEEVE
 from weavenet.core.overlay.openplanes import OpenPlanes
 from weavenet.core.overlay.paths import PathState
@@ -35,8 +35,6 @@ from weavenet.core.overlay.sleeve import (
     SleeveStatus,
 )
 from weavenet.core.types import PeerId
-
-Body = TypeVar("Body")
 
 _record_decoder = msgspec.msgpack.Decoder(SleeveRecord)
 _path_decoder = msgspec.msgpack.Decoder(SleevePathRecord)
@@ -143,14 +141,14 @@ class SleevePlane:
             return None if row is None else row.sleeve
         cached = self._decoded.get(peer)
         if cached is None or cached[0] != bodies:
-            cached = self._decoded[peer] = bodies, _decoded(_record_decoder, bodies[0])
+            cached = self._decoded[peer] = bodies, record_body(_record_decoder, bodies[0])
         return cached[1]
 
     def learnt(self, origins: Iterable[PeerId]) -> set[PeerId]:
         """Records of these changed. Returns the peers that this is about, apart from the origins."""
         named: set[PeerId] = set()
         for origin in origins:
-            found = (_decoded(_path_decoder, body) for body in self._mesh.records_of(origin, KIND_SLEEVE_PATH))
+            found = (record_body(_path_decoder, body) for body in self._mesh.records_of(origin, KIND_SLEEVE_PATH))
             exceptions = {record.peer: record for record in found if record is not None}
             before = self._exceptions.pop(origin, {})
             if exceptions:
@@ -306,11 +304,3 @@ class SleevePlane:
             takes_groups=carries,
             macs=macs,  # also while another plane carries: what the bridge still sends is not lost
         )
-
-
-def _decoded(decoder: msgspec.msgpack.Decoder[Body], body: bytes) -> Body | None:
-    """None for a body of a faulty or newer peer."""
-    try:
-        return decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None

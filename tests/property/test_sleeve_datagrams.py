@@ -9,6 +9,7 @@ import pytest
 from sleeve_pair import HOSTS, A, B, C, End, damage, fuzz, name_of, plain_frame
 from unit.test_sleeve_units import segmented
 from unit.test_sleeve_units import unit as tcp_unit
+from weavenet.sleeve.keys import REKEY_AFTER_BYTES, SEALED_BYTES_MAX
 from weavenet.sleeve.partial import PARTIAL_BYTES_MAX
 from weavenet.sleeve.session import Session
 from weavenet.sleeve.tap import VNET, VNET_BYTES
@@ -171,6 +172,58 @@ def test_keys_change_without_losing_a_frame() -> None:
     a.sessions.rekeyed()
     assert len(a.pairs.public()) == 1
     assert b.open(a.seal(frame), HOME) == [frame]
+
+
+def tick(end: End, now: float) -> None:
+    """As the worker's loop."""
+    end.pairs.tick(now)
+    if end.pairs.changed:
+        end.pairs.changed = False
+        end.sessions.rekeyed()
+
+
+def seal_much(a: End, b: End, size: int) -> list[bytes]:
+    """A frame after which the key in use has sealed ``size`` bytes and more."""
+    key = a.sessions.by_peer[B].sending
+    assert key is not None
+    key.sealed_bytes = size
+    frame = plain_frame(b, b"much")
+    return b.open(a.seal(frame), HOME)
+
+
+def test_volume_changes_keys_without_cutting_off_who_has_not_heard() -> None:
+    a, b = pair()
+    a.open(b.seal(plain_frame(a, b"hello")), name_of(HOSTS[B]))
+    for now in (2.0, 2.5, 3.1, 30.0, 299.0):
+        assert seal_much(a, b, REKEY_AFTER_BYTES)
+        tick(a, now)
+        assert len(a.pairs.pairs) == 2
+        assert a.open(b.seal(plain_frame(a, b"hello")), name_of(HOSTS[B])), "sealed for the old key"
+    b.know(a)
+    assert a.open(b.seal(plain_frame(a, b"hello")), name_of(HOSTS[B]))
+    old = [one.key for one in a.pairs.pairs]
+    assert seal_much(a, b, REKEY_AFTER_BYTES)
+    tick(a, 300.0)
+    assert [one.key for one in a.pairs.pairs] == old, "the newest is due, the one before has its time"
+    tick(a, 302.1)
+    assert len(a.pairs.pairs) == 2 and a.pairs.pairs[0].key == old[1]
+
+
+def test_a_key_that_has_sealed_its_limit_seals_no_more() -> None:
+    a, b = pair()
+    session = a.sessions.by_peer[B]
+    a.open(b.seal(plain_frame(a, b"hello")), name_of(HOSTS[B]))
+    first = a.pairs.newest.key.number
+    assert seal_much(a, b, SEALED_BYTES_MAX)
+    tick(a, 2.0)
+    assert a.pairs.newest.key.number != first
+    assert session.sending is None and a.seal(plain_frame(b, b"x")) == [] and a.outbound.no_key == 1
+    b.know(a)
+    assert a.open(b.seal(plain_frame(a, b"hello")), name_of(HOSTS[B]))
+    assert b.open(a.seal(plain_frame(b, b"y")), HOME) == [plain_frame(b, b"y")]
+    assert seal_much(a, b, SEALED_BYTES_MAX)
+    tick(a, 4.0)
+    assert a.pairs.by_number(first) is None, "of no use any more, nor is the second"
 
 
 def test_closed_peers_get_and_give_nothing() -> None:

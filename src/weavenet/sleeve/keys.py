@@ -23,8 +23,11 @@ REKEY_AFTER_S = 3600.0
 """A new pair after this long: how far back a stolen process memory reveals traffic, against gossip per change."""
 REKEY_AFTER_BYTES = 1 << 37
 """Sealed under one key. AES-GCM keeps its margin up to about 2^38.5 bytes (RFC 8446, section 5.5)."""
+SEALED_BYTES_MAX = 1 << 38
+"""Under one key; then nothing more is sealed with it. A tick's worth may come on top."""
 PAIR_OVERLAP_S = 300.0
-"""The pair before the newest opens for this long: longer than an idle path goes without a heartbeat."""
+"""The pair before the newest opens for this long: longer than an idle path goes without a heartbeat. Volume alone
+does not cut it short."""
 KEYS_MAX = 65_536
 """Derived from one pair, some 1 to 33 kB each. At the bound the pair is replaced instead of forgetting a counter."""
 AES, CHACHA = 1, 2
@@ -60,6 +63,10 @@ class SendingKey:
         self.theirs = theirs
         self.counter = 0
         self.sealed_bytes = 0
+
+    @property
+    def is_exhausted(self) -> bool:
+        return self.sealed_bytes >= SEALED_BYTES_MAX
 
     def take(self, count: int) -> int:
         """The first of ``count`` fresh counters. Raises OverflowError at the end of the counter, years away."""
@@ -165,8 +172,8 @@ class OwnPairs:
         self._aes = aes
         self.pairs = [OwnPair(os.urandom(1)[0], now, aes=aes)]
         self.changed = True
-        self.is_due = False
-        """Set by whoever sealed REKEY_AFTER_BYTES under one key."""
+        self._is_due = False
+        self._is_exhausted = False
 
     @property
     def newest(self) -> OwnPair:
@@ -178,15 +185,26 @@ class OwnPairs:
     def by_number(self, number: int) -> OwnPair | None:
         return next((pair for pair in self.pairs if pair.key.number == number), None)
 
+    def sealed_much(self, key: SendingKey) -> None:
+        """More than REKEY_AFTER_BYTES were sealed with ``key``. That of an older pair has its successor already,
+        which the peer only has to hear of."""
+        if key.own == self.newest.key.number:
+            self._is_due = True
+            self._is_exhausted = self._is_exhausted or key.is_exhausted
+
     def tick(self, now: float) -> None:
-        """Make and drop pairs as time and volume ask; at most every second by volume."""
+        """Make and drop pairs as time and volume ask, at most one a second. The pair before the newest has its time,
+        unless the newest is of no use any more."""
         newest = self.newest
         age_s = now - newest.made_at
-        if age_s >= REKEY_AFTER_S or ((self.is_due or newest.is_spent) and age_s >= 1.0):
-            self.is_due = False
+        is_replaceable = len(self.pairs) == 1 or age_s >= PAIR_OVERLAP_S
+        is_wanted = age_s >= REKEY_AFTER_S or (self._is_due and age_s >= 1.0)
+        is_needed = (newest.is_spent or self._is_exhausted) and age_s >= 1.0
+        if is_needed or (is_wanted and is_replaceable):
+            self._is_due = self._is_exhausted = False
             number = (newest.key.number + 1) & 0xFF
             self.pairs = [newest, OwnPair(number, now, aes=self._aes)]
             self.changed = True
-        elif len(self.pairs) > 1 and age_s >= PAIR_OVERLAP_S:
+        elif len(self.pairs) > 1 and is_replaceable:
             del self.pairs[0]
             self.changed = True

@@ -276,7 +276,7 @@ class Outbound:
         assert key is not None
         key.sealed_bytes += size
         if key.sealed_bytes > REKEY_AFTER_BYTES:
-            self._sessions.pairs.is_due = True
+            self._sessions.pairs.sealed_much(key)
 
     def _check_size(self, session: Session) -> None:
         """After a send that failed."""

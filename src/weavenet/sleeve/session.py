@@ -122,7 +122,8 @@ class Sessions:
             path.kick(now)
 
     def choose_key(self, session: Session) -> None:
-        """The newest of ours that the peer has shown to know (or the only one), towards its newest."""
+        """The newest of ours that the peer has shown to know (or the only one), towards its newest. None when that
+        has sealed what one key may: until the peer shows that it has heard of our next."""
         session.sending = None
         if not session.wanted.keys:
             return
@@ -130,9 +131,12 @@ class Sessions:
         pair = confirmed if confirmed is not None else self.pairs.pairs[0]
         theirs = session.wanted.keys[-1]
         try:
-            session.sending = pair.sending(self.me, session.peer, theirs)
+            key = pair.sending(self.me, session.peer, theirs)
         except ValueError:
             return  # a public key of low order is no key; the path shows as not working
+        if key.is_exhausted:
+            return
+        session.sending = key
         session.prefixes = {kind: prefix(kind, pair.key.number, theirs.number, self.me, session.peer) for kind in Kind}
 
     def confirm(self, session: Session, number: int) -> None:

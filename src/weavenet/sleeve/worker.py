@@ -146,6 +146,8 @@ class Worker:
         next_at = now + STATUS_INTERVAL_S
         for session in self.sessions.by_peer.values():
             path = session.path
+            if session.sending is not None and session.sending.is_exhausted:
+                self.sessions.choose_key(session)
             if session.sending is not None and now >= path.next_at:
                 self._probe(session, now)
             if sampling:

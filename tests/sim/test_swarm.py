@@ -17,7 +17,7 @@ from weavenet.sim.cli import Job, describe_failure, main, replay, run_job
 from weavenet.sim.trace import TAIL_LINES
 from weavenet.sim.world import STEPS_DEFAULT
 
-SEEDS = int(os.environ.get("WEAVE_SIM_SEEDS", "2000"))
+SEEDS = int(os.environ.get("WEAVE_SIM_SEEDS", "200"))
 BATCH = 10
 
 TRACE_HASH = """

@@ -258,10 +258,11 @@ class Membership:
                 assert_never(body)
 
     def linked(self, peers: Iterable[PeerId]) -> None:
-        """Links to ``peers`` came up: from here on they may know of us, whatever we hear of them."""
+        """Links to ``peers`` came up: from here on they may know of us, whatever we hear of them. One that was removed
+        here and is let in for its greater epoch counts only when our log is replaced by its."""
         for peer in peers:
             hello = self._mesh.greeting(peer)
-            if hello is not None and peer not in self.known.peers:
+            if hello is not None and peer not in self.known.peers and not self._log.is_gone(peer):
                 self.known.meet((Named(peer, hello.name, hello.nickname),))
 
     def met(self, now: float, peers: Iterable[PeerId]) -> None:
@@ -405,9 +406,10 @@ class Membership:
             heir = self._log.heir(gone)
             self.fence(now, f"this peer was removed from the cluster in favour of {heir.hex()}")
             return
-        fresh = removed - self._applied
+        fresh, taken_back = removed - self._applied, self._applied - removed
         self._applied = removed
         self._drop(now, fresh)
+        self.linked(sorted(taken_back))
         if fresh:
             self.departed.republish(now)
             if self._handover.unfinished - self._planes.peers:

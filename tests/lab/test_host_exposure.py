@@ -28,12 +28,17 @@ async def opened(host: Host, node: FakeNode) -> Exposure:
     return exposure
 
 
-async def look(host: Host) -> tuple[str, str, str]:
-    """Everything that must be as before."""
+SWITCHES = ("net/ipv4/ip_forward", "net/ipv4/conf/all/accept_redirects")
+
+
+async def look(host: Host) -> tuple[str, str, str, str]:
+    """Everything that must be as before: rules, addresses, routes, settings."""
     rules = await run_async(host.namespace, "nft", "list", "ruleset")
     lines = await run_async(host.namespace, "ip", "-o", "address", "show", "scope", "global")
     addresses = "\n".join(line.partition(": ")[2] for line in lines.splitlines())  # without the number of the device
-    return rules, addresses, await run_async(host.namespace, "cat", "/proc/sys/net/ipv4/ip_forward")
+    lines = (await run_async(host.namespace, "ip", "-4", "route", "show", "table", "all")).splitlines()
+    routes = "\n".join(sorted(lines))
+    return rules, addresses, routes, await run_async(host.namespace, "cat", *(f"/proc/sys/{name}" for name in SWITCHES))
 
 
 async def reaches(host: Host, address: str) -> bool:
@@ -61,12 +66,74 @@ def test_an_exposed_host_reaches_containers_everywhere_and_hides_without_a_trace
             assert AddName("gw.weave.local.", "weave:expose") in node.log
             await eventually(lambda: reaches(a, "10.32.0.101"), "its own container")
             await eventually(lambda: reaches(a, "10.32.0.102"), "a container of the other host")
-            assert (await look(a))[2].strip() == "1"
+            assert (await look(a))[3].split()[0] == "1"
             assert "masquerade" in (await look(a))[0]
             assert given(await exposure.hide(())) == ("10.32.0.1/12",)
             assert await look(a) == before
             assert given(await exposure.hide(())) == ()
             assert not node.held["weave:expose"] and not node.attachments
+            await exposure.close()
+
+    drive(scenario)
+
+
+@pytest.mark.parametrize("redirects", ["0", "1"])
+def test_forwarding_is_switched_back_without_a_trace(redirects: str) -> None:
+    """Also by the next daemon; the kernel changes another setting with it."""
+
+    async def scenario() -> None:
+        async with Pair() as (a, _):
+            node = FakeNode()
+            await run_async(a.namespace, "sysctl", "-qw", f"net.ipv4.conf.all.accept_redirects={redirects}")
+            before = await look(a)
+            assert before[3].split() == ["0", redirects]
+            exposure = await opened(a, node)
+            given(await exposure.expose((), ""))
+            assert (await look(a))[3].split()[0] == "1"
+            await exposure.close()
+            exposure = await opened(a, node)
+            given(await exposure.expose(("10.32.5.1/12",), ""))
+            given(await exposure.hide(()))
+            assert await look(a) == before
+            node.refuse = PutAttachment
+            assert isinstance(await exposure.expose((), ""), Failure)
+            assert await look(a) == before
+            await exposure.close()
+
+    drive(scenario)
+
+
+def test_what_masquerading_tracks_is_not_taken_for_somebody_elses() -> None:
+    """Queries are kept out of the table of connections while we masquerade, or others track; ``hide`` ends the one."""
+
+    async def scenario() -> None:
+        async with Pair() as (a, b):
+            assert a.firewall is not None
+            await a.apply(b.as_peer())
+            node = FakeNode()
+            exposure = await opened(a, node)
+            before = await look(a)
+            await a.firewall.look_at_conntrack()
+            given(await exposure.expose((), ""))
+            assert "notrack" in (await look(a))[0]
+            assert await reaches(a, "10.32.0.1")
+            await a.firewall.look_at_conntrack()
+            await exposure.close()
+            await a.stop()
+            await a.start()
+            await a.apply(b.as_peer())
+            exposure = await opened(a, node)
+            await a.firewall.look_at_conntrack()
+            given(await exposure.hide(()))
+            for _ in range(3):
+                await a.firewall.look_at_conntrack()
+                assert await look(a) == before
+            chain = "add chain ip theirs input { type filter hook input priority 0; }"
+            rule = "add rule ip theirs input ct state new counter"
+            await run_async(a.namespace, "nft", f"add table ip theirs; {chain}; {rule}")
+            assert await reaches(a, "127.0.0.1")
+            await a.firewall.look_at_conntrack()
+            assert "notrack" in (await look(a))[0]
             await exposure.close()
 
     drive(scenario)

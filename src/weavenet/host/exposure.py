@@ -7,7 +7,7 @@ kernel is kept as wanted: an address that somebody takes off the bridge comes ba
 Invariants: calls happen one after the other, and whoever waits for an address keeps nobody from taking a lost one off
 (the node answers nothing before that is done). A call that fails or is cancelled gives back what it took. Hiding the
 last address leaves nothing behind. Forwarding between devices is switched on with the first address where it was off,
-and off again with the last.
+and off again with the last; whether the host takes ICMP redirects is then as it was, too.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ from weavenet.host.kernel import Kernel
 WATCH_S = 1.0
 """Addresses on the bridge are compared with what they should be this often, while there are any."""
 FORWARDING = "ipv4/ip_forward"
+REDIRECTS = "ipv4/conf/all/accept_redirects"
+"""Whenever the one is switched, the kernel sets the other to the opposite (Linux, ip-sysctl: ``ip_forward``)."""
 NOTHING = Attachment(EXPOSE, EXPOSE, b"", (), (), False, False)
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ class Exposure:
         self._lock = asyncio.Lock()
         self._kernel_lock = asyncio.Lock()
         self._is_switched = False
+        self._redirects_accepted = False
         self._leaving = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -205,8 +208,11 @@ class Exposure:
         """``attachment`` with what the kernel adds to it, after it was applied."""
         bridge = await self._bridge.ensure()
         is_off = sysctl.read(self._kernel.namespace, FORWARDING) == "0"
-        is_switched = attachment.forwarding_switched or is_off
-        complete = msgspec.structs.replace(attachment, mac=bridge.mac, live=True, forwarding_switched=is_switched)
+        if is_off:  # so it was before, or the machine has started again since
+            accepted = sysctl.read(self._kernel.namespace, REDIRECTS) == "1"
+            attachment = msgspec.structs.replace(attachment, forwarding_switched=True, redirects_accepted=accepted)
+        self._redirects_accepted = attachment.redirects_accepted
+        complete = msgspec.structs.replace(attachment, mac=bridge.mac, live=True)
         await self._apply(complete)
         return complete
 
@@ -228,7 +234,8 @@ class Exposure:
         await self._firewall.set_exposed(tuple(Exposed(subnet, wanted.masquerade) for subnet in sorted(subnets)))
         if wanted.forwarding_switched or self._is_switched:
             self._is_switched = bool(wanted.addresses)
-            sysctl.write(self._kernel.namespace, {FORWARDING: "1" if self._is_switched else "0"})
+            off = {FORWARDING: "0", REDIRECTS: "1" if self._redirects_accepted else "0"}
+            sysctl.write(self._kernel.namespace, {FORWARDING: "1"} if self._is_switched else off)
 
     async def _take_off(self, addresses: Sequence[str]) -> None:
         link = self._kernel.links.get(BRIDGE)

@@ -41,6 +41,7 @@ class Firewall:
         self._check_forward = True
         self._has_egress = True
         self._has_conntrack = False
+        self._tracked: int | None = 0
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -76,17 +77,31 @@ class Firewall:
     async def set_exposed(self, exposed: tuple[Exposed, ...]) -> None:
         """When this returns, traffic between those subnets and elsewhere is let through and masqueraded as they say, or
         a warning says why not."""
-        if exposed != self._exposed:
-            self._exposed = exposed
-            self._check_forward = True
-            await self._apply()
+        if exposed == self._exposed:
+            return
+        is_first, masqueraded = self._exposed is None, self._masquerades()
+        self._exposed = exposed
+        self._check_forward = True
+        await self._apply()
+        if masqueraded:
+            self._tracked = None
+        if is_first:
+            await self.look_at_conntrack()
 
     async def look_at_conntrack(self) -> None:
-        """Whether connections are tracked here changes with other people's rules; to be called now and then."""
-        count = sysctl.read(self._namespace, "netfilter/nf_conntrack_count") or "0"
-        if count != "0" and not self._has_conntrack:
+        """Whether connections are tracked here changes with other people's rules; to be called now and then. While we
+        masquerade they are tracked because of us, and what is left of that later says nothing: only more than before
+        shows that somebody else has rules that need it."""
+        if self._exposed is None or self._masquerades():
+            return
+        count = int(sysctl.read(self._namespace, "netfilter/nf_conntrack_count") or "0")
+        before, self._tracked = self._tracked, count
+        if before is not None and count > before and not self._has_conntrack:
             self._has_conntrack = True
             await self._apply()
+
+    def _masquerades(self) -> bool:
+        return any(item.masquerade for item in self._exposed or ())
 
     def warnings(self) -> tuple[str, ...]:
         return tuple(text for text in (self._trouble, self._forward_trouble) if text)
@@ -125,7 +140,7 @@ class Firewall:
                 self._hosts,
                 self._blocked,
                 egress=self._has_egress,
-                has_conntrack=self._has_conntrack,
+                has_conntrack=self._has_conntrack or self._masquerades(),
             )
             return plain + (exposure_rules.nat_tables(self._exposed) if self._exposed is not None else [])
 

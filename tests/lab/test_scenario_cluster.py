@@ -102,3 +102,15 @@ def test_detach_takes_the_address_and_attach_works_again(lab: Lab, containers: l
     assert container.addresses() == []
     assert container.attach() != []
     container.remove()
+
+
+def test_another_range_at_relaunch_is_refused_with_both_and_the_way_out(lab: Lab, containers: list[Attached]) -> None:
+    host = lab.hosts[0]
+    host.weave("stop", check=True)
+    refused = host.weave("launch", "--ipalloc-range", "10.99.0.0/16")
+    assert refused.returncode == 1
+    assert str(RANGE) in refused.stderr and "10.99.0.0/16" in refused.stderr
+    assert "launch without --ipalloc-range" in refused.stderr and "weave reset" in refused.stderr
+    host.weave("launch", "--ipalloc-range", str(RANGE), check=True)
+    wait_for_links(lab.hosts)
+    assert lab.unreachable(containers) == []

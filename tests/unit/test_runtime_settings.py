@@ -10,10 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from weavenet.core.effects import Change
-from weavenet.core.errors import WeaveError
+from weavenet.core.errors import Code, WeaveError
+from weavenet.core.removal import fenced_disk
+from weavenet.core.ring.log import genesis_entry
+from weavenet.core.types import Genesis, PeerId
 from weavenet.runtime import identity, logs
 from weavenet.runtime.fingerprint import read_fingerprint
 from weavenet.runtime.foundation import Foundation
@@ -266,6 +270,34 @@ def test_a_foreign_disk_keeps_its_name_and_forgets_its_part_in_the_cluster(tmp_p
     assert foundation.settle().name == name
     assert {table for table, _ in foundation.rows} & {"acceptor", "planes", "targets"} == {"targets"}
     foundation.close()
+
+
+def test_another_range_than_the_cluster_divided_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    root = host(tmp_path, "0" * 32)
+    laid(tmp_path, root)
+    places = {"data_dir": str(tmp_path / "data"), "run_dir": str(tmp_path / "run")}
+    foundation = Foundation.lay(Settings(**places), root)
+    foundation.settle()
+    record = Genesis(b"c" * 16, ("10.40.0.0/24",), (PeerId(b"a" * 16),), (PeerId(b"a" * 16),))
+    foundation.store.write_now((Change("log", bytes(4), msgspec.msgpack.encode(genesis_entry(record))),))
+    foundation.close()
+    other = Settings(ranges=("10.50.0.0/24",), range_explicit=True, **places)
+    for _ in range(2):  # the second time as a peer that was fenced, and waits for its cluster
+        with pytest.raises(WeaveError) as refused:
+            Foundation.lay(other, root)
+        assert refused.value.failure.code is Code.INVALID
+        assert "10.40.0.0/24" in refused.value.failure.expected
+        assert refused.value.failure.found == "10.50.0.0/24"
+        assert "weave reset" in refused.value.failure.next_step
+        for fine in (
+            Settings(**places),
+            Settings(ranges=(), range_explicit=True, **places),
+            Settings(ranges=record.ranges, range_explicit=True, **places),
+        ):
+            Foundation.lay(fine, root).close()
+        foundation = Foundation.lay(Settings(**places), root)
+        foundation.store.write_now(fenced_disk(foundation.rows))
+        foundation.close()
 
 
 def test_one_exchanged_network_card_is_the_same_machine_and_two_are_not(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from weavenet.core.errors import WeaveError
-from weavenet.core.removal.fence import fenced_disk
+from weavenet.core.errors import Code, Failure, WeaveError
+from weavenet.core.removal.fence import cluster_ranges, fenced_disk
 from weavenet.runtime import identity
 from weavenet.runtime.certificates import Issued, Issuing
 from weavenet.runtime.identity import Me
@@ -47,6 +47,7 @@ class Foundation:
                 locks.append(Lock.acquire(Path(settings.data_dir) / LOCK_FILE))
                 self = cls(settings, locks, store, root)
                 self.rows = store.load()
+                self._refuse_other_range()
                 self._drop_foreign_key()
                 self._name = identity.choose_name(settings, self.rows, root)
                 self._issuing = Issuing(identity.order(settings, self.rows, self._name))
@@ -58,6 +59,21 @@ class Foundation:
                 lock.release()
             raise
         return self
+
+    def _refuse_other_range(self) -> None:
+        """What a cluster divided stays divided: a range given anew is refused, rather than taken for a change."""
+        divided = cluster_ranges(self.rows)
+        given = self.settings.ranges if self.settings.range_explicit else ()
+        if divided and given and given != divided:
+            raise WeaveError(
+                Failure(
+                    Code.INVALID,
+                    f"expected --ipalloc-range {','.join(divided)}, which the cluster of this host has divided",
+                    ",".join(given),
+                    "launch without --ipalloc-range; to divide another range, `weave reset` on every host, and launch "
+                    "all with that",
+                )
+            )
 
     def _drop_foreign_key(self) -> None:
         """A copied disk starts as somebody else: the same cut as for a removed peer, before anything is said."""

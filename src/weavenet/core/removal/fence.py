@@ -64,6 +64,12 @@ def fenced_disk(disk: Mapping[tuple[str, bytes], bytes]) -> tuple[Change, ...]:
     return tuple(changes)
 
 
+def cluster_ranges(disk: Mapping[tuple[str, bytes], bytes]) -> tuple[str, ...]:
+    """The ranges of the cluster that ``disk`` belongs to, or waits to be let into again; empty when there is none."""
+    member, waiting = _genesis(disk), rejoin_of(disk)
+    return member.ranges if member is not None else waiting.ranges if waiting is not None else ()
+
+
 def _genesis(disk: Mapping[tuple[str, bytes], bytes]) -> Genesis | None:
     row = disk.get(("log", bytes(4)))
     decree = None if row is None else msgspec.msgpack.decode(row, type=LogEntry).decree

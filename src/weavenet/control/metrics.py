@@ -141,6 +141,9 @@ def _ipam(ipam: IpamReport) -> Iterator[Metric]:
     yield _single("weave_ipam_active_addresses", "Addresses in use on this host.", ipam.active)
     yield _single("weave_ipam_held_addresses", "Inherited addresses that are not usable yet.", ipam.held_addresses)
     yield _single("weave_ipam_blocked_addresses", "Addresses lost to another peer, blocked here.", len(ipam.blocked))
+    yield _single(
+        "weave_ipam_conflicts", "Addresses outside of the range, used here twice or elsewhere too.", len(ipam.conflicts)
+    )
     yield _single("weave_ipam_pending_requests", "Requests that wait for addresses.", len(ipam.pending))
     yield _single("weave_ipam_pending_removals", "Removals asked for here and not finished.", len(ipam.removals))
     yield _single("weave_ipam_segments", "Segments of the ring.", ipam.segments)

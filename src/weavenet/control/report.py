@@ -190,6 +190,7 @@ def _ipam(ipam: IpamReport) -> Document:
         "Segments": ipam.segments,
         "PendingAllocates": list(ipam.pending),
         "Blocked": list(ipam.blocked),
+        "Conflicts": list(ipam.conflicts),
         "Unreachable": _unreachable(ipam),
         "RemovalState": ipam.removal_state,
         "Removals": list(ipam.removals),

@@ -248,6 +248,7 @@ def _ipam(report: NodeReport) -> str:
         head.append(("Missing", ", ".join(ipam.electors_missing)))
     head += [("Waiting", pending) for pending in ipam.pending]
     head += [("Blocked", blocked) for blocked in ipam.blocked]
+    head += [("Conflict", conflict) for conflict in ipam.conflicts]
     head += _removal_rows(ipam)
     return "".join([*lines, "\n" if lines else "", _labelled(head), "\n"])
 

@@ -117,6 +117,8 @@ class IpamReport(msgspec.Struct, frozen=True):
     """How many inherited addresses are not usable yet, those included that are not stamped as ours so far."""
     removed: tuple[RemovedReport, ...] = ()
     """The latest removal first."""
+    conflicts: tuple[str, ...] = ()
+    """Addresses outside of the range that are used here and elsewhere; each with the next step."""
     leaving: str = ""
     """``seeking`` while `weave reset` may still be given up, ``surrendering`` when not, else empty."""
     leaving_needs: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ import msgspec
 from weavenet.core.config import GenesisMode
 from weavenet.core.limits import MTU_DEFAULT
 from weavenet.core.names import EXPOSE
+from weavenet.core.overlay.conflicts import address_conflicts
 from weavenet.core.overlay.reporting import mtu_warnings, with_plane
 from weavenet.core.report import (
     ConnectionReport,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 OWNERS_NAMED = 7
 """As many as vote: without a quorum all unreachable voters have to be named."""
+CONFLICTS_NAMED = 3
+"""In the verdict; all of them are in ``status ipam``."""
 OBSERVERS_ONLY_S = 30.0
 """A peer that may vote is given so long to turn up before people are told that only observers are there."""
 
@@ -122,6 +125,7 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
         removals=removals,
         held=tuple(_held(node)),
         waiting_for=tuple(_titled(node, peer) for peer in membership.collect.waiting_for),
+        conflicts=address_conflicts(node),
         leaving=_leaving(node),
         leaving_needs=membership.leaving.needs,
         **(_removed(node, removals) if genesis else {}),
@@ -210,6 +214,7 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
             f"{len(ipam.blocked)} address(es) lost to another peer are blocked here: {', '.join(ipam.blocked[:3])}; "
             "next: `weave detach` and `weave attach` the containers for new ones"
         )
+    warnings += ipam.conflicts[:CONFLICTS_NAMED]
     if ipam.is_lease_over:
         warnings.append(
             f"this peer is ephemeral and its lease is over ({ipam.lease}); next: bring back a quorum of the voters, "

@@ -53,7 +53,9 @@ def test_the_forms_of_the_original(fake: RunningDaemon, verb: str, arguments: li
         (["dns-add", "10.9.9.9"], "-h NAME"),
         (["dns-add", "web", "-h", "x"], "netns:NAME"),
         (["dns-add", "netns:web", "10.9.9.9", "-h", "x"], "container comes last"),
-        (["dns-add", "10.9.9.9/24", "netns:web"], "no prefix"),
+        (["dns-add", "10.9.9.9/24", "netns:web"], "without prefix"),
+        (["dns-add", "10.9.9.9/24", "-h", "x"], "without prefix"),
+        (["dns-remove", "10.9.9.999", "-h", "x"], "expected IP addresses"),
     ],
 )
 def test_wrong_usage_says_what_was_expected(fake: RunningDaemon, capfd: CapFd, arguments: list[str], word: str) -> None:
@@ -82,6 +84,10 @@ def test_status_and_arguments_for_docker(fake: RunningDaemon, capfd: CapFd) -> N
     assert capfd.readouterr().out == "--dns=169.254.53.53 --dns-search=weave.local."
     assert run(["status", "dns"]) == 0
     assert capfd.readouterr().out == f"web          10.32.0.1       0123456789ab {NAMES[1]}(h2)\n"
+    elsewhere = msgspec.structs.replace(dns, address="192.0.2.1:5353")
+    fake.daemon.report = msgspec.structs.replace(fake.daemon.report, dns=elsewhere)
+    assert run(["dns-args"]) == 4
+    assert "port 53" in capfd.readouterr().err
     assert run(["status", "dns", "-o", "json"]) == 0
     assert json.loads(capfd.readouterr().out)["Entries"][0]["Hostname"] == "web.weave.local."
 

@@ -16,7 +16,7 @@ from weavenet.core.errors import Failure
 from weavenet.core.events import Requested
 from weavenet.core.limits import NAME_ABSENCE_S, NAME_ADDRESSES_MAX
 from weavenet.core.messages.gossip import KIND_NAME, EntryRecord
-from weavenet.core.names import EXTERNAL, Names, absolute_name
+from weavenet.core.names import EXPOSE, EXTERNAL, Names, absolute_name
 from weavenet.core.node import Node
 from weavenet.core.overlay.endpoints import Endpoints
 from weavenet.core.types import PeerId
@@ -312,6 +312,8 @@ def test_a_name_of_too_many_addresses_is_cut() -> None:
         (lambda host: host.add("web", "nobody", "10.0.0.1"), "attached"),
         (lambda host: host.add("web", EXTERNAL), "addresses"),
         (lambda host: host.add("web", EXTERNAL, "10.0.0.300"), "10.0.0.300"),
+        (lambda host: host.add("web", EXTERNAL, "fe80::1%eth0"), "one link"),
+        (lambda host: host.add("web", EXPOSE), "weave expose"),
         (lambda host: host.add("web.example.com", EXTERNAL, "10.0.0.1"), "--dns-domain"),
         (lambda host: host.add("", EXTERNAL, "10.0.0.1"), "expected a name"),
         (lambda host: host.add("weave.local", EXTERNAL, "10.0.0.1"), "below the domain"),

@@ -82,7 +82,7 @@ def test_names_whole_and_changed() -> None:
         await stage.until_answers("new", 5)
         assert await stage.ask("web") == []
         report = await stage.server.report(DnsReport("weave.local."))
-        assert report.address == HOST
+        assert report.address == f"{HOST}:{stage.port}"
         assert report.ttl_s == 1
         assert report.queries.own > 2
 
@@ -189,6 +189,25 @@ def test_an_address_that_is_taken_is_told_about_and_tried_again() -> None:
         assert stage.server.warnings() == ()
 
     play(scene)
+
+
+def test_an_address_that_no_device_has_is_told_about() -> None:
+    """It may come later, so the worker listens there; and it is told with the port at which nobody would look."""
+    listen = (f"192.0.2.53:{free_port(HOST)}", f"{HOST}:{free_port(HOST)}")
+
+    async def scene() -> None:
+        server = NameServer(Settings(dns_listen=listen))
+        server.start()
+        deadline = time.monotonic() + DEADLINE_S
+        while len(server.listening) < len(listen):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        (warning,) = server.warnings()
+        assert "address 192.0.2.53," in warning and "--dns-listen-address" in warning
+        assert server.address == listen[0], "not the one that no container reaches"
+        await server.close()
+
+    asyncio.run(scene())
 
 
 def test_nowhere_to_listen_means_no_worker() -> None:

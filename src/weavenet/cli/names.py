@@ -29,6 +29,9 @@ def _spec(arguments: tuple[str, ...], name: str) -> dict[str, object]:
     """``[IP…] [CONTAINER]``; without a container the addresses belong to ``weave:external``."""
     addresses = [text for text in arguments if _is_address(text)]
     others = [text for text in arguments if not _is_address(text)]
+    for text in others:
+        if text[:1].isdigit():
+            refuse("expected IP addresses, without prefix", text, "weave dns-add 10.32.5.5 -h db.weave.local")
     if not others:
         if not addresses:
             refuse("expected IP… or a CONTAINER", "neither", "weave dns-add 10.32.5.5 -h db.weave.local")
@@ -107,6 +110,8 @@ def dns_args(output: str | None) -> None:
     if not dns["Address"]:
         raise Ended(ABSENT, "there is no DNS server on this host; next: launch without --no-dns")
     address, domain = str(dns["Address"]), str(dns["Domain"])
+    if not _is_address(address):
+        raise Ended(ABSENT, f"containers ask at port 53, our server is at {address}; next: launch it at port 53")
     if output:
         as_json({"dns": address, "search": domain})
     else:

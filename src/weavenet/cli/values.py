@@ -104,7 +104,17 @@ def _listen_address(given: Given, text: str) -> str:
         wrong(given, wanted)
     if address.is_unspecified or address.is_multicast:
         wrong(given, wanted, "name each address: a DNS server that strangers reach is used to attack others")
+    if address.version == 6 and address.is_link_local and not address.scope_id:
+        wrong(given, wanted, f"name the device of a link-local address, as in [{address}%eth0]:{port}")
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+_NO_DOMAINS = ("in-addr.arpa", "ip6.arpa", "localhost")
+"""Their names mean addresses, or the host itself (RFC 6761, section 6.3)."""
+
+
+def _is_below(domain: str, other: str) -> bool:
+    return f".{domain}".endswith(f".{other}")
 
 
 def dns_domain(given: Given) -> str:
@@ -113,6 +123,8 @@ def dns_domain(given: Given) -> str:
     labels = domain.split(".")
     if len(domain) > DNS_DOMAIN_CHARACTERS_MAX or not all(_LABEL.fullmatch(label) for label in labels):
         wrong(given, f"a domain such as weave.local, of at most {DNS_DOMAIN_CHARACTERS_MAX} characters")
+    if labels[-1].isdigit() or any(_is_below(domain, other) or _is_below(other, domain) for other in _NO_DOMAINS):
+        wrong(given, "a domain whose names can be ours", "choose one such as weave.local")
     return f"{domain}."
 
 

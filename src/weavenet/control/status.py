@@ -256,7 +256,7 @@ def _ipam(report: NodeReport) -> str:
 def _dns(report: NodeReport) -> str:
     """The original's columns: name, address, container, origin."""
     return "".join(
-        f"{entry.name.removesuffix('.' + report.dns.domain):<12} {entry.address:<15} {entry.owner:.12} "
+        f"{entry.name.removesuffix('.' + report.dns.domain):<12} {entry.address:<15} {entry.owner[:12]:<12} "
         f"{titled(entry.origin_name, entry.origin_nickname) or entry.origin[:12]}\n"
         for entry in report.dns.entries
     )

@@ -22,6 +22,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from weavenet.dns import wire
+from weavenet.dns.addresses import with_port
 from weavenet.dns.cache import Cache, Key, fit
 from weavenet.dns.wire import Malformed, Query
 
@@ -55,7 +56,7 @@ class Upstream(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return with_port(self.host, self.port)
 
 
 class Transport(Protocol):

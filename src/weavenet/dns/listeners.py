@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from weavenet.dns.addresses import family, socket_address
 from weavenet.dns.feed import Listen, Listening
 from weavenet.dns.loop import Loop
 from weavenet.dns.resolver import Resolver
@@ -35,11 +36,10 @@ class _Open(NamedTuple):
 def open_sockets(listen: Listen) -> tuple[socket.socket, socket.socket]:
     """UDP and TCP at one address. Raises OSError."""
     is6 = ":" in listen.host
-    family = socket.AF_INET6 if is6 else socket.AF_INET
     with contextlib.ExitStack() as undo:
         found: list[socket.socket] = []
         for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-            sock = undo.enter_context(socket.socket(family, kind | socket.SOCK_NONBLOCK))
+            sock = undo.enter_context(socket.socket(family(listen.host), kind | socket.SOCK_NONBLOCK))
             if kind == socket.SOCK_STREAM:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             else:
@@ -52,7 +52,8 @@ def open_sockets(listen: Listen) -> tuple[socket.socket, socket.socket]:
             if listen.device:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, listen.device.encode() + b"\0")
             # With the port 0 of tests TCP takes the port that UDP got.
-            sock.bind((listen.host, listen.port or (found[0].getsockname()[1] if found else 0)))
+            port = listen.port or (found[0].getsockname()[1] if found else 0)
+            sock.bind(socket_address(listen.host, port))
             found.append(sock)
         found[1].listen(BACKLOG)
         undo.pop_all()

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 
+from weavenet.dns.addresses import family, socket_address
 from weavenet.dns.forward import Forwarder, Upstream
 from weavenet.dns.loop import ERROR, READ, WRITE, Loop
 from weavenet.dns.wire import MESSAGE_BYTES_MAX
@@ -38,15 +39,14 @@ class Sockets:
         return len(self._open)
 
     def open(self, exchange: int, upstream: Upstream, message: bytes, *, tcp: bool) -> None:
-        family = socket.AF_INET6 if ":" in upstream.host else socket.AF_INET
         kind = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM
         try:
-            sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+            sock = socket.socket(family(upstream.host), kind | socket.SOCK_NONBLOCK)
         except OSError:  # no descriptor left
             self._failed.append(exchange)
             return
         try:
-            result = sock.connect_ex(upstream)
+            result = sock.connect_ex(socket_address(*upstream))
             if result not in (0, errno.EINPROGRESS):
                 raise OSError(result, "connect")
             if not tcp:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import socket
 import sys
@@ -20,6 +21,7 @@ import msgspec
 
 from weavenet.core.effects import NameRecord
 from weavenet.core.report import DnsQueries, DnsReport
+from weavenet.dns.addresses import is_here, with_port
 from weavenet.dns.feed import (
     FRAME_BYTES_MAX,
     NAMES_PER_FRAME,
@@ -125,10 +127,13 @@ class NameServer:
 
     @property
     def address(self) -> str:
-        """Where a container is told to ask: an address that it reaches even before it is attached, if there is one."""
+        """Where a container is told to ask: an address that it reaches even before it is attached, if there is one;
+        with its port where that is another than 53."""
         found = [listen for listen in self._listening.open if listen.device != "lo"]
-        found.sort(key=lambda listen: listen.device == BRIDGE)
-        return found[0].host if found else ""
+        if not found:
+            return ""
+        best = min(found, key=lambda one: (one.port != PORT, _is_loopback(one.host), one.device == BRIDGE))
+        return best.host if best.port == PORT else with_port(best.host, best.port)
 
     async def report(self, report: DnsReport) -> DnsReport:
         """With what only the server knows."""
@@ -164,6 +169,12 @@ class NameServer:
                 f"the DNS server cannot listen on {listen.host} port {listen.port}: {why}; find who does with "
                 f"`ss -lnp 'sport = :{listen.port}'`, or launch with --dns-listen-address or --no-dns"
             )
+        for listen in self._listening.open:
+            if listen in self._fixed and not is_here(listen.host):
+                found.append(
+                    f"no device of this host has the address {listen.host}, at which the DNS server was told to "
+                    "answer: nobody reaches it there until one has; correct --dns-listen-address, or add the address"
+                )
         if self._status is not None and self._status.looping:
             found.append(
                 f"the DNS upstream {', '.join(self._status.looping)} asks us in turn and is left out: name another "
@@ -316,6 +327,11 @@ def _queries(status: Status) -> DnsQueries:
         dropped=status.dropped,
         false_answers=status.false_answers,
     )
+
+
+def _is_loopback(host: str) -> bool:
+    """Then no container reaches it."""
+    return ipaddress.ip_address(host).is_loopback
 
 
 def _listen(text: str) -> Listen:

@@ -20,7 +20,7 @@ from weavenet.core.errors import Code, Failure, InvariantBroken
 from weavenet.core.limits import NAME_ABSENCE_S, NAME_ENTRIES_MAX
 from weavenet.core.messages.gossip import KIND_NAME, EntryRecord, record_body
 from weavenet.core.names.directory import Directory
-from weavenet.core.names.registrations import EXTERNAL, Entry, Owners, Registrations, packed
+from weavenet.core.names.registrations import EXPOSE, EXTERNAL, Entry, Owners, Registrations, packed
 from weavenet.core.names.spelling import absolute_name, folded, is_below, name_problem
 from weavenet.core.types import PeerId
 
@@ -106,7 +106,9 @@ class Names:
                 Code.NOT_FOUND,
                 f"{ident} must be attached",
                 "it is not",
-                "run `weave attach` first, or give addresses without a container",
+                "run `weave expose` first"
+                if ident == EXPOSE
+                else "run `weave attach` first, or give addresses without a container",
             )
         return self._registrations.add(name, ident, given) or Done()
 

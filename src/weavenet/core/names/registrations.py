@@ -64,8 +64,12 @@ class Owners(Protocol):
 
 
 def packed(text: str) -> bytes:
-    """``text`` with or without prefix. Raises ValueError."""
-    return ipaddress.ip_address(text.partition("/")[0]).packed
+    """``text`` with or without prefix. Raises ValueError, also for an address with the device that it belongs to
+    (``fe80::1%eth0``): elsewhere it means another one, or none."""
+    address = ipaddress.ip_address(text.partition("/")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
+        raise ValueError(f"{text!r} holds on one link only")
+    return address.packed
 
 
 class Registrations:

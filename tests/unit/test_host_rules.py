@@ -8,22 +8,20 @@ from typing import Any
 from weavenet.host import rules
 from weavenet.host.bridge import port_name
 
-MAC = bytes([2, 9, 0, 0, 0, 1])
-
 
 def chains(commands: list[dict[str, Any]]) -> list[str]:
     return [c["add"]["chain"]["name"] for c in commands if "chain" in c.get("add", {})]
 
 
 def test_every_table_is_ours_and_replaced_in_one_go() -> None:
-    commands = rules.all_tables({"vxlan-6784": 3}, MAC, ["192.0.2.1"], [("web", "10.32.0.1")])
+    commands = rules.all_tables(["192.0.2.1"], [("web", "10.32.0.1")])
     for command in commands:
         ((verb, body),) = command.items()
         ((kind, item),) = body.items()
         assert verb in ("add", "delete")
         assert (item["name"] if kind == "table" else item["table"]) == "weave"
     families = [c["delete"]["table"]["family"] for c in commands if "delete" in c]
-    assert sorted(families) == ["bridge", "inet", "netdev"]
+    assert sorted(families) == ["bridge", "inet"]
     json.dumps(commands)
 
 
@@ -42,9 +40,9 @@ def test_blocked_addresses_by_port_and_family() -> None:
 
 
 def test_what_is_not_known_yet_is_not_touched() -> None:
-    assert rules.all_tables({}, MAC, [], None) == []
-    assert "bridge" not in json.dumps(rules.all_tables({"vxlan-6784": 1}, MAC, [], None))
-    assert chains(rules.all_tables({}, MAC, [], [("web", "10.32.0.1")])) == ["prerouting"]
+    assert rules.all_tables(None, None) == []
+    assert "bridge" not in json.dumps(rules.all_tables([], None))
+    assert chains(rules.all_tables(None, [("web", "10.32.0.1")])) == ["prerouting"]
 
 
 def test_vxlan_only_from_peers_of_both_families() -> None:
@@ -52,19 +50,6 @@ def test_vxlan_only_from_peers_of_both_families() -> None:
     sets = {c["add"]["set"]["name"]: c["add"]["set"].get("elem", []) for c in commands if "set" in c.get("add", {})}
     assert sets == {"peers4": ["192.0.2.1", "192.0.2.2"], "peers6": ["2001:db8::1"]}
     assert commands[-1]["add"]["rule"]["expr"][-1] == {"drop": None}
-
-
-def test_arp_for_the_dns_server_stays_on_this_host() -> None:
-    assert chains(rules.netdev_table(["vxlan-6784"], MAC)) == ["vxlan-6784", "vxlan-6784-egress"]
-    assert chains(rules.netdev_table(["vxlan-6784"], MAC, egress=False)) == ["vxlan-6784"]
-    for egress, chain in ((True, "vxlan-6784-egress"), (False, "vxlan-6784")):
-        found = [
-            c["add"]["rule"]
-            for c in rules.netdev_table(["vxlan-6784"], MAC, egress=egress)
-            if "rule" in c.get("add", {})
-        ]
-        assert [rule["chain"] for rule in found[1:]] == [chain] * 3
-        assert json.dumps(found).count("169.254.53.53") == 2
 
 
 def test_queries_are_not_tracked_where_anything_is() -> None:

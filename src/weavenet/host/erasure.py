@@ -20,8 +20,6 @@ from weavenet.host.firewall import LEGACY, LEGACY_RULE
 from weavenet.host.kernel import Kernel
 from weavenet.host.nft import Command, Nft, NftError
 
-FAMILIES = ("bridge", "netdev", "inet", "ip", "ip6")
-
 
 async def erase(devices: Collection[str], namespace: int | None = None) -> None:
     """``devices``: names of the data paths' devices. Raises WeaveError with what could not be removed; everything else

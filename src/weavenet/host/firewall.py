@@ -1,4 +1,4 @@
-"""Keeps our nftables tables as wanted: blocked addresses, heartbeats, VXLAN from peers only, exposed subnets.
+"""Keeps our nftables tables as wanted: blocked addresses, VXLAN from peers only, exposed subnets.
 
 Invariants: only tables named ``weave`` are replaced; outside them there are tagged accept rules at most, where a
 FORWARD chain drops: one while bridged frames pass such chains at all (``bridge-nf-call-iptables``), and those for
@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
-from collections.abc import Mapping
 
 from weavenet.host import exposure_rules, netns, rules, sysctl
 from weavenet.host.bridge import BRIDGE
@@ -26,20 +25,17 @@ LEGACY_RULE = ("-i", BRIDGE, "-o", BRIDGE, "-m", "comment", "--comment", rules.F
 
 
 class Firewall:
-    """The whole desired state comes through :meth:`set_plane` and :meth:`set_blocked`; equal state costs nothing."""
+    """The whole desired state comes through :meth:`set_hosts` and :meth:`set_blocked`; equal state costs nothing."""
 
     def __init__(self, namespace: int | None = None, nft: Nft | None = None) -> None:
         self._namespace = namespace
         self._nft = nft if nft is not None else Nft(namespace)
         self._watch = TableWatch(namespace, self._deleted, self._added)
-        self._devices: dict[str, int] = {}
-        self._mac = b""
-        self._hosts: frozenset[str] = frozenset()
+        self._hosts: frozenset[str] | None = None
         self._blocked: tuple[tuple[str, str], ...] | None = None
         self._exposed: tuple[Exposed, ...] | None = None
         self._applied: object = None
         self._check_forward = True
-        self._has_egress = True
         self._has_conntrack = False
         self._tracked: int | None = 0
         self._lock = asyncio.Lock()
@@ -63,10 +59,9 @@ class Firewall:
             await asyncio.gather(self._task, return_exceptions=True)
         self._watch.close()
 
-    async def set_plane(self, devices: Mapping[str, int], mac: bytes, hosts: frozenset[str]) -> None:
-        """``devices``: overlay devices that exist, name to index (a new index: a new device, whose hook is gone).
-        ``hosts``: underlay addresses of peers."""
-        self._devices, self._mac, self._hosts = dict(devices), mac, hosts
+    async def set_hosts(self, hosts: frozenset[str]) -> None:
+        """``hosts``: underlay addresses of peers, from which VXLAN is welcome."""
+        self._hosts = hosts
         await self._apply()
 
     async def set_blocked(self, blocked: tuple[tuple[str, str], ...]) -> None:
@@ -108,11 +103,10 @@ class Firewall:
 
     async def _apply(self) -> None:
         async with self._lock:
-            devices = tuple(sorted(self._devices.items()))
-            wanted = (devices, self._mac, self._hosts, self._blocked, self._exposed, self._has_conntrack)
+            wanted = (self._hosts, self._blocked, self._exposed, self._has_conntrack)
             if wanted != self._applied:
                 await self._replace(wanted)
-            if self._check_forward and (self._devices or self._exposed is not None):
+            if self._check_forward and (self._hosts is not None or self._exposed is not None):
                 self._check_forward = False
                 await self._open_forward()
 
@@ -133,34 +127,17 @@ class Firewall:
             self._watch.skip()
 
     async def _run_tables(self) -> None:
-        def tables() -> list[Command]:
-            plain = rules.all_tables(
-                self._devices,
-                self._mac,
-                self._hosts,
-                self._blocked,
-                egress=self._has_egress,
-                has_conntrack=self._has_conntrack or self._masquerades(),
-            )
-            return plain + (exposure_rules.nat_tables(self._exposed) if self._exposed is not None else [])
-
-        try:
-            await self._nft.run(tables())
-        except NftError:
-            if not (self._has_egress and self._devices):
-                raise
-            self._has_egress = False  # an old kernel, perhaps
-            try:
-                await self._nft.run(tables())
-            except NftError:
-                self._has_egress = True  # that was not it
-                raise
+        is_tracked = self._has_conntrack or self._masquerades()
+        tables = rules.all_tables(self._hosts, self._blocked, has_conntrack=is_tracked)
+        if self._exposed is not None:
+            tables += exposure_rules.nat_tables(self._exposed)
+        await self._nft.run(tables)
 
     # --- chains of others ---
 
     async def _open_forward(self) -> None:
         self._forward_trouble = ""
-        is_bridged = bool(self._devices) and sysctl.read(self._namespace, "bridge/bridge-nf-call-iptables") == "1"
+        is_bridged = self._hosts is not None and sysctl.read(self._namespace, "bridge/bridge-nf-call-iptables") == "1"
         if not is_bridged and self._exposed is None:
             return
         try:

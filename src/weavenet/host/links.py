@@ -27,11 +27,12 @@ from weavenet.host import netns
 NETLINK_ROUTE = 0
 SOL_NETLINK = 270
 NETLINK_ADD_MEMBERSHIP = 1
-RTNLGRP_LINK, RTNLGRP_NEIGH = 1, 3
+RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_TC = 1, 3, 4
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_DELNEIGH = 29
+RTM_DELQDISC, RTM_DELTFILTER = 37, 45
 AF_BRIDGE = 7
 IFF_UP = 1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
@@ -45,6 +46,7 @@ DUMP_TIMEOUT_S = 5.0
 _HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=BxHiII")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
+_TRAFFIC_CONTROL = struct.Struct("=BxxxiIII")
 _ATTRIBUTE = struct.Struct("=HH")
 _NOTHING = memoryview(b"")
 
@@ -194,6 +196,8 @@ class LinkCache:
         self._complete = asyncio.Event()
         self.on_link: list[LinkListener] = []
         self.on_neighbour_gone: list[Callable[[GoneNeighbour], None]] = []
+        self.on_filter_gone: list[Callable[[int], None]] = []
+        """Called with the index of a link that lost a filter or queueing discipline."""
         self.on_overflow: list[Callable[[], None]] = []
 
     async def open(self) -> None:
@@ -214,7 +218,7 @@ class LinkCache:
         except OSError:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         sock.bind((0, 0))
-        for group in (RTNLGRP_LINK, RTNLGRP_NEIGH):
+        for group in (RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_TC):
             sock.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
         return sock
 
@@ -261,6 +265,9 @@ class LinkCache:
                 gone = parse_neighbour(payload)
                 for listener in tuple(self.on_neighbour_gone):
                     listener(gone)
+        elif kind in (RTM_DELQDISC, RTM_DELTFILTER) and len(payload) >= _TRAFFIC_CONTROL.size:
+            for listen in tuple(self.on_filter_gone):
+                listen(_TRAFFIC_CONTROL.unpack_from(payload)[1])
         elif kind in (NLMSG_DONE, NLMSG_ERROR) and sequence == self._dump_sequence and self._dumped is not None:
             seen, self._dumped = self._dumped, None
             for index in self._by_index.keys() - seen:

@@ -17,12 +17,12 @@ import msgspec
 
 from weavenet.core.errors import WeaveError
 from weavenet.core.limits import MTU_DEFAULT, PORT_DEFAULT, VXLAN_PORT
-from weavenet.host import netns, sysctl
+from weavenet.host import netns, portfilter, sysctl
 from weavenet.host.bridge import BRIDGE, Bridge
 from weavenet.host.kernel import Kernel
 from weavenet.host.netlink import Route
 from weavenet.host.nft import Nft
-from weavenet.host.rules import bridge_table, inet_table, netdev_table
+from weavenet.host.rules import bridge_table, inet_table
 from weavenet.plane.heartbeat import Heartbeat
 from weavenet.plane.vxlan import DEVICES, VxlanPlane
 
@@ -84,13 +84,18 @@ async def _features_in(space: int) -> tuple[Check, ...]:
             heartbeat.open(space)
             heartbeat.close()
 
+        async def put_filter() -> None:
+            loopback = kernel.links.get("lo")
+            portfilter.put(space, loopback.index if loopback is not None else 1, MAC_A)
+
         checks = [
             await _try("network namespaces and veth", open_veth, "modprobe veth"),
             await _try("bridge", open_bridge, "modprobe bridge"),
             await _try("packet sockets", open_packet, "modprobe af_packet"),
             await _try("VXLAN", open_plane, "modprobe vxlan"),
         ]
-        checks += await _firewall(space, DEVICES[4] if checks[-1].ok else "lo")
+        checks.append(await _try("traffic control", put_filter, "modprobe -a sch_ingress cls_bpf", required=False))
+        checks += await _firewall(space)
         return tuple(checks)
 
 
@@ -102,14 +107,13 @@ async def _try(name: str, attempt: Callable[[], Awaitable[None]], next_step: str
     return Check(name, True, required, "works")
 
 
-async def _firewall(space: int, device: str) -> list[Check]:
+async def _firewall(space: int) -> list[Check]:
     nft = Nft(space)
     step = "apt-get install nftables"
     if not nft.backend:
         return [Check("nftables", False, False, "neither libnftables.so.1 nor the nft command", step)]
     tables = {
         "nftables inet": inet_table(["192.0.2.1"]),
-        "nftables netdev": netdev_table([device], MAC_B),
         "nftables bridge": bridge_table([("probe", "192.0.2.1"), ("probe", "2001:db8::1")]),
     }
     checks = []

@@ -6,19 +6,15 @@ empty: a standing hook costs on every packet.
 - ``bridge``: frames of a container that uses an address it has lost are dropped at its port (IPv4, ARP sender, IPv6,
   ND advertisement of the target). ``ifname . address`` sets work without NFT_BRIDGE_META. nft 1.0.6 gives the raw ND
   target another type than an IPv6 set, hence a rule per address there.
-- ``netdev``: heartbeat frames enter a host only when they are for its own plane MAC, so no container sees one. ARP for
-  or from the address of the DNS server, which every host has, does not enter the overlay; where the kernel has no
-  egress hook (before 5.16), it is not let out of it.
 - ``inet``: VXLAN is accepted from known peers and dropped from anybody else.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from weavenet.core.limits import HEARTBEAT_ETHERTYPE, VXLAN_PORT
-from weavenet.core.types import mac_text
+from weavenet.core.limits import VXLAN_PORT
 from weavenet.host.bridge import BRIDGE, port_name
 from weavenet.host.dnsaddress import ADDRESS as DNS_ADDRESS
 from weavenet.host.nft import Command
@@ -50,7 +46,7 @@ def _rule(family: str, chain: str, *expression: Command) -> Command:
     return {"add": {"rule": {"family": family, "table": TABLE, "chain": chain, "expr": list(expression)}}}
 
 
-def _chain(family: str, name: str, hook: str, priority: int, device: str = "") -> Command:
+def _chain(family: str, name: str, hook: str, priority: int) -> Command:
     body: Command = {
         "family": family,
         "table": TABLE,
@@ -60,7 +56,7 @@ def _chain(family: str, name: str, hook: str, priority: int, device: str = "") -
         "prio": priority,
         "policy": "accept",
     }
-    return {"add": {"chain": body | ({"dev": device} if device else {})}}
+    return {"add": {"chain": body}}
 
 
 def _set(family: str, name: str, kind: str | list[str], elements: list[object]) -> Command:
@@ -110,40 +106,6 @@ def bridge_table(blocked: Iterable[tuple[str, str]]) -> list[Command]:
     return commands
 
 
-def netdev_table(devices: Iterable[str], mac: bytes, *, egress: bool = True) -> list[Command]:
-    """``mac``: our plane MAC. Chains per overlay device, named after it; the devices must exist. ``egress``: the kernel
-    has such hooks."""
-    commands = delete_table("netdev")
-    names = sorted(devices)
-    if names:
-        commands.append({"add": {"table": {"family": "netdev", "name": TABLE}}})
-    for name in names:
-        commands.append(_chain("netdev", name, "ingress", -300, name))
-        commands.append(
-            _rule(
-                "netdev",
-                name,
-                match(field("ether", "type"), HEARTBEAT_ETHERTYPE),
-                match(field("ether", "daddr"), mac_text(mac), "!="),
-                DROP,
-            )
-        )
-        chain = name
-        if egress:
-            chain = f"{name}-egress"
-            commands.append(_chain("netdev", chain, "egress", -300, name))
-        commands += _local_address_rules(chain)
-    return commands
-
-
-def _local_address_rules(chain: str) -> list[Command]:
-    """One comparison for whatever is no ARP."""
-    return [
-        _rule("netdev", chain, match(field("ether", "type"), "arp", "!="), ACCEPT),
-        *(_rule("netdev", chain, match(field("arp", name), DNS_ADDRESS), DROP) for name in ("daddr ip", "saddr ip")),
-    ]
-
-
 def inet_table(hosts: Iterable[str], *, has_conntrack: bool = False) -> list[Command]:
     """``hosts``: underlay addresses from which VXLAN is welcome. ``has_conntrack``: connections are tracked on this
     host; those to its DNS server then are not: each query comes from a new port, and the table of connections would
@@ -170,19 +132,10 @@ def _untracked(hook: str, address: str, port: str) -> list[Command]:
 
 
 def all_tables(
-    devices: Mapping[str, int],
-    mac: bytes,
-    hosts: Iterable[str],
-    blocked: Iterable[tuple[str, str]] | None,
-    *,
-    egress: bool = True,
-    has_conntrack: bool = False,
+    hosts: Iterable[str] | None, blocked: Iterable[tuple[str, str]] | None, *, has_conntrack: bool = False
 ) -> list[Command]:
-    """Everything of ours as one transaction. ``devices``: overlay devices by name. Where nothing is known yet (no
-    devices, ``blocked`` None) the tables that an earlier daemon left stay as they are."""
-    plane: list[Command] = []
-    if devices:
-        plane = netdev_table(devices, mac, egress=egress) + inet_table(hosts, has_conntrack=has_conntrack)
+    """Everything of ours as one transaction. What is not known yet (None) stays as an earlier daemon left it."""
+    plane = inet_table(hosts, has_conntrack=has_conntrack) if hosts is not None else []
     return plane + (bridge_table(blocked) if blocked is not None else [])
 
 

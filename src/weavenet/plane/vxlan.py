@@ -20,13 +20,13 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from weavenet.core.effects import PlanePeer, VxlanUse
 from weavenet.core.limits import SLEEVE_DEVICE, VXLAN_PORT, VXLAN_VNI
 from weavenet.core.types import is_ip_address
-from weavenet.host import announce, netns, sysctl
+from weavenet.host import announce, netns, portfilter, sysctl
 from weavenet.host.bridge import BRIDGE, Bridge, is_port_name
 from weavenet.host.kernel import Kernel
 from weavenet.host.links import GoneNeighbour, Link, PortFlags, VxlanSettings
@@ -52,9 +52,9 @@ IP_MTU, IPV6_MTU = 14, 24
 
 
 class PlaneFirewall(Protocol):
-    """What the plane asks of the firewall: heartbeats stay on the host, VXLAN comes only from peers."""
+    """What the plane asks of the firewall: VXLAN comes only from peers."""
 
-    async def set_plane(self, devices: Mapping[str, int], mac: bytes, hosts: frozenset[str]) -> None: ...
+    async def set_hosts(self, hosts: frozenset[str]) -> None: ...
 
 
 def underlay_mtu(host: str) -> int:
@@ -96,6 +96,7 @@ class VxlanPlane:
         self._hosts: dict[bytes, int] = {}
         self._present = Present()
         self._devices: dict[int, int] = {}
+        self._filtered: set[int] = set()
         self._heartbeats: dict[int, Heartbeat] = {}
         self._bridge_index = 0
         self._stale = True
@@ -108,6 +109,7 @@ class VxlanPlane:
         self._path_mtus: dict[str, int] = {}
         self._trouble = ""
         self._trouble_ipv6 = ""
+        self._trouble_filter = ""
         self._is_first_apply = True
 
     # --- the Plane protocol ---
@@ -119,6 +121,7 @@ class VxlanPlane:
         self._counters = Counters(self._kernel.namespace)
         links.on_link.append(self._link_changed)
         links.on_neighbour_gone.append(self._neighbour_gone)
+        links.on_filter_gone.append(self._filter_gone)
         links.on_overflow.append(self._events_lost)
         self._tasks = [asyncio.create_task(self._repair()), asyncio.create_task(self._poll_traffic())]
 
@@ -133,7 +136,7 @@ class VxlanPlane:
             heartbeat.send(mac, nonce, is_answer)
 
     def warnings(self) -> tuple[str, ...]:
-        found = [text for text in (self._trouble, self._trouble_ipv6) if text]
+        found = [text for text in (self._trouble, self._trouble_ipv6, self._trouble_filter) if text]
         found += self._complaints
         found += sorted(set(self._refused.values()))[:5]
         for host, path_mtu in sorted(self._path_mtus.items()):
@@ -154,6 +157,7 @@ class VxlanPlane:
         if self._link_changed in links.on_link:
             links.on_link.remove(self._link_changed)
             links.on_neighbour_gone.remove(self._neighbour_gone)
+            links.on_filter_gone.remove(self._filter_gone)
             links.on_overflow.remove(self._events_lost)
         for heartbeat in self._heartbeats.values():
             heartbeat.close()
@@ -189,14 +193,12 @@ class VxlanPlane:
         if self._stale:
             await self._read_present()
         if self._firewall is not None and self._peers is not None:  # else an adopted path would be cut
-            # Every way out of this host, the worker's port too: what is said about one address must not leave it.
-            devices = {DEVICES.get(family, SLEEVE_DEVICE): index for family, index in self._devices.items()}
             hosts = frozenset(
                 canonical(peer.host)
                 for peer in self._peers
                 if peer.vxlan is not VxlanUse.CLOSED and is_ip_address(peer.host)
             )
-            await self._firewall.set_plane(devices, self._mac, hosts)
+            await self._firewall.set_hosts(hosts)
 
     async def _ensure_device(self, family: int, bridge: Link) -> Link:
         netlink, links, name = self._kernel.netlink, self._kernel.links, DEVICES[family]
@@ -224,6 +226,7 @@ class VxlanPlane:
             await netlink.set_mac(link.index, self._mac)
         if link.mtu != self._mtu:
             await netlink.set_mtu(link.index, self._mtu)
+        self._filter(link)
         if link.master != bridge.index:
             await netlink.set_master(link.index, bridge.index)
         if self._found(name).port != OVERLAY_PORT:
@@ -231,6 +234,21 @@ class VxlanPlane:
         if not link.is_up:
             await netlink.set_up(link.index)
         return self._found(name)
+
+    def _filter(self, link: Link) -> None:
+        """Every way out of this host, the worker's port too: what is said about one address must not leave it."""
+        if link.index in self._filtered:
+            return
+        try:
+            portfilter.put(self._kernel.namespace, link.index, self._mac)
+        except OSError as error:
+            self._trouble_filter = (
+                f"ARP for the DNS server's address may leave this host: {error.strerror}; "
+                "load the kernel's modules: modprobe -a sch_ingress cls_bpf"
+            )
+        else:
+            self._filtered.add(link.index)
+            self._trouble_filter = ""
 
     async def _ensure_sleeve_port(self, bridge: Link) -> None:
         """The worker makes its device; as a port of the bridge it is ours. Without it those MACs are pinned nowhere."""
@@ -372,8 +390,14 @@ class VxlanPlane:
             self._present.discard(entry)
             self._wake.set()
 
+    def _filter_gone(self, index: int) -> None:
+        if index in self._filtered:
+            self._filtered.discard(index)
+            self._wake.set()
+
     def _events_lost(self) -> None:
         self._stale = True
+        self._filtered.clear()
         self._wake.set()
 
     async def _repair(self) -> None:

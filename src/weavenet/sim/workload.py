@@ -301,6 +301,8 @@ class Workload:
         if isinstance(command, Allocate | Claim) and (container is None or container.leaving):
             return
         if host.is_running:
+            if isinstance(command, Release) and container is not None and container.leaving:
+                self._unplug(host, container)  # whoever detaches again does all of it again
             self.request(host, command, container)
 
     def lost(self, host: Host) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import re
 import socket
 from collections.abc import Awaitable, Callable
@@ -12,9 +13,11 @@ from collections.abc import Awaitable, Callable
 import pytest
 from host_pair import Host, Pair, eventually, run, run_async, until
 
+from weavenet.core.limits import SLEEVE_DEVICE
 from weavenet.core.types import plane_mac
 from weavenet.host import netns
 from weavenet.host.bridge import port_name
+from weavenet.sleeve.tap import open_tap
 
 pytestmark = pytest.mark.lab
 
@@ -111,6 +114,28 @@ def test_what_others_delete_comes_back(vandalism: str) -> None:
             assert state() != before
             await eventually(lambda: asyncio.to_thread(lambda: state() == before), f"restored after {vandalism}", 2.0)
             assert await pings(left, "10.32.0.2")
+
+    drive(scenario)
+
+
+def test_the_device_of_the_sleeve_worker_counts_once_it_is_a_port_of_the_bridge() -> None:
+    async def scenario() -> None:
+        async with Pair() as (a, _):
+            plugged = asyncio.create_task(a.plane.sleeve_port())
+            tap = netns.call(a.namespace, lambda: open_tap(SLEEVE_DEVICE))
+            try:
+                await asyncio.wait_for(plugged, 5.0)
+                (port,) = json.loads(run(a.namespace, "ip", "-j", "link", "show", SLEEVE_DEVICE))
+                assert port["master"] == "weave" and "UP" in port["flags"]
+                await asyncio.wait_for(a.plane.sleeve_port(), 5.0)
+                run(a.namespace, "ip", "link", "delete", SLEEVE_DEVICE)
+                await until(lambda: a.kernel.links.get(SLEEVE_DEVICE) is None, "the device to be gone")
+                again = asyncio.create_task(a.plane.sleeve_port())
+                await asyncio.sleep(0)
+                assert not again.done()
+                again.cancel()
+            finally:
+                os.close(tap)
 
     drive(scenario)
 

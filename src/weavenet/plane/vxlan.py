@@ -100,6 +100,7 @@ class VxlanPlane:
         self._heartbeats: dict[int, Heartbeat] = {}
         self._bridge_index = 0
         self._stale = True
+        self._has_sleeve_port = asyncio.Event()
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -134,6 +135,10 @@ class VxlanPlane:
         heartbeat = self._heartbeats.get(self._hosts.get(mac, 4))
         if heartbeat is not None:
             heartbeat.send(mac, nonce, is_answer)
+
+    async def sleeve_port(self) -> None:
+        """Returns once the worker's device is a port of the bridge: what came out of it before that, nobody got."""
+        await self._has_sleeve_port.wait()
 
     def warnings(self) -> tuple[str, ...]:
         found = [text for text in (self._trouble, self._trouble_ipv6, self._trouble_filter) if text]
@@ -255,12 +260,14 @@ class VxlanPlane:
         link = self._kernel.links.get(SLEEVE_DEVICE)
         if link is None:
             self._devices.pop(TAP, None)
+            self._has_sleeve_port.clear()
             return
         if link.master != bridge.index:
             sysctl.write(self._kernel.namespace, sysctl.quiet_port(SLEEVE_DEVICE))
         await self._set_up(link, bridge)
         if self._devices.get(TAP) != link.index:
             self._devices[TAP], self._stale = link.index, True
+        self._has_sleeve_port.set()
 
     def _found(self, name: str) -> Link:
         link = self._kernel.links.get(name)
@@ -368,6 +375,8 @@ class VxlanPlane:
     # --- what others do ---
 
     def _link_changed(self, link: Link, gone: bool) -> None:
+        if link.name == SLEEVE_DEVICE and gone:
+            self._has_sleeve_port.clear()
         ours = link.name in (BRIDGE, SLEEVE_DEVICE, *DEVICES.values())
         if ours or (is_port_name(link.name) and not gone and link.master != self._bridge_index):
             self._wake.set()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from weavenet.host.exposure import Exposure
     from weavenet.host.firewall import Firewall
     from weavenet.host.kernel import Kernel
-    from weavenet.plane.plane import Plane
+    from weavenet.plane.vxlan import VxlanPlane
     from weavenet.runtime.sleeveworker import SleeveWorker
 
 RETRY_S = 1.0
@@ -225,7 +225,7 @@ class KernelDatapath:
         self._worker: SleeveWorker | None = None
         self._kernel: Kernel | None = None
         self._bridge: Bridge | None = None
-        self._plane: Plane | None = None
+        self._plane: VxlanPlane | None = None
         self._firewall: Firewall | None = None
         self._attachments: AttachmentKeeper | None = None
         self._exposure: Exposure | None = None
@@ -266,14 +266,21 @@ class KernelDatapath:
         except BaseException:
             await self._undo.aclose()
             raise
-        if self._sleeve_place is not None and SLEEVE in self._planes:
-            self._start_sleeve(post, self._sleeve_place)
+        if self._sleeve_place is not None and self._plane is not None and SLEEVE in self._planes:
+            self._start_sleeve(post, self._sleeve_place, self._plane)
         self._task = asyncio.create_task(self._applier.run())
 
-    def _start_sleeve(self, post: Callable[[Event], None], place: SleevePlace) -> None:
+    def _start_sleeve(self, post: Callable[[Event], None], place: SleevePlace, plane: VxlanPlane) -> None:
         from weavenet.runtime.sleeveworker import SleeveWorker
 
-        worker = SleeveWorker(self._peer, run_dir=place.run_dir, host=place.host, port=place.port, post=post)
+        worker = SleeveWorker(
+            self._peer,
+            run_dir=place.run_dir,
+            host=place.host,
+            port=place.port,
+            post=post,
+            is_plugged=plane.sleeve_port,
+        )
         self._worker = worker
         self._undo.push_async_callback(worker.close)
         self._applier.on_sleeve = worker.set_desired
@@ -293,7 +300,7 @@ class KernelDatapath:
         attached = (await self._attachments.ps()).attachments if self._attachments is not None else ()
         return [attachment.container for attachment in attached]
 
-    def _make_plane(self, post: Callable[[Event], None]) -> Plane:
+    def _make_plane(self, post: Callable[[Event], None]) -> VxlanPlane:
         from weavenet.plane.vxlan import VxlanPlane
 
         if self._kernel is None or self._bridge is None:

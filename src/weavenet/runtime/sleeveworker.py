@@ -2,7 +2,9 @@
 
 The worker outlives the daemon: it listens on a unix socket whose name carries the identity it was made for, and goes
 on forwarding while nobody is connected. Invariants: one worker per host, for the identity in force; it is given the
-whole wanted state whenever it is connected to and whenever that changes; only the latest waits to be given.
+whole wanted state whenever it is connected to and whenever that changes; only the latest waits to be given. It is not
+heard before its device is a port of the bridge: others learn its keys from what it says, and find that it answers, so
+they would send to it what reaches no container yet.
 
 Decides nothing about peers; what the worker says becomes ``SleeveReported`` events.
 """
@@ -14,7 +16,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from weavenet.core.events import SleeveReported
@@ -72,14 +74,23 @@ async def _drained(reader: asyncio.StreamReader) -> None:
 
 
 class SleeveWorker:
-    """``post``: takes events for the node. ``host``: address to bind, empty: all. ``port``: UDP."""
+    """``post``: takes events for the node. ``host``: address to bind, empty: all. ``port``: UDP. ``is_plugged``:
+    returns once the worker's device is a port of the bridge."""
 
     def __init__(
-        self, peer: PeerId, *, run_dir: str, host: str, port: int, post: Callable[[SleeveReported], None]
+        self,
+        peer: PeerId,
+        *,
+        run_dir: str,
+        host: str,
+        port: int,
+        post: Callable[[SleeveReported], None],
+        is_plugged: Callable[[], Awaitable[None]],
     ) -> None:
         self._run_dir, self._host, self._port = run_dir, host, port
         self._path = socket_path(run_dir, peer)
         self._post = post
+        self._is_plugged = is_plugged
         self._desired: SleeveDesired | None = None
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -140,6 +151,7 @@ class SleeveWorker:
         self._wake.set()
         feeding = asyncio.create_task(self._feed(writer))
         try:
+            await self._is_plugged()
             await self._hear(reader)
         finally:
             feeding.cancel()

@@ -1,0 +1,51 @@
+"""What the daemon lets the node hear of its sleeve worker, and when. The worker is a server in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from weavenet.core.events import SleeveReported
+from weavenet.core.overlay.sleeve import SleeveStatus
+from weavenet.core.types import PeerId
+from weavenet.runtime.sleeveworker import SleeveWorker, socket_path
+from weavenet.sleeve.feed import frame
+
+PEER = PeerId(b"p" * 16)
+STATUS = SleeveStatus(b"process1", 6783, (), (), (), {})
+DEADLINE_S = 10.0
+
+
+def test_a_worker_is_not_heard_before_its_device_is_plugged_in(tmp_path: Path) -> None:
+    """Its keys would be published, and others would send what reaches no container yet."""
+
+    async def scenario() -> None:
+        asked, plugged, heard = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        posted: list[SleeveReported] = []
+
+        async def is_plugged() -> None:
+            asked.set()
+            await plugged.wait()
+
+        def post(event: SleeveReported) -> None:
+            posted.append(event)
+            heard.set()
+
+        async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(frame(STATUS))
+            await writer.drain()
+
+        server = await asyncio.start_unix_server(serve, socket_path(str(tmp_path), PEER))
+        worker = SleeveWorker(PEER, run_dir=str(tmp_path), host="", port=6783, post=post, is_plugged=is_plugged)
+        worker.start()
+        try:
+            await asked.wait()
+            assert posted == []
+            plugged.set()
+            await heard.wait()
+            assert posted == [SleeveReported(STATUS)]
+        finally:
+            await worker.close()
+            server.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))

@@ -13,6 +13,7 @@ from weavenet.lab.waiting import wait_until
 LINK_DEADLINE_S = 30.0
 HEAL_DEADLINE_S = 15.0  # what the product promises
 NOTICE_DEADLINE_S = 30.0
+REACH_DEADLINE_S = 10.0  # hosts that have just met may still be trying out which data path works
 
 Attached = tuple[Container, str]
 
@@ -38,6 +39,22 @@ def wait_for_links(hosts: Sequence[Host], deadline_s: float = LINK_DEADLINE_S) -
     except WeaveError:
         said = "\n".join(host.weave("status", "connections").stdout for host in hosts)
         raise AssertionError(f"missing after {deadline_s:g} s: {', '.join(missing)}\n{said}") from None
+
+
+def wait_for_pings(lab: Lab, containers: Sequence[Attached]) -> None:
+    """Until each of these containers gets an answer from every other."""
+    silent: list[str] = []
+
+    def none_silent() -> bool:
+        silent[:] = lab.unreachable(containers)
+        return not silent
+
+    try:
+        wait_until(none_silent, REACH_DEADLINE_S, "all containers to reach each other")
+    except WeaveError:
+        hosts = {container.host.name: container.host for container, _ in containers}
+        said = "\n".join(host.weave("status", "connections").stdout for host in hosts.values())
+        raise AssertionError(f"{'; '.join(silent)}\n{said}") from None
 
 
 def form(lab: Lab) -> None:

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from lab.clusters import Attached, attach_new, attached_on, launch_together, wait_for_links
+from lab.clusters import Attached, attach_new, attached_on, launch_together, wait_for_links, wait_for_pings
 from lab.fresh import MakeLab
 from weavenet.lab import observe
 from weavenet.lab.lab import Lab
@@ -44,7 +44,7 @@ def test_every_container_reaches_every_other_by_an_address_of_its_own(lab: Lab, 
     assert len(set(addresses)) == len(addresses) == 6
     assert all(ipaddress.ip_address(address) in RANGE for address in addresses)
     wait_for_links(lab.hosts)
-    assert lab.unreachable(containers) == []
+    wait_for_pings(lab, containers)
 
 
 def test_what_attach_printed_is_what_containers_have_and_ps_shows(lab: Lab, containers: list[Attached]) -> None:
@@ -113,4 +113,4 @@ def test_another_range_at_relaunch_is_refused_with_both_and_the_way_out(lab: Lab
     assert "launch without --ipalloc-range" in refused.stderr and "weave reset" in refused.stderr
     host.weave("launch", "--ipalloc-range", str(RANGE), check=True)
     wait_for_links(lab.hosts)
-    assert lab.unreachable(containers) == []
+    wait_for_pings(lab, containers)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from lab.clusters import HEAL_DEADLINE_S, NOTICE_DEADLINE_S, attach_new, wait_for_links
+from lab.clusters import HEAL_DEADLINE_S, NOTICE_DEADLINE_S, attach_new, wait_for_links, wait_for_pings
 from lab.fresh import MakeLab
 from weavenet.lab import observe
 from weavenet.lab.host import Host
@@ -65,7 +65,7 @@ def test_type_1_hosts_added_by_hand_are_remembered_through_reboots(make_lab: Mak
         assert observe.report(host).router.cluster == cluster
     containers = [attach_new(host, f"{host.name}-again") for host in lab.hosts]
     assert len({address for _, address in containers}) == 3
-    assert lab.unreachable(containers) == []
+    wait_for_pings(lab, containers)
     lab.down()
 
 
@@ -86,7 +86,7 @@ def test_type_2_a_uniform_cluster_grows_by_two_at_once_and_shrinks(make_lab: Mak
         assert sum(observe.owners(host).values()) == RANGE_ADDRESSES
     containers = [attach_new(host, f"{host.name}-c") for host in lab.hosts]
     assert len({address for _, address in containers}) == 5
-    assert lab.unreachable(containers) == []
+    wait_for_pings(lab, containers)
 
     leaver, rest = lab.hosts[0], lab.hosts[1:]
     done = leaver.weave("reset", "--timeout", "60s", timeout_s=90)
@@ -97,7 +97,7 @@ def test_type_2_a_uniform_cluster_grows_by_two_at_once_and_shrinks(make_lab: Mak
         wait_until(lambda host=host: len(ipam(host)["Paxos"]["Electors"]) == 4, HEAL_DEADLINE_S, "four electors")
         wait_until(lambda host=host: len(observe.owners(host)) == 4, HEAL_DEADLINE_S, "four owners")
         assert sum(observe.owners(host).values()) == RANGE_ADDRESSES
-    assert lab.unreachable(containers[1:]) == []
+    wait_for_pings(lab, containers[1:])
     lab.down()
 
 
@@ -138,7 +138,7 @@ def test_type_6_space_lost_in_a_partition_is_reported_recovered_and_the_dead_ret
     again = attach_new(gone, "again")
     living = [containers[host.name] for host in core] + [fresh, again]
     assert len({address for _, address in living}) == len(living)
-    assert lab.unreachable(living) == []
+    wait_for_pings(lab, living)
     lab.down()
 
 

@@ -15,6 +15,7 @@ from lab.clusters import (
     attached_on,
     form,
     wait_for_links,
+    wait_for_pings,
 )
 from lab.fresh import MakeLab
 from weavenet.lab import observe
@@ -82,7 +83,7 @@ def test_both_sides_of_a_partition_allocate_and_no_address_is_used_twice(lab: La
     assert len(set(addresses)) == len(addresses)
     lab.heal()
     wait_for_links(lab.hosts, HEAL_DEADLINE_S)
-    assert lab.unreachable(everything) == []
+    wait_for_pings(lab, everything)
     rings = [observe.owners(host) for host in lab.hosts]
     assert rings[0] == rings[1] == rings[2]
     for container, _ in fresh:
@@ -153,7 +154,7 @@ def test_a_rebooted_host_knows_its_name_and_containers_get_their_addresses_back(
     containers[:] = elsewhere + [(back[each], back[each].addresses()[0]) for each in own]
     assert len({address for _, address in containers}) == len(containers)
     assert attached_on(host) == {explicit} | {address for container, address in containers if container.host is host}
-    assert lab.unreachable([*containers, (back["fixed"], explicit)]) == []
+    wait_for_pings(lab, [*containers, (back["fixed"], explicit)])
     back["fixed"].remove()
 
 
@@ -193,11 +194,11 @@ def test_two_hosts_that_lost_their_direct_way_keep_every_other_pair(lab: Lab, co
     known = [{peer for peer, size in observe.owners(host).items() if size} for host in lab.hosts]
     assert known[0] == known[1] == known[2]
     fresh = [attach_new(host, some_name(host)) for host in (h1, h2, h3)]
-    assert lab.unreachable(fresh[:2]) == []
-    assert lab.unreachable(fresh[1:]) == []
+    wait_for_pings(lab, fresh[:2])
+    wait_for_pings(lab, fresh[1:])
     lab.heal()
     wait_for_links(lab.hosts, HEAL_DEADLINE_S)
-    assert lab.unreachable(fresh) == []
+    wait_for_pings(lab, fresh)
 
 
 def test_lost_packets_delay_but_do_not_divide(lab: Lab, containers: list[Attached]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.clusters import attach_new, wait_for_links
+from lab.clusters import attach_new, wait_for_links, wait_for_pings
 from lab.fresh import MakeLab
 from weavenet.lab import observe
 from weavenet.lab.host import Host
@@ -69,7 +69,7 @@ def test_three_started_at_once_and_one_killed_during_bootstrap_make_one_cluster(
     assert len({address for _, address in containers}) == 2
     assert len(clusters(left)) == 1
     wait_for_links(left)
-    assert lab.unreachable(containers) == []
+    wait_for_pings(lab, containers)
 
     lab.reboot("h1")
     lab.host("h1").weave("launch", check=True)
@@ -77,7 +77,7 @@ def test_three_started_at_once_and_one_killed_during_bootstrap_make_one_cluster(
     wait_for_links(lab.hosts)
     assert len({address for _, address in containers}) == 3
     assert len(clusters(lab.hosts)) == 1
-    assert lab.unreachable(containers) == []
+    wait_for_pings(lab, containers)
 
 
 def test_a_lock_that_cannot_be_used_is_named_with_the_way_out_and_used_once_it_can(
@@ -118,7 +118,7 @@ def test_type_4_from_zero_up_back_to_zero_and_up_again_with_one_configuration(ma
     third = attach_new(h3, "h3-c")
     wait_for_links([h2, h3])
     assert len(clusters([h2, h3])) == 1
-    assert lab.unreachable([second, third]) == []
+    wait_for_pings(lab, [second, third])
     lab.reboot("h1")
     h1.weave("launch", check=True)
     wait_for_links(lab.hosts)
@@ -138,5 +138,5 @@ def test_type_4_from_zero_up_back_to_zero_and_up_again_with_one_configuration(ma
     (after,) = clusters(lab.hosts)
     assert after != before
     assert len({address for _, address in containers}) == 3
-    assert lab.unreachable(containers) == []
+    wait_for_pings(lab, containers)
     lab.down()

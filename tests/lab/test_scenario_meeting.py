@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lab.clusters import HEAL_DEADLINE_S, attach_new, wait_for_links
+from lab.clusters import HEAL_DEADLINE_S, attach_new, wait_for_links, wait_for_pings
 from lab.fresh import MakeLab
 from weavenet.lab import observe
 from weavenet.lab.host import Host
@@ -25,7 +25,7 @@ def test_two_hosts_launched_without_peers_then_connected_are_one_cluster(make_la
     assert cluster(h1) == cluster(h2)
     containers = [attach_new(host, f"{host.name}-c") for host in lab.hosts]
     assert len({address for _, address in containers}) == 2
-    assert lab.unreachable(containers) == []
+    wait_for_pings(lab, containers)
     lab.down()
 
 
@@ -51,5 +51,5 @@ def test_the_one_in_use_stays_and_two_in_use_refuse_each_other_with_sizes_and_th
 
     for host in (h1, h3):
         wait_until(lambda host=host: says(host), HEAL_DEADLINE_S, f"both sizes in words on {host.name}")
-    assert lab.unreachable([containers[0], containers[2]]) == []
+    wait_for_pings(lab, [containers[0], containers[2]])
     lab.down()

@@ -13,6 +13,7 @@ from lab.clusters import (
     attached_on,
     launch_together,
     wait_for_links,
+    wait_for_pings,
 )
 from lab.fresh import MakeLab
 from weavenet.lab import observe
@@ -92,7 +93,7 @@ def test_a_dead_host_is_removed_and_its_addresses_are_given_out_again(lab: Lab) 
     fresh = [attach_new(host, f"{host.name}-new") for host in (h1, h2)]
     living: list[Attached] = [*containers[:2], (claimer, address), *fresh]
     assert len({address for _, address in living}) == len(living)
-    assert lab.unreachable(living) == []
+    wait_for_pings(lab, living)
 
 
 def test_what_is_wrong_is_refused_with_words_and_exit_status_1(lab: Lab) -> None:
@@ -133,7 +134,7 @@ def test_a_minority_waits_and_what_it_asked_is_dropped_when_the_peer_is_back(lab
         assert removed(host) == set()
         assert len(shares(host)) == 3
     containers = [attach_new(host, f"{host.name}-c1") for host in (h1, h2, h3)]
-    assert lab.unreachable(containers) == []
+    wait_for_pings(lab, containers)
 
 
 def test_both_sides_of_a_partition_ask_and_only_the_majority_decides(lab: Lab) -> None:
@@ -165,7 +166,7 @@ def test_a_removed_host_returns_with_its_old_disk_under_a_new_identity(lab: Lab)
     assert claimer.attach(f"ip:{taken}/12") == [taken]
     # Alone, h3 does not know that it was removed: its containers go on among themselves.
     own = [each for each in containers if each[0].host.name == "h3"]
-    assert lab.unreachable(own) == []
+    wait_for_pings(lab, own)
     lab.heal()
     returns_with_a_new_identity(lab, h3, before)
     every_address_is_somebodys_alone(lab, [*containers, (claimer, taken)], contested=taken)
@@ -186,7 +187,7 @@ def test_a_removed_host_that_was_off_returns_under_a_new_identity(lab: Lab) -> N
     returns_with_a_new_identity(lab, h3, before)
     living = [*containers[:2], attach_new(h3, "h3-new")]
     assert len({address for _, address in living}) == 3
-    assert lab.unreachable(living) == []
+    wait_for_pings(lab, living)
 
 
 def test_addresses_are_held_until_somebody_cut_off_has_confirmed(make_lab: MakeLab) -> None:
@@ -233,7 +234,7 @@ def test_the_last_of_three_goes_on_by_force_alone_and_names_everybody_for_it(lab
     assert done.returncode == 0, done.stderr
     assert removed(h1) == dead
     assert shares(h1) == {uid(h1): RANGE_ADDRESSES}
-    assert lab.unreachable([mine, attach_new(h1, "h1-c2")]) == []
+    wait_for_pings(lab, [mine, attach_new(h1, "h1-c2")])
 
 
 def test_a_host_that_joins_later_becomes_an_elector_and_an_observer_does_not(make_lab: MakeLab) -> None:
@@ -280,7 +281,7 @@ def every_address_is_somebodys_alone(lab: Lab, containers: list[Attached], conte
     addresses = [address for _, address in seen]
     assert len(set(addresses)) == len(addresses), addresses
     assert len(seen) == len(containers) - bool(contested)
-    assert lab.unreachable(seen) == []
+    wait_for_pings(lab, seen)
     for host in lab.hosts:
         mine = {address for container, address in containers if container.host.name == host.name}
         assert attached_on(host) == mine

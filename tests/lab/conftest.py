@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -50,7 +51,8 @@ def place_of_named_namespaces() -> Iterator[None]:
     yield
     if not was_mounted and is_mounted() and not any(folder.iterdir()):
         subprocess.run(["umount", str(folder)], check=False)
-        folder.rmdir()
+        with contextlib.suppress(OSError):  # somebody else made one there meanwhile
+            folder.rmdir()
 
 
 @pytest.fixture(scope="module")

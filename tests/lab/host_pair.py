@@ -41,7 +41,7 @@ from weavenet.host.firewall import Firewall
 from weavenet.host.kernel import Kernel
 from weavenet.plane.vxlan import VxlanPlane
 
-DEADLINE_S = 5.0
+DEADLINE_S = 20.0
 
 
 def run(namespace: int, *command: str, check: bool = True) -> str:
@@ -49,7 +49,7 @@ def run(namespace: int, *command: str, check: bool = True) -> str:
         ["nsenter", f"--net=/proc/{os.getpid()}/fd/{namespace}", *command],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     if check and done.returncode != 0:

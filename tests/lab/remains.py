@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Collection
 from pathlib import Path
@@ -11,7 +12,18 @@ from weavenet.core.errors import WeaveError
 from weavenet.lab import processes, state
 from weavenet.lab.waiting import wait_until
 
-KERNEL_DEADLINE_S = 10.0  # the kernel frees a network namespace some time after its last process
+KERNEL_DEADLINE_S = 30.0  # the kernel frees a network namespace some time after its last process
+
+
+NAMED = "/run/netns"
+"""Mounted by the first `ip netns add` of anybody."""
+_NAMESPACE = re.compile(r"weavetest-(\d+)-")
+
+
+def is_of_another_run(name: str) -> bool:
+    """Tests of attachments make named namespaces, and another run of the tests may go on beside this one."""
+    found = _NAMESPACE.match(name)
+    return found is not None and int(found[1]) != os.getpid()
 
 
 def snapshot(lab: str) -> set[str]:
@@ -19,11 +31,12 @@ def snapshot(lab: str) -> set[str]:
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout.splitlines()
     named = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout.splitlines()
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    mounts = [line for line in mounts if line.split()[4] != NAMED]
     folders = [folder for folder in (state.run_folder(lab), state.disk_folder(lab)) if folder.exists()]
     return {
         *(f"device {line.split()[1]}" for line in links),
-        *(f"namespace {line.split()[0]}" for line in named),
-        *(f"mount {line.split()[4]}" for line in mounts),
+        *(f"namespace {line.split()[0]}" for line in named if not is_of_another_run(line.split()[0])),
+        *(f"mount {line.split()[4]}" for line in mounts if not is_of_another_run(Path(line.split()[4]).name)),
         *(f"process {pid} {mark}" for pid, mark in processes.marked(lab).items()),
         *(f"folder {folder}" for folder in folders),
     }

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from host_pair import FakeNode, Host, Pair, eventually, run, run_async, until
+from host_pair import DEADLINE_S, FakeNode, Host, Pair, eventually, run, run_async, until
 
 from weavenet.core.commands import Addresses, Allocate, Destroyed, Died, PutAttachment
 from weavenet.core.errors import Code, Failure
@@ -23,7 +23,7 @@ _numbers = itertools.count()
 
 
 def drive(scenario: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), 40))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(scenario(), 120))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -156,14 +156,14 @@ def test_deleted_name_is_destroyed_and_applied_again_when_it_comes_back(names: C
             holder = subprocess.Popen(["ip", "netns", "exec", name, "sleep", "60"])  # keeps the namespace alive
             try:
                 await run_async(host.namespace, "ip", "netns", "delete", name)
-                await until(lambda: name in destroyed(node), "destroyed", 1.0)
-                await until(lambda: host.kernel.links.get(port_name(name)) is None, "interface removed", 1.0)
+                await until(lambda: name in destroyed(node), "destroyed")
+                await until(lambda: host.kernel.links.get(port_name(name)) is None, "interface removed")
             finally:
                 holder.kill()
                 holder.wait()
             assert name not in node.held and (await attachments.ps()).attachments == ()
             await asyncio.to_thread(make, name)
-            await until(lambda: node.attachments[name].live, "applied again", 3.0)
+            await until(lambda: node.attachments[name].live, "applied again")
             await eventually(
                 lambda: asyncio.to_thread(lambda: "10.41.0.7/16" in inside(name, "ip", "address")), "there"
             )
@@ -180,7 +180,7 @@ def test_deleted_interface_is_destroyed(names: Callable[[], str]) -> None:
             attachments = await opened(host, node)
             addresses(await attachments.attach(f"netns:{name}"))
             run(host.namespace, "ip", "link", "delete", port_name(name))
-            await until(lambda: name in destroyed(node), "destroyed", 1.0)
+            await until(lambda: name in destroyed(node), "destroyed")
             assert addresses(await attachments.attach(f"netns:{name}"))  # and can be attached again
             assert "ethwe" in inside(name, "ip", "link")
             await attachments.close()
@@ -204,7 +204,7 @@ def test_ended_process_has_died_and_its_interface_goes() -> None:
                 assert addresses(await attachments.attach(f"pid:{process.pid}"))
                 (listed,) = (await attachments.ps()).attachments
                 process.kill()
-                await until(lambda: Died(listed.ident) in node.log, "died", 1.0)
+                await until(lambda: Died(listed.ident) in node.log, "died")
                 assert host.kernel.links.get(port_name(listed.ident)) is None
                 assert not node.attachments[listed.ident].live and listed.ident not in destroyed(node)
                 await attachments.close()
@@ -253,7 +253,7 @@ def test_waiting_call_ends_when_its_container_goes(names: Callable[[], str]) -> 
             call = asyncio.create_task(attachments.attach(f"netns:{name}"))
             await asyncio.sleep(0.1)
             await run_async(host.namespace, "ip", "netns", "delete", name)
-            failure = refused(await asyncio.wait_for(call, 2.0))
+            failure = refused(await asyncio.wait_for(call, DEADLINE_S))
             assert "went away" in failure.found and not node.held.get(name)
             await attachments.close()
 

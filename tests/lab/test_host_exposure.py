@@ -18,7 +18,7 @@ pytestmark = pytest.mark.lab
 
 
 def drive(scenario: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), 60))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(scenario(), 120))  # type: ignore[arg-type]
 
 
 async def opened(host: Host, node: FakeNode) -> Exposure:

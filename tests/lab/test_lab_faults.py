@@ -128,23 +128,23 @@ def test_a_paused_host_stands_still_and_goes_on(lab: Lab) -> None:
     host = lab.host("h2")
     host.start_container("clock", ["sh", "-c", "while sleep 0.02; do echo; done"])
     ticks = host.disk / "log/container-clock.log"
-    wait_until(lambda: ticks.exists() and ticks.stat().st_size > 2, 5, "the clock to tick")
+    wait_until(lambda: ticks.exists() and ticks.stat().st_size > 2, 20, "the clock to tick")
     host.pause()
-    wait_until(lambda: stopped(host.pid), 5, "the host to stand still")
+    wait_until(lambda: stopped(host.pid), 20, "the host to stand still")
     size = ticks.stat().st_size
     assert not wait_quietly(lambda: ticks.stat().st_size > size, 0.3)
     host.resume()
-    wait_until(lambda: ticks.stat().st_size > size, 5, "the clock to tick again")
+    wait_until(lambda: ticks.stat().st_size > size, 20, "the clock to tick again")
     host.container("clock").remove()
 
 
 def test_a_paused_host_with_a_command_entered_can_be_killed(lab: Lab) -> None:
     host = lab.host("h2")
     entered = host.popen(["sleep", "999"])
-    wait_until(entered.pids, 5, "the command to run")
+    wait_until(entered.pids, 20, "the command to run")
     host.pause()
     lab.kill("h2")
-    assert entered.process.wait(5) != 0
+    assert entered.process.wait(20) != 0
     entered.process.communicate()
     lab.reboot("h2")
     assert reachable(lab) == ALL
@@ -162,16 +162,16 @@ def test_counted_pings_see_every_loss(lab: Lab) -> None:
         inside.run(["ip", "link", "set", "end", "up"], check=True)
     host = lab.host("h1")
     with Pings(host.container("pinger"), "172.31.0.1") as pings:
-        wait_until(lambda: pings.answered() >= 50, 10, "50 answers")
+        wait_until(lambda: pings.answered() >= 50, 20, "50 answers")
         host.run(["ip", "address", "del", "172.31.0.1/24", "dev", "cable"], check=True)
         assert not wait_quietly(bool, 0.2)  # some pings go into the gap
         host.run(["ip", "address", "add", "172.31.0.1/24", "dev", "cable"], check=True)
         answered = pings.answered()
-        wait_until(lambda: pings.answered() >= answered + 50, 10, "50 more answers")
+        wait_until(lambda: pings.answered() >= answered + 50, 20, "50 more answers")
         broken = pings.stop()
     assert broken.lost >= broken.longest_gap > 5
     with Pings(lab.host("h2").container("pinger"), "172.31.0.1") as pings:
-        wait_until(lambda: pings.answered() >= 100, 10, "100 answers")
+        wait_until(lambda: pings.answered() >= 100, 20, "100 answers")
         whole = pings.stop()
     assert whole.sent >= 100
     assert whole.lost == 0

@@ -81,7 +81,7 @@ def test_a_host_does_not_see_the_disks_of_the_others(lab: Lab) -> None:
 def test_orphans_are_collected(lab: Lab) -> None:
     host = lab.host("h1")
     host.run(["sh", "-c", "for n in 1 2 3; do setsid true & done"], check=True)
-    wait_until(lambda: "Z" not in states(host), 5, "orphans to be collected")
+    wait_until(lambda: "Z" not in states(host), 20, "orphans to be collected")
 
 
 def test_a_command_that_does_not_end_is_killed_inside_too(lab: Lab) -> None:
@@ -89,7 +89,7 @@ def test_a_command_that_does_not_end_is_killed_inside_too(lab: Lab) -> None:
     with pytest.raises(WeaveError) as caught:
         host.run(["sleep", "4242"], timeout_s=0.3)
     assert caught.value.failure.code is Code.TIMEOUT
-    wait_until(lambda: "4242" not in commands(host), 5, "the command to be gone")
+    wait_until(lambda: "4242" not in commands(host), 20, "the command to be gone")
 
 
 def test_a_container_is_a_namespace_with_a_command_that_stays(lab: Lab) -> None:
@@ -97,12 +97,12 @@ def test_a_container_is_a_namespace_with_a_command_that_stays(lab: Lab) -> None:
     container = host.start_container("stays", ["sh", "-c", "echo hello; exec sleep 777"])
     assert host.container_names() == ["stays"]
     assert container.run(["ls", "/sys/class/net"]).stdout.split() == ["lo"]
-    wait_until(lambda: (host.disk / "log/container-stays.log").read_text() == "hello\n", 5, "its output in the log")
+    wait_until(lambda: (host.disk / "log/container-stays.log").read_text() == "hello\n", 20, "its output in the log")
     pid = host.run(["ip", "netns", "pids", "stays"], check=True).stdout.split()
     assert len(pid) == 1
     container.remove()
     assert host.container_names() == []
-    wait_until(lambda: host.run(["test", "-d", f"/proc/{pid[0]}"]).returncode == 1, 5, "its process to end")
+    wait_until(lambda: host.run(["test", "-d", f"/proc/{pid[0]}"]).returncode == 1, 20, "its process to end")
 
 
 def test_a_container_needs_a_free_name_and_a_command_that_exists(lab: Lab) -> None:

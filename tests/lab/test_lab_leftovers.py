@@ -82,14 +82,14 @@ def test_down_after_paused_killed_and_broken_parts(lab_name: str) -> None:
     before = remains.snapshot(lab_name)
     lab = Lab.up(lab_name, of_count(3))
     entered = lab.host("h1").popen(["sleep", "999"])
-    wait_until(entered.pids, 5, "the command to run")
+    wait_until(entered.pids, 20, "the command to run")
     lab.host("h1").pause()
     lab.kill("h2")
     os.kill(lab.state.underlay_pid, signal.SIGKILL)
     (state.run_folder(lab_name) / "lab.json").write_text("{")
     assert lab_name in state.existing()
     labs.down(lab_name)
-    entered.process.communicate(timeout=5)
+    entered.process.communicate(timeout=20)
     remains.expect_nothing_added(lab_name, before)
 
 
@@ -108,7 +108,7 @@ def test_up_that_fails_leaves_nothing(lab_name: str, step: str, monkeypatch: pyt
 def test_down_finishes_what_a_killed_up_began(lab_name: str) -> None:
     before = remains.snapshot(lab_name)
     process = subprocess.Popen([LAUNCHER, "lab", "up", "30", "--name", lab_name], stderr=subprocess.DEVNULL)
-    wait_until(lambda: len(processes.marked(lab_name)) >= 5, 20, "some hosts to start")
+    wait_until(lambda: len(processes.marked(lab_name)) >= 5, 60, "some hosts to start")
     process.kill()
     process.wait()
     with pytest.raises(WeaveError) as caught:
@@ -159,9 +159,9 @@ def test_racing_ups_of_one_name_make_one_lab(lab_name: str) -> None:
 
 def test_the_demo_tells_its_story_and_leaves_nothing(demo: Demo) -> None:
     before = remains.snapshot(demo.lab)
-    wait_until(lambda: demo.says("weave attach"), 60, "the demo to attach containers")
+    wait_until(lambda: demo.says("weave attach"), 120, "the demo to attach containers")
     namespaces = remains.namespaces_of(demo.lab)
-    assert demo.process.wait(120) == 0, demo.out.read_text()
+    assert demo.process.wait(300) == 0, demo.out.read_text()
     told = demo.out.read_text()
     for words in ("30 of 30 answered", "none twice", "links and data paths are back", "0 lost"):
         assert words in told
@@ -180,11 +180,11 @@ def test_the_demo_tells_its_story_and_leaves_nothing(demo: Demo) -> None:
 )
 def test_an_interrupted_demo_leaves_nothing(demo: Demo, moment: str, number: signal.Signals, to_group: bool) -> None:
     before = remains.snapshot(demo.lab)
-    wait_until(lambda: demo.says(moment), 60, f"the demo to say {moment!r}")
+    wait_until(lambda: demo.says(moment), 120, f"the demo to say {moment!r}")
     namespaces = remains.namespaces_of(demo.lab)
     send = os.killpg if to_group else os.kill
     send(demo.process.pid, number)
     send(demo.process.pid, number)  # an impatient person
-    assert demo.process.wait(30) == 128 + number, demo.out.read_text()
+    assert demo.process.wait(60) == 128 + number, demo.out.read_text()
     assert f"interrupted by {number.name}" in demo.out.read_text()
     remains.expect_nothing_added(demo.lab, {line for line in before if demo.lab not in line}, namespaces)

@@ -72,7 +72,7 @@ def etcd(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         yield host
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def test_of_many_transactions_at_once_one_wins_and_all_see_it(etcd: str) -> None:

@@ -25,7 +25,7 @@ def lab(make_lab: MakeLab) -> Lab:
 
 @pytest.fixture(scope="module")
 def containers(lab: Lab) -> list[Attached]:
-    for done in observe.on_each(lab.hosts, "consense", "--timeout", "30s"):
+    for done in observe.on_each(lab.hosts, "consense", "--timeout", "50s"):
         assert done.returncode == 0, done.stderr
     return [attach_new(host, f"{host.name}-c{number}") for host in lab.hosts for number in (1, 2)]
 

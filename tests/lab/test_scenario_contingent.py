@@ -34,7 +34,7 @@ def test_twenty_join_at_once_ten_are_killed_and_recovered_by_one_command_and_ten
     core, observers = lab.hosts[:CORE], lab.hosts[CORE:]
     launch_together(core)
     wait_for_links(core)
-    for done in observe.on_each(core, "consense", "--timeout", "30s"):
+    for done in observe.on_each(core, "consense", "--timeout", "50s"):
         assert done.returncode == 0, done.stderr
     with ThreadPoolExecutor(AT_ONCE) as threads:
         joins = [threads.submit(host.weave, "launch", "--observer", "h1", "h2", timeout_s=120) for host in observers]
@@ -61,7 +61,7 @@ def test_twenty_join_at_once_ten_are_killed_and_recovered_by_one_command_and_ten
     done = core[1].weave("rmpeer", "--all-unreachable", "--timeout", "120s", timeout_s=150)
     assert done.returncode == 0, done.stderr
     for host in core:
-        wait_until(lambda host=host: not absent(host), NOTICE_DEADLINE_S, f"{host.name} to miss nobody")
+        wait_until(lambda host=host: not absent(host), JOIN_DEADLINE_S, f"{host.name} to miss nobody")
         assert sum(observe.owners(host).values()) == RANGE_ADDRESSES
         assert host.weave("status", "ipam", "--unreachable", "--threshold", "0.001%").returncode == 0
     left = [(container, address) for container, address in containers if container.host.name not in names]

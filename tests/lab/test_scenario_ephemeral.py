@@ -15,7 +15,7 @@ def test_killed_ephemeral_observers_are_removed_by_themselves(make_lab: MakeLab)
     lab = make_lab(5)
     core, guests = lab.hosts[:2], lab.hosts[2:]
     launch_together(core)
-    core[0].weave("consense", "--timeout", "30s", check=True)
+    core[0].weave("consense", "--timeout", "50s", check=True)
     refused = guests[0].weave("launch", "--ephemeral", "10s", core[0].name)
     assert refused.returncode == 1
     assert "1m" in refused.stderr

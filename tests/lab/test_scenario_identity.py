@@ -12,7 +12,7 @@ from weavenet.lab.host import Host
 from weavenet.lab.lab import Lab
 from weavenet.lab.waiting import wait_until
 
-NEW_KEY_DEADLINE_S = 30.0
+NEW_KEY_DEADLINE_S = 60.0
 
 
 def identity(host: Host) -> str:

@@ -18,7 +18,7 @@ def test_two_hosts_launched_without_peers_then_connected_are_one_cluster(make_la
     h1, h2 = lab.hosts
     for host in lab.hosts:
         host.weave("launch", check=True)
-        host.weave("consense", "--timeout", "30s", check=True)
+        host.weave("consense", "--timeout", "50s", check=True)
     assert cluster(h1) != cluster(h2)
     h2.weave("connect", "h1", check=True)
     wait_for_links(lab.hosts)
@@ -35,7 +35,7 @@ def test_the_one_in_use_stays_and_two_in_use_refuse_each_other_with_sizes_and_th
     for host in lab.hosts:
         host.weave("launch", check=True)
     containers = [attach_new(h1, "h1-c"), attach_new(h3, "h3-c")]
-    h2.weave("consense", "--timeout", "30s", check=True)
+    h2.weave("consense", "--timeout", "50s", check=True)
     in_use = cluster(h1)
     h2.weave("connect", "h1", check=True)
     wait_for_links([h1, h2])

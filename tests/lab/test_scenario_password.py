@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.clusters import wait_for_links
+from lab.clusters import NOTICE_DEADLINE_S, wait_for_links
 from lab.fresh import MakeLab
 from weavenet.lab import observe
 from weavenet.lab.host import Host
@@ -45,7 +45,7 @@ def test_no_password_and_a_wrong_one_are_refused_and_both_sides_say_why(lab: Lab
     for host, other in ((inside, outside), (outside, inside)):
         wait_until(
             lambda here=host, there=other: any("password" in line for line in connection_lines(here, there)),
-            30,
+            NOTICE_DEADLINE_S,
             f"{host.name} to say that the password is why {other.name} is refused",
         )
         assert not any("established" in line for line in connection_lines(host, other))
@@ -76,7 +76,7 @@ def test_only_hosts_that_trust_each_other_speak_in_clear(
             lambda here=host, there=other: any(
                 f"established {plane}" in line for line in connection_lines(here, there)
             ),
-            30,
+            NOTICE_DEADLINE_S,
             f"{host.name} to use {plane} to {other.name}",
         )
     lab.down()

@@ -6,7 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.clusters import Attached, attach_new, form, launch_together, wait_for_links
+from lab.clusters import (
+    NOTICE_DEADLINE_S,
+    Attached,
+    attach_new,
+    form,
+    launch_together,
+    wait_for_links,
+    wait_for_pings,
+)
 from lab.fresh import MakeLab
 from lab.traffic import assert_intact, block_udp, echo, multicast, unblock_udp, wait_for_plane
 from weavenet.core.limits import PORT_DEFAULT, VXLAN_PORT
@@ -63,12 +71,12 @@ def test_filtered_vxlan_falls_to_sleeve_and_returns_without_a_restart(lab: Lab, 
         block_udp(h1, VXLAN_PORT, h2)
         wait_for_plane(h1, h2, "established sleeve")
         before = pings.answered()
-        wait_until(lambda: pings.answered() > before, 10, "pings over sleeve")
+        wait_until(lambda: pings.answered() > before, NOTICE_DEADLINE_S, "pings over sleeve")
         assert_transfers(containers[:2])
         unblock_udp(h1)
         wait_for_plane(h1, h2, "established fastdp")
         before = pings.answered()
-        wait_until(lambda: pings.answered() > before, 10, "pings over fastdp again")
+        wait_until(lambda: pings.answered() > before, NOTICE_DEADLINE_S, "pings over fastdp again")
         counted = pings.stop()
     assert counted.lost < counted.sent
     assert h1.daemon_pids() == pids
@@ -87,13 +95,13 @@ def test_a_link_that_is_cut_and_moved_is_followed_under_traffic(lab: Lab, contai
     with Pings(c1, a3) as first, Pings(c2, a3) as second:
         lab.cut("h1", "h3")
         before = first.answered()
-        wait_until(lambda: first.answered() > before + 50, 15, "c1 to reach c3 over h2")
+        wait_until(lambda: first.answered() > before + 50, NOTICE_DEADLINE_S, "c1 to reach c3 over h2")
         lab.heal()
         lab.cut("h2", "h3")
         before = second.answered()
-        wait_until(lambda: second.answered() > before + 50, 15, "c2 to reach c3 over h1")
+        wait_until(lambda: second.answered() > before + 50, NOTICE_DEADLINE_S, "c2 to reach c3 over h1")
         before = first.answered()
-        wait_until(lambda: first.answered() > before + 50, 15, "c1 to reach c3 directly")
+        wait_until(lambda: first.answered() > before + 50, NOTICE_DEADLINE_S, "c1 to reach c3 directly")
         first.stop()
         second.stop()
 
@@ -110,9 +118,15 @@ def test_multicast_comes_once_to_every_member_over_mixed_planes(lab: Lab, contai
     beside = attach_new(h1, "beside")
     everybody = [*containers, beside]
     for sender in everybody:
-        found = multicast(sender, [each for each in everybody if each is not sender], 50)
-        for name, numbers in found.items():
-            assert numbers == {str(number): 1 for number in range(50)}, f"from {sender[0].name} at {name}"
+        receivers = [each for each in everybody if each is not sender]
+
+        def comes_whole(sender: Attached = sender, receivers: list[Attached] = receivers) -> bool:
+            """A busy machine may lose a datagram; none may come twice."""
+            found = multicast(sender, receivers, 50)
+            assert all(set(numbers.values()) == {1} for numbers in found.values()), f"from {sender[0].name}: {found}"
+            return all(len(numbers) == 50 for numbers in found.values())
+
+        wait_until(comes_whole, NOTICE_DEADLINE_S, f"everything from {sender[0].name} at every member")
 
 
 @pytest.mark.parametrize("size", [1280, 576])
@@ -135,9 +149,9 @@ def test_a_partial_mesh_from_the_start(make_lab: MakeLab) -> None:
     wait_for_links(lab.hosts[:2])
     wait_for_links(lab.hosts[1:])
     for host in lab.hosts:
-        host.weave("consense", "--timeout", "30s", check=True)
+        host.weave("consense", "--timeout", "50s", check=True)
     found = [attach_new(host, f"{host.name}-c") for host in lab.hosts]
-    wait_until(lambda: found[0][0].ping(found[2][1]), 30, "h1's container to reach h3's over h2")
+    wait_until(lambda: found[0][0].ping(found[2][1]), NOTICE_DEADLINE_S, "h1's container to reach h3's over h2")
     assert_transfers([found[0], found[2]])
     lab.down()
 
@@ -150,9 +164,9 @@ def test_two_hosts_behind_different_nats_meet_through_a_third(make_lab: MakeLab,
         lab.nat(host.name, kind)
     for host in (h2, h1, h3):
         host.weave("launch", *([] if host is h2 else ["h2"]), check=True)
-    h2.weave("consense", "--timeout", "30s", check=True)
+    h2.weave("consense", "--timeout", "50s", check=True)
     found = [attach_new(host, f"{host.name}-c") for host in lab.hosts]
-    wait_until(lambda: lab.unreachable(found) == [], 40, "all containers to reach each other")
+    wait_for_pings(lab, found, NOTICE_DEADLINE_S)
     way = "direct to 192.168.77.3:6783" if kind is Nat.CONE else "relayed by h2"
     wait_for_plane(h1, h3, way)
     assert_transfers([found[0], found[2]])
@@ -166,13 +180,13 @@ def test_sleeve_outlives_the_daemon_and_a_killed_worker_is_replaced(make_lab: Ma
         host.weave("launch", "--no-fastdp", "h1", "h2", check=True)
     wait_for_links(lab.hosts)
     found = [attach_new(host, f"{host.name}-c") for host in lab.hosts]
-    wait_until(lambda: lab.unreachable(found) == [], 30, "containers to reach each other")
+    wait_for_pings(lab, found, NOTICE_DEADLINE_S)
     wait_for_plane(h1, h2, "direct to")
     worker = h1.run(["pgrep", "-f", "weavenet.sleeve"], check=True).stdout.split()
     with Pings(found[0][0], found[1][1]) as pings:
         h1.kill_daemon()
         before = pings.answered()
-        wait_until(lambda: pings.answered() > before + 50, 10, "pings without a daemon")
+        wait_until(lambda: pings.answered() > before + 50, NOTICE_DEADLINE_S, "pings without a daemon")
         h1.weave("launch", "--no-fastdp", "h1", "h2", check=True)
         wait_for_plane(h1, h2, "direct to")
         counted = pings.stop()
@@ -181,6 +195,6 @@ def test_sleeve_outlives_the_daemon_and_a_killed_worker_is_replaced(make_lab: Ma
     with Pings(found[0][0], found[1][1]) as pings:
         h1.run(["kill", "-9", *worker], check=True)
         before = pings.answered()
-        wait_until(lambda: pings.answered() > before + 50, 10, "pings over the next worker")
+        wait_until(lambda: pings.answered() > before + 50, NOTICE_DEADLINE_S, "pings over the next worker")
     assert h1.run(["pgrep", "-f", "weavenet.sleeve"], check=True).stdout.split() != worker
     lab.down()

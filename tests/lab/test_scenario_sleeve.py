@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from lab.clusters import Attached, attach_new, wait_for_links
+from lab.clusters import NOTICE_DEADLINE_S, Attached, attach_new, wait_for_links
 from lab.fresh import MakeLab
 from lab.traffic import assert_intact, echo
 from weavenet.core.limits import PORT_DEFAULT, SLEEVE_DEVICE
@@ -71,7 +71,7 @@ def wait_for_sleeve(lab: Lab) -> None:
     for host in lab.hosts:
         wait_until(
             lambda host=host: "established sleeve" in host.weave("status", "connections").stdout,  # type: ignore[misc]
-            30.0,
+            NOTICE_DEADLINE_S,
             f"sleeve carries on {host.name}",
         )
 
@@ -82,7 +82,7 @@ def lab(make_lab: MakeLab) -> Lab:
     for host in lab.hosts:
         launch(host, *(other.name for other in lab.hosts))
     wait_for_links(lab.hosts)
-    assert lab.hosts[0].weave("consense", "--timeout", "30s").returncode == 0
+    assert lab.hosts[0].weave("consense", "--timeout", "50s").returncode == 0
     wait_for_sleeve(lab)
     return lab
 
@@ -119,8 +119,8 @@ def test_a_killed_worker_is_replaced_and_traffic_goes_on(lab: Lab, containers: l
     (victim,) = worker_pids(target.host)
     with Pings(source, address) as pings:
         os.kill(victim, signal.SIGKILL)
-        wait_until(lambda: any(pid != victim for pid in worker_pids(target.host)), 10.0, "another worker")
-        wait_until(lambda: source.ping(address, 1), 10.0, "traffic again")
+        wait_until(lambda: any(pid != victim for pid in worker_pids(target.host)), NOTICE_DEADLINE_S, "another worker")
+        wait_until(lambda: source.ping(address, 1), NOTICE_DEADLINE_S, "traffic again")
         counted = pings.stop()
     print(f"a killed worker cost {counted.longest_gap * 10} ms")
     with echo(target):

@@ -78,7 +78,7 @@ def lost_disk_gives_no_address_twice(lab: Lab, old: list[Attached], before: str)
     claimed = lab.hosts[1].start_container("claims")
     (address,) = claimed.attach(f"ip:{lost_address}/12")
     assert address == lost_address
-    assert old[0][0].ping(address)
+    wait_for_pings(lab, [old[0], (claimed, address)])
     assert lost.addresses() == [] or not lost.ping(old[0][1]), "the container of the lost disk still speaks"
     fresh = [attach_new(each, f"{each.name}-new") for each in lab.hosts]
     living = [*old[:2], (claimed, address), *fresh]

@@ -70,7 +70,7 @@ s.bind(("{group}", {port}))
 s.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("{group}") + socket.inet_aton(sys.argv[1]))
 print("ready", flush=True)
 found = {{}}
-s.settimeout(20)
+s.settimeout(60)
 try:
     while True:
         number = s.recv(100).decode()
@@ -111,7 +111,7 @@ def echo(container: Container) -> Any:
 
 def assert_intact(source: Container, address: str, kind: str, size: int) -> None:
     """``size`` random bytes to the echo at ``address`` and back are the same."""
-    done = source.run([PYTHON, "-c", _ASK.format(port=PORT), address, kind, str(size)], timeout_s=60)
+    done = source.run([PYTHON, "-c", _ASK.format(port=PORT), address, kind, str(size)], timeout_s=120)
     assert done.returncode == 0, f"{kind} {size} from {source.name} to {address}: {done.stdout}{done.stderr}"
 
 
@@ -125,7 +125,7 @@ def multicast(sender: tuple[Container, str], receivers: Sequence[tuple[Container
         for _, running in listening:
             assert running.process.stdout is not None
             assert running.process.stdout.readline().strip() in ("ready", b"ready")
-        done = sender[0].run([PYTHON, "-c", _SEND.format(group=GROUP, port=PORT), sender[1], str(count)], timeout_s=60)
+        done = sender[0].run([PYTHON, "-c", _SEND.format(group=GROUP, port=PORT), sender[1], str(count)], timeout_s=120)
         assert done.returncode == 0, done.stderr
         return {
             container.name: json.loads(running.process.stdout.readline())
@@ -154,7 +154,7 @@ def unblock_udp(host: Host) -> None:
     host.run(["nft", "delete", "table", "inet", "filtered"], check=True)
 
 
-def wait_for_plane(host: Host, other: Host, text: str, deadline_s: float = 30.0) -> None:
+def wait_for_plane(host: Host, other: Host, text: str, deadline_s: float = 60.0) -> None:
     """Until `weave status connections` of ``host`` shows ``text`` in the line of ``other``."""
 
     def shown() -> bool:

@@ -14,7 +14,7 @@ from weavenet.lab import processes, requirements
 from weavenet.lab.state import NAME, HostState, disk_folder
 from weavenet.lab.waiting import wait_until
 
-COMMAND_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 120.0
 END_DEADLINE_S = 10.0
 RESOLVER = "nameserver 169.254.53.53\nsearch weave.local\noptions timeout:1 attempts:3\n"
 """resolv.conf(5) of every container: the DNS server that weave runs on its host."""

@@ -89,7 +89,7 @@ def owners(host: Host) -> dict[str, int]:
     return {owner.peer: owner.size for owner in ipam.entries} if ipam else {}
 
 
-def on_each(hosts: Sequence[Host], *arguments: str, timeout_s: float = 60.0) -> list[Result]:
+def on_each(hosts: Sequence[Host], *arguments: str, timeout_s: float = 120.0) -> list[Result]:
     """The same ``weave`` command on all hosts at the same moment; in the order of the hosts."""
     with ThreadPoolExecutor(len(hosts)) as pool:
         return list(pool.map(lambda host: host.weave(*arguments, timeout_s=timeout_s), hosts))

@@ -14,7 +14,7 @@ from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.lab.host import Container
 from weavenet.lab.waiting import wait_until
 
-FIRST_ANSWER_DEADLINE_S = 5.0
+FIRST_ANSWER_DEADLINE_S = 15.0
 
 _SEQUENCE = re.compile(r"icmp_seq=(\d+) ttl=")
 _UNSENT = re.compile(r"^ping: send(?:msg|to): ", re.MULTILINE)

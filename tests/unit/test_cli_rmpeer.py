@@ -12,6 +12,7 @@ import pytest
 
 from fake_daemon import NAMES, PEERS, RunningDaemon, ipam_report, running
 from weavenet.cli.main import run
+from weavenet.cli.printing import Progress
 from weavenet.core.commands import Done, GetReport, RemovePeers
 from weavenet.core.errors import Code, Failure
 from weavenet.lab.waiting import wait_until
@@ -95,8 +96,29 @@ def test_pending_shows_the_quorum_and_exits_with_2(fake: RunningDaemon, capfd: C
     assert captured.out == ""
     assert captured.err.count(f"weave: {text}; a quorum is 2 of 3 voters\n") == 1
     assert "not done within 0.3 s" in captured.err
-    assert "next: pending: it is remembered" in captured.err
+    assert "next: nothing, it is remembered (pending)" in captured.err
     wait_until(lambda: fake.daemon.cancelled == [RemovePeers(("h3",))], 10, "the command to be cancelled")
+
+
+def test_only_the_time_that_passes_is_no_progress(fake: RunningDaemon, capfd: CapFd) -> None:
+    progress = Progress()
+    for text in ("h3 (last seen 9s ago)", "h3 (last seen 10s ago)", "h3 (last seen 1m 2s ago)", "h4, since 2 s"):
+        progress.show(text)
+    assert capfd.readouterr().err == "weave: h3 (last seen 9s ago)\nweave: h4, since 2 s\n"
+
+
+def test_an_answer_that_is_there_at_once_counts_without_any_time_to_wait(fake: RunningDaemon, capfd: CapFd) -> None:
+    fake.daemon.answers[RemovePeers] = Failure(Code.CONFLICT, "expected a peer that is gone", "h3 is reachable", "look")
+    assert run(["rmpeer", "--timeout", "0", "h3"]) == 1
+    assert "h3 is reachable" in capfd.readouterr().err
+
+
+def test_what_the_daemon_has_not_taken_in_is_not_called_remembered(fake: RunningDaemon, capfd: CapFd) -> None:
+    waiting(fake)
+    assert run(["rmpeer", "--timeout", "0", "h3"]) == 2
+    captured = capfd.readouterr()
+    assert "next: run it again" in captured.err
+    assert "it is remembered" not in captured.err
 
 
 def test_held_shows_who_has_not_confirmed_and_exits_with_2(fake: RunningDaemon, capfd: CapFd) -> None:
@@ -108,7 +130,7 @@ def test_held_shows_who_has_not_confirmed_and_exits_with_2(fake: RunningDaemon, 
         "result": "held",
         "detail": f"{text}; not confirmed yet: {NAMES[2]}(h3)",
     }
-    assert "next: held: the peers are removed" in captured.err
+    assert "(the peers are removed, and their addresses held until all others confirmed)" in captured.err
 
 
 def test_result_as_json(fake: RunningDaemon, capfd: CapFd) -> None:

@@ -187,7 +187,22 @@ def test_consense_shows_progress_and_times_out(
     assert run(["consense", "--timeout", "200ms"]) == 2
     captured = capfd.readouterr()
     assert "awaiting consensus: quorum 2, known 1, missing h2, h3" in captured.err
+    assert "next: launch or reach the missing peers, then `weave consense` again" in captured.err
     assert captured.out == ""
+
+
+def test_consense_leaves_advice_to_the_daemon_that_has_some_and_says_in_json_that_it_waits(
+    fake: RunningDaemon, capfd: CapFd
+) -> None:
+    fake.daemon.hold_consense = True
+    ipam = ipam_report(state="awaiting consensus", detail="the lock is of no use; next: mount it", electors_missing=())
+    fake.daemon.report = msgspec.structs.replace(fake.daemon.report, ipam=ipam)
+    assert run(["consense", "--timeout", "200ms", "-o", "json"]) == 2
+    captured = capfd.readouterr()
+    assert "launch or reach" not in captured.err
+    document = json.loads(captured.out)
+    assert (document["result"], document["elector"]) == ("waiting", False)
+    assert "mount it" in document["detail"]
 
 
 def test_consense_with_ipam_off_exits_with_4(fake: RunningDaemon, capfd: CapFd) -> None:

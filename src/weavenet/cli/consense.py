@@ -6,7 +6,7 @@ import click
 
 from weavenet.cli.client import Call
 from weavenet.cli.printing import as_json, output_option, timeout_option
-from weavenet.cli.waiting import Report, ipam_of, wait_for
+from weavenet.cli.waiting import Report, TimedOut, ipam_of, wait_for
 
 
 @click.command(name="consense")
@@ -22,13 +22,14 @@ def consense(timeout: float | None, output: str | None) -> None:
     \b
     Example:  weave consense --timeout 60s
     """
-    reply = wait_for(
-        Call("POST", "/v1/consense", {}),
-        describe=describe,
-        silent_s=1.0,
-        timeout_s=timeout,
-        hint="launch or reach the missing peers, then `weave consense` again; `weave status ipam` shows the state",
-    )
+    try:
+        reply = wait_for(
+            Call("POST", "/v1/consense", {}), describe=describe, silent_s=1.0, timeout_s=timeout, hint=_next_step
+        )
+    except TimedOut as ended:
+        if output:
+            as_json({"result": "waiting", "elector": False, "detail": describe(ended.report)})
+        raise
     text = str(reply.json().get("text", ""))
     if output:
         as_json({"result": text, "elector": text in {"voter", "standby"}})
@@ -42,9 +43,18 @@ def describe(report: Report) -> str:
     paxos = ipam.get("Paxos")
     if not isinstance(paxos, dict):
         return "address allocation is off"
+    detail = ipam.get("Detail")
+    if ipam.get("Status") == "awaiting seeds":
+        return f"awaiting seeds: {detail}"
     text = f"{ipam.get('Status')}: quorum {paxos['Quorum']}, known {paxos['KnownNodes']}"
     missing = ", ".join(paxos["Missing"])
     if missing:
         text += f", missing {missing}"
-    detail = ipam.get("Detail")
     return f"{text} ({detail})" if detail else text
+
+
+def _next_step(report: Report) -> str:
+    """What the daemon advises stands before this."""
+    if "next:" in describe(report):
+        return "`weave consense` again; `weave status ipam` shows the state"
+    return "launch or reach the missing peers, then `weave consense` again; `weave status ipam` shows the state"

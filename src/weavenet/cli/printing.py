@@ -12,6 +12,7 @@ import click
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)")
+_ELAPSED = re.compile(r"(?:\d+(?:\.\d+)? ?(?:ms|s|m|h|d)\b ?)+")
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -53,7 +54,8 @@ def note(text: str) -> None:
 
 
 class Progress:
-    """One changing line on stderr: rewritten in place on a terminal, else printed when it changes."""
+    """One changing line on stderr: rewritten in place on a terminal, else printed when more than the time in it
+    changes."""
 
     def __init__(self) -> None:
         self._shown = ""
@@ -65,7 +67,7 @@ class Progress:
         if self._terminal:
             sys.stderr.write(f"\r\x1b[Kweave: {text}")
             sys.stderr.flush()
-        else:
+        elif _ELAPSED.sub("", text) != _ELAPSED.sub("", self._shown):
             note(text)
         self._shown = text
 

@@ -112,12 +112,19 @@ def _state(report: Report) -> str:
     return "held" if ipam_of(report).get("RemovalState") == "held" else "pending"
 
 
+def _is_remembered(report: Report) -> bool:
+    return bool(ipam_of(report).get("Removals"))
+
+
 def _next_step(report: Report) -> str:
     if _state(report) == "held":
         return (
-            "held: the peers are removed, their addresses are not usable before all others confirmed; bring those that "
-            "are missing back, or `weave rmpeer` them too; `weave status ipam` shows who is missing"
+            "bring those that are missing back, or `weave rmpeer` them too (the peers are removed, and their addresses "
+            "held until all others confirmed); `weave status ipam` shows who is missing"
         )
+    if not _is_remembered(report):
+        return "run it again: the daemon has not answered, and it may not be remembered; `weave status ipam` shows"
     return (
-        "pending: it is remembered, and decided when a quorum is there and does not see them; see `weave status ipam`"
+        "nothing, it is remembered (pending), and decided when a quorum is there and does not see them; "
+        "`weave status ipam` shows how it stands"
     )

@@ -10,6 +10,8 @@ from weavenet.cli.outcome import LIMIT, Ended
 from weavenet.cli.printing import Progress
 
 LOOK_EVERY_S = 1.0
+ANSWER_S = 0.1
+"""What the daemon answers at once is heard, however short the timeout."""
 
 Report = dict[str, object]
 
@@ -38,7 +40,7 @@ def wait_for(
     text = ""
     report: Report = {}
     try:
-        reply = call.wait(_step(began, silent_s, timeout_s))
+        reply = call.wait(max(ANSWER_S, _step(began, silent_s, timeout_s)))
         while reply is None:
             report = _report(report)
             text = describe(report)

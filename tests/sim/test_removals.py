@@ -204,6 +204,23 @@ def play_pending_kills_the_living(seed: int) -> Stage:
     return stage
 
 
+def test_a_minority_is_told_what_works_and_what_waits() -> None:
+    stage = formed(9)
+    few, many = stage.hosts[:2], stage.hosts[2:]
+    stage.partition(tuple(few), tuple(many))
+    stage.advance(NOTICED_S)
+    report = stage.answer(stage.ask(few[0], GetReport()))
+    assert isinstance(report, NodeReport)
+    (told,) = [text for text in report.warnings if "voters within reach" in text]
+    assert told.startswith("2 of 5 voters within reach, 3 are needed to decide")
+    assert "is still given out" in told and "wait; next: bring back" in told
+    assert all(f"({host.label})" in told for host in many)
+    stage.allocate(few[0], "x")
+    report = stage.answer(stage.ask(many[0], GetReport()))
+    assert isinstance(report, NodeReport)
+    assert not any("voters within reach" in text for text in report.warnings)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_pending_kills_the_living(seed: int) -> None:
     end(play_pending_kills_the_living(seed))

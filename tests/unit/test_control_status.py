@@ -45,11 +45,19 @@ def test_verdict_of_a_lonely_peer_says_how_to_go_on() -> None:
     assert "weave connect" in text.splitlines()[1]
 
 
+def test_verdict_counts_who_is_known_and_cannot_be_reached() -> None:
+    peers = node_report().peers
+    assert not any(peer.reachable for peer in peers[-1:]), "the last one is absent"
+    assert "known but not" in summary().splitlines()[1]
+    present = tuple(peer for peer in peers if peer.reachable)
+    assert "known but not" not in summary(peers=present).splitlines()[1]
+
+
 def test_verdict_when_no_target_is_reached() -> None:
     text = summary(peers=node_report().peers[:1], connections=())
     assert text.splitlines()[1:4] == [
         "        Verdict: 1 thing needs attention",
-        "                 1. no link to any of 2 targets yet",
+        "                 1. no link to any of 2 targets",
         "                    next: `weave status targets` says why",
     ]
 

@@ -83,7 +83,7 @@ def warnings_of(report: NodeReport) -> tuple[str, ...]:
     if not wanted or reachable_others(report):
         return warnings
     count = "the only target" if len(wanted) == 1 else f"any of {len(wanted)} targets"
-    return (*warnings, f"no link to {count} yet; next: `weave status targets` says why")
+    return (*warnings, f"no link to {count}; next: `weave status targets` says why")
 
 
 def _held_warnings(ipam: IpamReport) -> tuple[str, ...]:

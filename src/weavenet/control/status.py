@@ -85,9 +85,11 @@ def _well(report: NodeReport) -> str:
     if not others and not report.targets:
         return "well; alone so far. Next: `weave launch THIS-HOST` on another host, or `weave connect HOST` here"
     peers = "1 other peer" if others == 1 else f"{others} other peers"
-    if report.ipam.state == "idle":
-        return f"well; {peers} reachable, no address asked for yet"
-    return f"well; {peers} reachable"
+    absent = sum(1 for peer in report.peers if not peer.reachable)
+    text = f"well; {peers} reachable"
+    if absent:
+        text += f", {absent} known but not"
+    return f"{text}, no address asked for yet" if report.ipam.state == "idle" else text
 
 
 def _router(report: NodeReport, identity: Identity) -> list[tuple[str, str]]:

@@ -93,9 +93,13 @@ class Cluster:
 
     @property
     def is_elector_mode(self) -> bool:
-        """Would this peer vote? Not on a genesis unless :attr:`may_found`."""
-        is_lasting = not self._config.ephemeral_ttl_s
-        return self._config.mode in VOTING_MODES and bool(self._config.ranges) and is_lasting
+        """Would this peer vote, as itself? Not on a genesis unless :attr:`may_found`. Launched with ``seed=`` it may
+        when it votes as no seed: it is none, its share is another's, or its seed was removed or has lost its vote."""
+        if not self._config.ranges or self._config.ephemeral_ttl_s:
+            return False
+        if self._config.mode is GenesisMode.SEED:
+            return self._log.genesis is not None and self._ipam.seed_id not in self._log.electors
+        return self._config.mode in VOTING_MODES
 
     @property
     def is_singleton(self) -> bool:

@@ -21,7 +21,7 @@ class GenesisMode(StrEnum):
 
 
 VOTING_MODES = frozenset({GenesisMode.CONSENSUS, GenesisMode.LOCK})
-"""Of peers that may become electors; seeds vote as their virtual owners."""
+"""Of peers that may become electors; with ``seed=`` most vote as the virtual owners of their shares."""
 
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):

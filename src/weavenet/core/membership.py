@@ -341,6 +341,8 @@ class Membership:
         """Voter or standby by a decided decree, so a quorum of the voters knows it durably."""
         if not self._consensing or not self._ipam.has_ring or self._wants_to_grow() or self.leaving.is_leaving:
             return
+        if self._ipam.awaits_seeds:
+            return
         for request in self._consensing:
             self._outbox.append(Reply(request, Done(self.role)))
         self._consensing.clear()
@@ -462,9 +464,10 @@ class Membership:
         return peer in reachable or self._directory.stand_ins.get(peer) in reachable
 
     def unreachable_for(self, now: float, peer: PeerId) -> float | None:
-        if self.is_reachable(peer) or peer in self._directory.virtual:
+        stand_in = self._directory.stand_ins.get(peer)
+        if self.is_reachable(peer) or (stand_in is None and peer in self._directory.virtual):
             return None
-        since = self._mesh.unreachable_since(peer)
+        since = self._mesh.unreachable_since(stand_in or peer)
         return None if since is None else max(0.0, now - since)
 
     def last_seen(self, now: float, peer: PeerId) -> str:
@@ -472,7 +475,7 @@ class Membership:
         return "" if absent_s is None else absence(absent_s, is_known=peer in self._mesh.known_peers())
 
     def named(self, peer: PeerId) -> Named:
-        return self._directory.named(peer)
+        return self._directory.named(self._config.peer if peer == self._ipam.bound_as else peer)
 
     def directory(self) -> list[Named]:
         owners = self._ipam.ring.shares
@@ -485,10 +488,12 @@ class Membership:
     def eligible(self) -> frozenset[PeerId]:
         """Reachable peers that may vote, ourselves included; without those who vote as the seed that they stand for."""
         stays = self._cluster.is_elector_mode and not self.leaving.is_leaving
-        found = {self._config.peer} if stays and self._ipam.bound_as is None else set()
+        found = {self._config.peer} if stays and self._ipam.bound_as not in self._log.electors else set()
         for peer in self._mesh.reachable():
             record = self._mesh.peer_record(peer)
-            if record is not None and record.elector and not record.votes_as and not record.leaving:
+            if record is None or not record.elector or record.leaving:
+                continue
+            if record.votes_as not in self._log.electors:
                 found.add(peer)
         return frozenset(found)
 

@@ -79,7 +79,7 @@ class RemovedReport(msgspec.Struct, frozen=True):
 
 
 class IpamReport(msgspec.Struct, frozen=True):
-    """``state``: ready, idle, awaiting consensus, waiting for space, all owners unreachable, off."""
+    """``state``: ready, idle, awaiting consensus, awaiting seeds, waiting for space, all owners unreachable, off."""
 
     state: str
     detail: str

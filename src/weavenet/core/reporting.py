@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from weavenet.core.config import GenesisMode
+from weavenet.core.election import quorum
 from weavenet.core.limits import MTU_DEFAULT
 from weavenet.core.names import EXPOSE
 from weavenet.core.overlay.conflicts import address_conflicts
@@ -110,6 +110,9 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
             range_addresses=area.size,
             default_subnet=node.config.default_subnet or area.cidr,
         )
+    if node.ipam.awaits_seeds:
+        missing = ", ".join(_missing_seeds(node)) or "none, it takes a moment"
+        state, detail = "awaiting seeds", f"a seed that has taken its share, or all other seeds; missing: {missing}"
     return msgspec.structs.replace(
         report,
         state=state,
@@ -220,6 +223,7 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
             f"this peer is ephemeral and its lease is over ({ipam.lease}); next: bring back a quorum of the voters, "
             "or let it reach them; it goes on by itself, under a new identity if it was removed meanwhile"
         )
+    warnings += _minority(node)
     warnings += ipam.removals
     if ipam.leaving:
         text = f"this peer is leaving (`weave reset`): {'; '.join(ipam.leaving_needs) or 'at work'}"
@@ -255,14 +259,28 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
     dead = [report for report in connections if report.state == "established" and report.plane == "no data path"]
     for report in dead[:3]:
         warnings.append(f"no data path to {report.name}({report.nickname}): {report.plane_reason}")
-    if node.config.mode is GenesisMode.SEED and not node.ipam.bound and node.config.name in node.config.seeds:
+    if node.ipam.awaits_seeds:
         warnings.append(
-            "this seed has a blank store and takes its share only after meeting a seed that has taken its own, or all "
-            f"other seeds; missing: {', '.join(_missing_seeds(node)) or 'none, it takes a moment'}; next: start them, "
+            f"this seed has a blank store, and takes its share only after meeting {ipam.detail}; next: start them, "
             "or launch with --first-start if this is the very first start"
         )
     warnings += _label_warnings(node)
     return warnings
+
+
+def _minority(node: Node) -> list[str]:
+    """Without a quorum of the voters: what works all the same, and what waits."""
+    voters, membership = node.log.voters, node.membership
+    missing = [voter for voter in voters if membership.voter_address(voter) is None]
+    present, needed = len(voters) - len(missing), quorum(len(voters))
+    if node.log.genesis is None or present >= needed or node.ipam.awaits_seeds:
+        return []
+    return [
+        f"{present} of {len(voters)} voters within reach, {needed} are needed to decide: what is free here and at "
+        "peers within reach is still given out; removals, new electors and the reset of voters wait; next: bring back "
+        f"{', '.join(_titled(node, voter) for voter in missing)}; if they are gone for good, `weave rmpeer` says how "
+        "to go on without them"
+    ]
 
 
 def _missing_seeds(node: Node) -> list[str]:

@@ -28,10 +28,11 @@ class Directory:
 
     def learn(self, names: Mapping[PeerId, Known]) -> None:
         self._names |= names
+        self.stand_ins |= {PeerId(named.votes_as): peer for peer, named in names.items() if named.votes_as}
 
     def meet(self, peer: PeerId, record: PeerRecord) -> Known:
         """What ``peer`` says of itself now."""
-        self._names[peer] = named = Known(peer, record.name, record.nickname)
+        self._names[peer] = named = Known(peer, record.name, record.nickname, record.votes_as)
         if record.votes_as:
             self.stand_ins[PeerId(record.votes_as)] = peer
         return named
@@ -41,8 +42,10 @@ class Directory:
         self.stand_ins = {voter: peer for voter, peer in self.stand_ins.items() if peer not in peers}
 
     def named(self, peer: PeerId) -> Known:
-        """As it called itself when last heard of, perhaps by an earlier life of ours; without names when never."""
-        return self._names.get(peer) or Known(peer, "", "")
+        """As it called itself when last heard of, perhaps by an earlier life of ours; without names when never. A seed
+        is called like the peer that stands for it."""
+        named = self._names.get(self.stand_ins.get(peer, peer))
+        return named or Known(peer, self._seeds.get(peer, ""), "seed" if peer in self._seeds else "")
 
     def ids_of(self, peer: PeerId) -> tuple[PeerId, ...]:
         """``peer`` and the seed that it stands for."""

@@ -2,8 +2,9 @@
 
 Records of others are memory only, so without this an heir that restarts could forget a peer that is cut off and holds a
 grant of the removed one, and release the hold without it. Names are kept along, so that people can speak of a peer that
-was already gone when everybody else was started anew. Durable, one row per peer, written when a record of it with other
-names is taken in; dropped when the peer is removed, or was gone so long that its records expired everywhere.
+was already gone when everybody else was started anew, and the seed that it stands for, so that this one goes with it.
+Durable, one row per peer, written when a record of it that says something else about these is taken in; dropped when
+the peer is removed, or was gone so long that its records expired everywhere.
 
 Does not know whether somebody is reachable.
 """
@@ -11,6 +12,7 @@ Does not know whether somebody is reachable.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import msgspec
 
@@ -56,13 +58,25 @@ class Known:
         self._outbox.persist(*(Change(TABLE, peer, None) for peer in gone))
 
 
+class Row(msgspec.Struct, frozen=True, array_like=True):
+    """As stored."""
+
+    name: Label
+    nickname: Label
+    votes_as: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
+
+
+_decoder = msgspec.msgpack.Decoder(Row)
+
+
 def _encode(named: Named) -> bytes:
-    return msgspec.msgpack.encode((named.name, named.nickname))
+    return msgspec.msgpack.encode(Row(named.name, named.nickname, named.votes_as))
 
 
 def _decode(peer: PeerId, row: bytes) -> Named:
     """Raises WeaveError for a row that was not written here."""
     try:
-        return Named(peer, *msgspec.msgpack.decode(row, type=tuple[Label, Label]))
+        stored = _decoder.decode(row)
     except msgspec.DecodeError as error:
         raise unreadable_row(TABLE, peer, str(error)) from error
+    return Named(peer, stored.name, stored.nickname, stored.votes_as)

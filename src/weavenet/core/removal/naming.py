@@ -13,11 +13,12 @@ from weavenet.core.types import PeerId, peer_text
 
 
 class Known(NamedTuple):
-    """A peer one may speak of."""
+    """A peer one may speak of. ``votes_as``: the virtual id of the seed that it stands for, or empty."""
 
     peer: PeerId
     name: str
     nickname: str
+    votes_as: bytes = b""
 
     @property
     def title(self) -> str:

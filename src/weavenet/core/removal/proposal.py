@@ -58,6 +58,10 @@ class Surroundings(Protocol):
         """Everybody one may name, ourselves included."""
         ...
 
+    def named(self, peer: PeerId) -> Known:
+        """As it calls itself, a seed like whoever stands for it; without names when nobody here ever heard them."""
+        ...
+
     def ids_of(self, peer: PeerId) -> tuple[PeerId, ...]:
         """``peer`` and the seed that it stands for."""
         ...
@@ -408,20 +412,23 @@ class Removals:
         return missing, max(0, quorum(len(voters)) - (len(voters) - len(missing)))
 
     def _title(self, peer: PeerId) -> str:
-        for known in self._around.directory():
-            if known.peer == peer and (known.name or known.nickname):
-                return f"{known.name}({known.nickname})"
-        return peer_text(peer)
+        named = self._around.named(peer)
+        return f"{named.name}({named.nickname})" if named.name or named.nickname else peer_text(peer)
 
     def _titles(self, peers: Iterable[PeerId]) -> str:
-        return ", ".join(self._title(peer) for peer in sorted(peers))
+        return ", ".join(self._title(peer) for peer in self._people(peers))
+
+    def _people(self, ids: Iterable[PeerId]) -> list[PeerId]:
+        """Without the seeds that one of them stands for: who removes that peer removes its seed."""
+        found = set(ids)
+        return sorted(found - {seed for peer in found for seed in self._around.ids_of(peer)[1:]})
 
     def _force_line(self, ids: Iterable[PeerId]) -> str:
-        return "weave rmpeer --force " + " ".join(peer_text(peer) for peer in sorted(set(ids)))
+        return "weave rmpeer --force " + " ".join(peer_text(peer) for peer in self._people(ids))
 
     def _done_text(self, waiter: Waiter) -> str:
         lines = []
-        for peer in sorted(waiter.ids):
+        for peer in self._people(waiter.ids):
             heir = self._log.heir(peer)
             who = "this peer" if heir == self._me else self._title(heir)
             seen = waiter.last_seen.get(peer)
@@ -436,7 +443,7 @@ class Removals:
     def _pending_text(self, now: float, proposal: Proposal) -> str:
         """What a removal waits for and what one may do."""
         missing, lacking = self._missing()
-        names = ", ".join(self._seen_title(now, peer) for peer in sorted(proposal.ids))
+        names = ", ".join(self._seen_title(now, peer) for peer in self._people(proposal.ids))
         if not lacking:
             waits_for = "being decided" if proposal.force else "asking the voters whether they see it"
             return f"removal of {names}: {waits_for}"

@@ -492,6 +492,16 @@ class Ipam:
         config = self._config
         return seed_owner(config.name, config.seed_salt) if self._is_binder else None
 
+    @property
+    def seed_id(self) -> PeerId | None:
+        """The id of the seed that this peer stands for, or will once it may take its share; None: of no seed."""
+        return None if self._bound and not self._is_binder else self._virtual_owner()
+
+    @property
+    def awaits_seeds(self) -> bool:
+        """Our seed's share is neither taken yet nor known to be another's."""
+        return not self._bound and self._virtual_owner() is not None
+
     def _bind(self) -> bool:
         owner = self._virtual_owner()
         if self._bound or not self._may_bind or owner is None or not self.estate.has_ring or self.estate.leaving:

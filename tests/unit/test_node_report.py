@@ -11,7 +11,7 @@ from weavenet.core.commands import Consense
 from weavenet.core.config import GenesisMode, NodeConfig
 from weavenet.core.effects import Outbox, Persist
 from weavenet.core.election import Electorate
-from weavenet.core.events import LinkOpened, Received, Requested, Tick
+from weavenet.core.events import Cancelled, LinkOpened, Received, RecordOffered, Requested, Tick
 from weavenet.core.messages.link import Hello
 from weavenet.core.node import Node
 from weavenet.core.report import NodeReport
@@ -96,6 +96,28 @@ def test_what_a_lone_host_is_advised_to_launch_with_lets_it_go_on() -> None:
     assert f"quorum 2 of 3 (as {OTHER.hex()} counts), reachable 1" in detail
     assert "consensus=1" in detail
     assert asked(config_of(launch_targets=("192.0.2.2",), count=1), disk).cluster.id
+
+
+def test_who_waits_for_consensus_is_told_that_a_target_refuses_it_and_why() -> None:
+    node = asked(config_of(launch_targets=("192.0.2.2",), ranges=("10.50.0.0/16",), range_explicit=True))
+    node.handle(101.5, Tick())
+    fields = Hello(1, 1, (), "0", OTHER, "::2", "h2", 1, b"", (), False, False, b"", True, 0, 6783, 5, (), (0, 0), "")
+    hello = msgspec.structs.replace(fields, cluster=b"c" * 16, ranges=("10.40.0.0/16",), range_explicit=True)
+    node.handle(102.0, LinkOpened(1, None, OTHER, "::2", "192.0.2.2", 40_000))
+    node.handle(102.0, Received(1, hello))
+    detail = node_report(node, 110.0).ipam.detail
+    assert "refused: 192.0.2.2:40000: expected --ipalloc-range 10.50.0.0/16, found 10.40.0.0/16; next: " in detail
+    assert "next attempt" not in detail
+
+
+def test_a_lock_that_could_not_be_used_is_named_also_when_nobody_waits_any_more() -> None:
+    node = asked(config_of(mode=GenesisMode.LOCK, lock="file:/shared/lock"))
+    node.handle(101.0, RecordOffered(b"", "expected the folder /shared; found none; next: mount it on this host"))
+    node.handle(102.0, Cancelled(1))
+    report = node_report(node, 103.0)
+    assert report.ipam.state == "idle"
+    (warning,) = [text for text in report.warnings if "file:/shared/lock" in text]
+    assert "of no use yet" in warning and "next: mount it" in warning
 
 
 def test_missing_seeds_are_named() -> None:

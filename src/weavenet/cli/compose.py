@@ -120,6 +120,8 @@ def _addresses(layers: Layers) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if given is not None:
         fields = {"ranges": (str(values.subnet(given)),), "range_explicit": True}
+        for text in fields["ranges"]:
+            values.check_assignable(Given(text, given.source))
     if default is not None and default.text:
         whole = values.subnet(given or Given(Settings().ranges[0], "the default range"))
         subnet = values.subnet(default)

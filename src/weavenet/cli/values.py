@@ -140,6 +140,19 @@ def nickname(given: Given) -> str:
     return given.text
 
 
+NO_CONTAINERS = tuple(map(ipaddress.IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4")))
+"""This network, loopback, link-local and multicast (RFC 6890): no container can have an address there."""
+
+
+def check_assignable(given: Given) -> None:
+    """Refuse a range to divide, well-formed, from which no container could use an address."""
+    network = ipaddress.ip_network(given.text)
+    for special in NO_CONTAINERS:
+        if network.version == special.version and network.overlaps(special):
+            step = "choose one below 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16"
+            wrong(given, f"a range that containers can have addresses from, so none that overlaps {special}", step)
+
+
 def subnet(given: Given) -> ipaddress.IPv4Network:
     """An IPv4 CIDR of at least 4 addresses without host bits."""
     try:

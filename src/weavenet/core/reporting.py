@@ -189,6 +189,9 @@ def _consensus_detail(node: Node, now: float, known: int, waiting: bool) -> str:
     count = f"quorum {electorate.quorum} of {electorate.n} ({electorate.why(lambda peer: _titled(node, peer))})"
     if known >= electorate.quorum:
         return f"{count}, reachable {known}; voting"
+    refused = [each for each in node.mesh.connection_reports(now) if each.state == "refused"]
+    if refused:
+        return f"{count}, reachable {known}; refused: {refused[0].address}: {_without_retry(refused[0].info)}"
     step = f"--ipalloc-init consensus={known}" if electorate.contradicted != known else "--ipalloc-init lock=URL"
     return (
         f"{count}, reachable {known}; it goes on when a target answers; next: if no other elector exists, `weave stop` "
@@ -231,6 +234,8 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
         warnings.append(f"{text}, and goes on by itself; next: bring back who is missing" if is_final else text)
     if ipam.state == "awaiting consensus":
         warnings.append(f"no addresses yet: {ipam.detail}")
+    elif not node.log.genesis and node.founding.locked is not None and node.founding.locked.failure:
+        warnings.append(node.founding.locked.words())  # nobody waits any more, but somebody will
     if ipam.state == "all owners unreachable":
         absent = [owner for owner in ipam.owners if not owner.is_self]
         names = " ".join(owner.nickname or owner.peer for owner in absent[:OWNERS_NAMED])
@@ -252,8 +257,7 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
         )
     refused = [report for report in connections if report.state in {"refused", "failed"}]
     for report in refused[:3]:
-        what, _, _ = report.info.partition("; next attempt in ")  # no part of the advice after `next:`
-        warnings.append(f"{report.address}: {what}")
+        warnings.append(f"{report.address}: {_without_retry(report.info)}")
     warnings += node.datapaths.sleeve.warnings
     warnings += mtu_warnings(node)
     dead = [report for report in connections if report.state == "established" and report.plane == "no data path"]
@@ -266,6 +270,11 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
         )
     warnings += _label_warnings(node)
     return warnings
+
+
+def _without_retry(info: str) -> str:
+    """Without when it is tried again, which is no part of the advice after ``next:``."""
+    return info.partition("; next attempt in ")[0]
 
 
 def _minority(node: Node) -> list[str]:

@@ -29,6 +29,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few repetitions, to see that it works")
     parser.add_argument("--repeat", type=int, default=0, metavar="N", help="so many repetitions instead of the usual")
     parser.add_argument("--no-gate", action="store_true", help="do not repeat what other processes disturbed")
+    for what in ("rows", "columns"):
+        text = f"only {what} of planes that begin so, while working on it; separated by commas"
+        parser.add_argument(f"--{what}", default="", metavar="NAME,…", help=text)
     parser.add_argument("--list", action="store_true", help="say what there is")
     parsed = parser.parse_args(arguments)
     unknown = [name for name in parsed.names if name not in BENCHES]
@@ -36,6 +39,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(f"expected one of {', '.join(BENCHES)}; found: {', '.join(unknown)}")
     if parsed.quick and parsed.write:
         parser.error("--quick figures are not worth writing down")
+    if (parsed.rows or parsed.columns) and (parsed.write or parsed.names != ["planes"]):
+        parser.error("--rows and --columns are for planes alone, and without --write")
     return parsed
 
 
@@ -50,13 +55,13 @@ def main(arguments: list[str]) -> int:
     if os.geteuid() != 0:
         print("bench: needs root, for network namespaces; next: sudo bench/run", file=sys.stderr)
         return 1
+    rows, columns = (tuple(filter(None, text.split(","))) for text in (parsed.rows, parsed.columns))
+    options = Options(parsed.quick, parsed.repeat, rows, columns)
     failed = 0
     for name in names:
         bench: Bench = importlib.import_module(f"bench.{name}")
         try:
-            result = bench.measure(
-                Options(quick=parsed.quick, repeat=parsed.repeat), Gate(attempts_max=1 if parsed.no_gate else 6)
-            )
+            result = bench.measure(options, Gate(attempts_max=1 if parsed.no_gate else 6))
         except Exception as problem:  # the other benches still have something to say
             print(f"bench: {name}: {type(problem).__name__}: {problem}", file=sys.stderr)
             failed = 1

@@ -28,9 +28,13 @@ from bench.options import Options
 from bench.table import Result, verdict
 from weavenet.core.overlay.sleeve import SleeveDesired, SleeveEndpoint, SleevePeer, SleeveStatus
 from weavenet.core.types import PeerId
+from weavenet.lab import processes
 from weavenet.sleeve.feed import Splitter, decode_status, frame
 
 VXLAN, SLEEVE, MODERN = "kernel VXLAN, hand-made", "sleeve", "wireguard-go, bookworm-backports"
+NEBULA = "nebula 1.6"
+SMALL, TRIP, COST = "small k/s", "RTT ms", "CPU s/GB"
+DIGITS = {SMALL: 0, COST: 1, TRIP: 3}
 PORT = 6783
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -52,14 +56,16 @@ SETTINGS = (
     Setting("wire 0.1 %", "wire", 1, "0.1%"),
     Setting("wire 1 %", "wire", 1, "1%"),
 )
-BARS = {
+BARS: dict[str, tuple[float | None, float]] = {
     # column: at least this share of VXLAN, at least this multiple of the modern wireguard-go
     "intact, 1": (0.40, 1.3),
     "wire, 1": (0.60, 1.3),
     "wire 0.1 %": (None, 1.1),
     "wire 1 %": (None, 1.1),
+    SMALL: (None, 1.3),
 }
-SMALL_BAR = 1.3
+TRIP_BAR = 1.1
+MEMORY_BAR_MB = 30.0
 
 
 # --- sleeve, fed by hand ---
@@ -170,38 +176,43 @@ def host_way(hosts: Sequence[Host], address: str) -> Way:
     return Way(hosts[0].command, hosts[1].command, address)
 
 
-def ways(hosts: Sequence[Host], *, quick: bool) -> dict[str, Way]:
+def ways(hosts: Sequence[Host], options: Options) -> dict[str, Way]:
     near, far = hosts
-    found = {VXLAN: hand_made_path(near, far), SLEEVE: sleeve_path(near, far)}
-    found[MODERN] = host_way(hosts, rivals.wireguard(hosts, "backports", 1))
-    if not quick:
-        found["wireguard-go, bookworm"] = host_way(hosts, rivals.wireguard(hosts, "stable", 2))
-        found["nebula 1.6"] = host_way(hosts, rivals.nebula(hosts))
-        found["tinc 1.0"] = host_way(hosts, rivals.tinc(hosts))
-    return found
+    made: dict[str, Callable[[], Way]] = {
+        VXLAN: lambda: hand_made_path(near, far),
+        SLEEVE: lambda: sleeve_path(near, far),
+        MODERN: lambda: host_way(hosts, rivals.wireguard(hosts, "backports", 1)),
+        NEBULA: lambda: host_way(hosts, rivals.nebula(hosts)),
+        "wireguard-go, bookworm": lambda: host_way(hosts, rivals.wireguard(hosts, "stable", 2)),
+        "tinc 1.0": lambda: host_way(hosts, rivals.tinc(hosts)),
+    }
+    wanted = options._replace(rows=(VXLAN, SLEEVE, MODERN)) if options.quick and not options.rows else options
+    return {name: make() for name, make in made.items() if wanted.has_row(name)}
 
 
 Figures = dict[str, list[float]]
 
 
-def turns(names: Sequence[str], count: int) -> Iterator[str]:
-    """The three that are compared in every round, in changing order; the others in the first only."""
+def turns(names: Sequence[str], count: int, compared: Sequence[str]) -> Iterator[str]:
+    """Those that are compared in every round, in changing order; the others in the first only."""
+    every = [name for name in names if name in compared]
     for number in range(count):
-        first = list(names[:3])
-        yield from first[number % 3 :] + first[: number % 3]
+        shift = number % len(every) if every else 0
+        yield from every[shift:] + every[:shift]
         if number == 0:
-            yield from names[3:]
+            yield from (name for name in names if name not in compared)
 
 
-def measured(paths: dict[str, Way], count: int, once: Callable[[Way], float]) -> Figures:
+def measured(
+    paths: dict[str, Way],
+    count: int,
+    once: Callable[[str, Way], float],
+    compared: Sequence[str] = (VXLAN, SLEEVE, MODERN),
+) -> Figures:
     found: Figures = {name: [] for name in paths}
-    for name in turns(list(paths), count):
-        found[name].append(once(paths[name]))
+    for name in turns(list(paths), count, compared):
+        found[name].append(once(name, paths[name]))
     return found
-
-
-def ratio(figures: Figures, name: str, other: str) -> float:
-    return statistics.median(a / b for a, b in zip(figures[name], figures[other], strict=True))
 
 
 def measure(options: Options, gate: Gate) -> Result:
@@ -210,70 +221,92 @@ def measure(options: Options, gate: Gate) -> Result:
     seconds = 1 if options.quick else 2
     figures: dict[str, Figures] = {}
     with lab(2, gate) as hosts, contextlib.ExitStack() as stack:
-        paths = ways(hosts, quick=options.quick)
+        paths = ways(hosts, options)
         for way in paths.values():
             stack.enter_context(server(way))
         cost: Figures = {name: [] for name in paths}
         for setting in SETTINGS:
+            if not options.has_column(setting.name):
+                continue
             options.progress(f"planes: {setting.name}")
             set_underlay(hosts, setting.underlay)
             set_loss(hosts, setting.loss)
 
-            def once(way: Way, setting: Setting = setting) -> float:
+            def once(name: str, way: Way, setting: Setting = setting) -> float:
                 rate, used = gate.measure(lambda: throughput(way, setting.streams, seconds))
                 if setting.name == "wire, 1":
-                    cost[next(name for name, one in paths.items() if one is way)].append(used)
+                    cost[name].append(used)
                 return rate
 
             figures[setting.name] = measured(paths, count, once)
+        if cost[next(iter(cost))]:
+            figures[COST] = cost
         set_loss(hosts, "0%")
         set_underlay(hosts, "intact")
-        options.progress("planes: small packets")
-        figures["small"] = measured(paths, count, lambda way: gate.measure(lambda: small_packets(way, seconds)))
-        options.progress("planes: round trip")
-        time.sleep(1)
-        trips = {name: [round_trips(way, way)[0]] for name, way in paths.items()}
-    return _result(paths, figures, cost, trips, count, seconds, gate)
+        if options.has_column(SMALL):
+            options.progress("planes: small packets")
+            figures[SMALL] = measured(paths, count, lambda _, way: gate.measure(lambda: small_packets(way, seconds)))
+        if options.has_column(TRIP):
+            options.progress("planes: round trip")
+            time.sleep(1)
+            figures[TRIP] = measured(
+                paths, count, lambda _, way: gate.measure(lambda: round_trips(way, way)[0]), (VXLAN, SLEEVE, NEBULA)
+            )
+        memory = worker_memory(hosts) if SLEEVE in paths else None
+    return _result(list(paths), figures, memory, [_method(count, seconds), gate.summary()])
 
 
-def _result(  # noqa: PLR0917
-    paths: dict[str, Way],
-    figures: dict[str, Figures],
-    cost: Figures,
-    trips: Figures,
-    count: int,
-    seconds: int,
-    gate: Gate,
-) -> Result:
-    columns = [setting.name for setting in SETTINGS]
+def worker_memory(hosts: Sequence[Host]) -> float:
+    """Resident megabytes (10^6 bytes) of the larger worker."""
+    found = []
+    for host in hosts:
+        for pid in processes.inside(host.pid):
+            if "weavenet.sleeve" in processes.arguments(pid):
+                pages = int(File(f"/proc/{pid}/statm").read_text().split()[1])
+                found.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
+    return max(found)
+
+
+def _method(count: int, seconds: int) -> str:
+    return (
+        f"medians of {count} runs of {seconds} s, round trip: of 100 pings 10 ms apart (rivals that no bar names: one "
+        "run each), in turns; ratios are medians of the ratios of runs that followed each other"
+    )
+
+
+def _bars(figures: dict[str, Figures], memory: float | None) -> list[str]:
+    """A note for each bar of which both sides were measured."""
+    notes = []
+
+    def compare(column: str, other: str, label: str, bar: float, *, at_least: bool = True) -> None:
+        found = figures.get(column, {})
+        if SLEEVE in found and other in found:
+            value = statistics.median(a / b for a, b in zip(found[SLEEVE], found[other], strict=True))
+            notes.append(
+                f"sleeve / {label}, {column}: {value:.2f} ({verdict(round(value, 2), bar, at_least=at_least)})"
+            )
+
+    for column, (share, multiple) in BARS.items():
+        if share is not None:
+            compare(column, VXLAN, "VXLAN", share)
+        compare(column, MODERN, "wireguard-go of bookworm-backports", multiple)
+    compare(TRIP, NEBULA, "nebula", TRIP_BAR, at_least=False)
+    if memory is not None:
+        bar = verdict(round(memory, 1), MEMORY_BAR_MB, at_least=False)
+        notes.append(f"memory of sleeve's worker after all of it: {memory:.1f} MB ({bar})")
+    return notes
+
+
+def _result(paths: Sequence[str], figures: dict[str, Figures], memory: float | None, method: list[str]) -> Result:
     rows = []
     for name in paths:
-        row = [name, *(f"{statistics.median(figures[column][name]):.2f}" for column in columns)]
-        row += [f"{statistics.median(figures['small'][name]):.0f}", f"{trips[name][0]:.2f}"]
-        row.append(f"{statistics.median(cost[name]):.1f}")
-        rows.append(tuple(row))
+        medians = (f"{statistics.median(found[name]):.{DIGITS.get(column, 2)}f}" for column, found in figures.items())
+        rows.append((name, *medians))
     notes = [
-        "columns: Gbit/s of TCP, underlay and streams (or loss); k/s of UDP packets of 64 bytes received; round trip "
-        "in ms; processor seconds of the whole machine per gigabyte, wire, one stream",
-    ]
-    for column, (share, multiple) in BARS.items():
-        found = figures[column]
-        if share is not None:
-            value = ratio(found, SLEEVE, VXLAN)
-            notes.append(f"sleeve / VXLAN, {column}: {value:.2f} ({verdict(round(value, 2), share, at_least=True)})")
-        value = ratio(found, SLEEVE, MODERN)
-        bar = verdict(round(value, 2), multiple, at_least=True)
-        notes.append(f"sleeve / wireguard-go of bookworm-backports, {column}: {value:.2f} ({bar})")
-    value = ratio(figures["small"], SLEEVE, MODERN)
-    notes.append(
-        "sleeve / wireguard-go of bookworm-backports, small packets: "
-        f"{value:.2f} ({verdict(round(value, 2), SMALL_BAR, at_least=True)})"
-    )
-    notes += [
-        f"medians of {count} runs of {seconds} s (the last three rows: one run each), in turns; ratios are medians of "
-        "the ratios of runs that followed each other",
+        "columns: Gbit/s of TCP, underlay and streams (or loss); processor seconds of the whole machine per gigabyte, "
+        "wire, one stream; k/s of UDP packets of 64 bytes received; round trip in ms",
+        *_bars(figures, memory),
         "VXLAN and sleeve carry containers over a bridge; the others end at the host itself",
-        gate.summary(),
+        *method,
     ]
-    headings = ("", *columns, "small k/s", "RTT ms", "CPU s/GB")
-    return Result(headings, rows, notes)
+    return Result(("", *figures), rows, notes)

@@ -15,12 +15,14 @@ from collections.abc import Callable
 
 from weavenet.core.overlay.sleeve import SleeveDesired, SleeveEndpoint, SleevePeer
 from weavenet.core.types import PeerId
+from weavenet.sleeve.arrival import Arrival
 from weavenet.sleeve.inbound import Inbound
 from weavenet.sleeve.keys import OwnPairs
+from weavenet.sleeve.memory import Pairs
 from weavenet.sleeve.outbound import Outbound
 from weavenet.sleeve.session import Session, Sessions
 from weavenet.sleeve.tap import VNET_BYTES
-from weavenet.sleeve.udp import Buffer, sockaddr
+from weavenet.sleeve.udp import sockaddr
 
 A, B, C = PeerId(b"a" * 16), PeerId(b"b" * 16), PeerId(b"c" * 16)
 HOSTS = {A: "192.0.2.1", B: "192.0.2.2", C: "192.0.2.3"}
@@ -40,37 +42,31 @@ class FakeUdp:
     def __init__(self) -> None:
         self.family = int(socket.AF_INET6)
         self.port = PORT
-        self.received = Buffer(1 << 16)
-        self.stride = 0
+        self.arrival = Arrival()
         self.source = b""
         self.refused_size = False
         self.no_room = 0
         self.sent: list[tuple[bytes, list[bytes]]] = []
         self.waiting: list[tuple[bytes, int, bytes]] = []
-        self._layout = (0, 0, 0, 0)
 
-    def receive(self) -> int:
+    def receive(self) -> bool:
         if not self.waiting:
-            return -1
-        data, self.stride, self.source = self.waiting.pop(0)
-        self.received.view[: len(data)] = data
-        return len(data)
+            return False
+        data, stride, self.source = self.waiting.pop(0)
+        self.arrival.place(data, stride)
+        return True
 
     def send(self, address: int, length: int, stride: int, name: bytes) -> bool:
         data = ctypes.string_at(address, length)
         self.sent.append((name, [data[at : at + stride] for at in range(0, length, stride)]))
         return True
 
-    def lay_out(self, headers: int, header_bytes: int, bodies: int, body_bytes: int) -> None:
-        self._layout = headers, header_bytes, bodies, body_bytes
-
-    def send_scattered(self, first: int, count: int, last_bytes: int, name: bytes) -> bool:
-        headers, header_bytes, bodies, body_bytes = self._layout
+    def send_scattered(self, pairs: Pairs, first: int, count: int, last_bytes: int, name: bytes) -> bool:
         datagrams = []
         for number in range(first, first + count):
-            size = body_bytes if number < first + count - 1 else last_bytes
-            head = ctypes.string_at(headers + number * header_bytes, header_bytes)
-            datagrams.append(head + ctypes.string_at(bodies + number * body_bytes, size))
+            head, body = pairs.places[2 * number], pairs.places[2 * number + 1]
+            size = body.length if number < first + count - 1 else last_bytes
+            datagrams.append(ctypes.string_at(head.base, head.length) + ctypes.string_at(body.base, size))
         self.sent.append((name, datagrams))
         return True
 
@@ -150,7 +146,7 @@ class End:
 
     def counters(self) -> Counter[str]:
         names = ("malformed", "unknown", "replayed", "forged", "refused", "not_open", "incomplete", "unwritten")
-        return Counter({name: getattr(self.inbound, name) for name in names})
+        return Counter({name: getattr(self.inbound.counts, name) for name in names})
 
     def close(self) -> None:
         self.tap.close()

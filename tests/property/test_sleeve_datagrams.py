@@ -116,7 +116,7 @@ def test_nothing_is_delivered_twice() -> None:
         everything += datagrams
     rng.shuffle(everything)
     assert b.open(everything, name_of("203.0.113.9")) == []
-    assert b.inbound.replayed > 0 and b.sessions.by_peer[A].path.learned == HOME
+    assert b.inbound.counts.replayed > 0 and b.sessions.by_peer[A].path.learned == HOME
 
 
 def test_no_nonce_repeats() -> None:
@@ -231,7 +231,7 @@ def test_closed_peers_get_and_give_nothing() -> None:
     datagrams = a.seal(plain_frame(b, b"x"))
     b.know(a, is_open=False)
     assert b.open(datagrams, HOME) == []
-    assert b.inbound.not_open == 1
+    assert b.inbound.counts.not_open == 1
     assert b.seal(plain_frame(a, b"x")) == []
 
 
@@ -309,7 +309,7 @@ def test_headers_that_end_early_or_contradict_each_other_are_refused(
 ) -> None:
     a, b = pair()
     assert b.open([sealed(a, kind, plaintext, index, last)], HOME) == []
-    assert b.inbound.refused == 1 and b.inbound.failure is None
+    assert b.inbound.counts.refused == 1 and b.inbound.failure is None
 
 
 def sealed(a: End, kind: Kind, plaintext: bytes, index: int, last: int) -> bytes:
@@ -333,7 +333,7 @@ def test_forged_fragments_take_bounded_memory_and_time() -> None:
             b.open([start + place + bytes(1400 + index)], name_of("203.0.113.9"))
             held = [sum(map(len, [*one.pieces, *one.rest.values()])) for one in session.partials.values()]
             assert len(held) <= 4 and max(held, default=0) <= PARTIAL_BYTES_MAX
-    assert b.inbound.malformed
+    assert b.inbound.counts.malformed
     large = start + (2000).to_bytes(6, "big") + bytes((0, 255, HOPS_START))
     for index in range(4):  # in order, as large as datagrams get
         b.open([large[:21] + bytes((index,)) + large[22:] + bytes(60_000)], HOME)
@@ -342,9 +342,9 @@ def test_forged_fragments_take_bounded_memory_and_time() -> None:
     assert session.partials
     b.inbound.sweep()
     assert session.partials, "fragments may still be on their way"
-    before = b.inbound.incomplete
+    before = b.inbound.counts.incomplete
     b.inbound.sweep()
-    assert not session.partials and b.inbound.incomplete > before
+    assert not session.partials and b.inbound.counts.incomplete > before
 
 
 def test_the_largest_frame_arrives() -> None:
@@ -363,10 +363,10 @@ def test_a_fault_in_handling_costs_one_datagram(monkeypatch: pytest.MonkeyPatch)
             raise IndexError("fault")
         whole(session, plain)
 
-    whole = b.inbound._deliver
-    monkeypatch.setattr(b.inbound, "_deliver", deliver)
+    whole = b.inbound.delivery.frame
+    monkeypatch.setattr(b.inbound.delivery, "frame", deliver)
     assert b.open(datagrams, HOME) == [frames[0], frames[2]]
-    assert b.inbound.malformed == 1 and isinstance(b.inbound.failure, IndexError)
+    assert b.inbound.counts.malformed == 1 and isinstance(b.inbound.failure, IndexError)
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable
 
 from weavenet.sleeve.keys import REKEY_AFTER_BYTES
+from weavenet.sleeve.memory import Buffer, Pairs
 from weavenet.sleeve.session import Session, Sessions
 from weavenet.sleeve.tap import GSO_NONE, VNET_BYTES
-from weavenet.sleeve.udp import SEND_BYTES_MAX, SEND_DATAGRAMS_MAX, Buffer, UdpSocket
+from weavenet.sleeve.udp import SEND_BYTES_MAX, SEND_DATAGRAMS_MAX, UdpSocket
 from weavenet.sleeve.units import header_end
 from weavenet.sleeve.wire import (
     FRAGMENTS_MAX,
@@ -67,6 +68,8 @@ class Outbound:
         self._out = Buffer(SEND_BYTES_MAX + 16_384)
         self._body = Buffer(FRAME_BYTES_MAX + TAG_BYTES)
         self._headers = Buffer(FRAGMENTS_MAX * _H)
+        self._pairs: dict[int, Pairs] = {}
+        """By the size of a body, of which there are as many as sizes that paths probe."""
         self._slots: dict[tuple[int, int], _Slots] = {}
         self._places: dict[int, list[bytes]] = {}
         self._pending: Session | None = None
@@ -262,12 +265,14 @@ class Outbound:
         headers[_H - 3 : count * _H : _H] = _INDICES[:count]
         key.aead.encrypt_into(NONCE_START[Kind.WHOLE] + place, self._view[:length], None, self._body.view[:total])
         self._count(session, total)
-        self._udp.lay_out(self._headers.address, _H, self._body.address, body_bytes)
+        pairs = self._pairs.get(body_bytes)
+        if pairs is None:
+            pairs = self._pairs[body_bytes] = Pairs(self._headers, _H, self._body, body_bytes, FRAGMENTS_MAX)
         per_send = min(SEND_DATAGRAMS_MAX, SEND_BYTES_MAX // session.path.size)
         for first in range(0, count, per_send):
             sent = min(per_send, count - first)
             last_bytes = body_bytes if first + sent < count else total - (count - 1) * body_bytes
-            if not self._udp.send_scattered(first, sent, last_bytes, session.name):
+            if not self._udp.send_scattered(pairs, first, sent, last_bytes, session.name):
                 self._check_size(session)
                 return
 

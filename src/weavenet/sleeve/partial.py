@@ -4,7 +4,8 @@ anybody can send what looks like them, so they are bounded in number, bytes and 
 
 from __future__ import annotations
 
-from weavenet.sleeve.wire import FRAME_BYTES_MAX, HEADER_BYTES, INDEX_AT, LAST_AT, TAG_BYTES
+from weavenet.sleeve.arrival import Arrival
+from weavenet.sleeve.wire import FRAME_BYTES_MAX, TAG_BYTES
 
 PARTIAL_BYTES_MAX = FRAME_BYTES_MAX + TAG_BYTES
 
@@ -18,7 +19,7 @@ class Partial:
     def __init__(self, base: int, last: int) -> None:
         self.base = base
         self.last = last
-        self.pieces: list[bytes | memoryview] = []
+        self.pieces: list[bytes] = []
         self.next = 0
         self.rest: dict[int, bytes] = {}
         self.size = 0
@@ -29,21 +30,24 @@ class Partial:
         """Whether no frame has as much: some of it is forged, or its sender does not keep to the format."""
         return self.size > PARTIAL_BYTES_MAX
 
-    def take_each(self, view: memoryview, start: bytes, at: int, length: int, stride: int) -> int:
-        """Copy fragments in any order from ``view[at:length]``, datagrams of ``stride`` bytes. ``start``: the header
-        up to the index. Returns where those of this frame end; ``at`` when the first contradicts what came before."""
-        while at < length:
-            end = min(at + stride, length)
-            if view[at : at + INDEX_AT] != start or view[at + LAST_AT] != self.last:
-                break
-            index = view[at + INDEX_AT]
-            if self.next <= index <= self.last and index not in self.rest:
-                self.rest[index] = view[at + HEADER_BYTES : end].tobytes()
-                self.size += end - at - HEADER_BYTES
+    def take(self, index: int, last: int, count: int, arrival: Arrival, number: int) -> bool:
+        """Copy ``count`` fragments from ``index`` on, which are the datagrams from ``number`` on. False when that
+        contradicts what came before."""
+        if last != self.last:
+            return False
+        if index == self.next and not self.rest:
+            piece = arrival.together(number, count).tobytes()
+            self.pieces.append(piece)
+            self.size += len(piece)
+            self.next += count
+            return True
+        for at in range(index, index + count):
+            if at >= self.next and at not in self.rest:
+                self.rest[at] = arrival.body(number + at - index).tobytes()
+                self.size += len(self.rest[at])
                 if self.is_too_large:
-                    return end
-            at = end
+                    return True
         while self.next in self.rest:
             self.pieces.append(self.rest.pop(self.next))
             self.next += 1
-        return at
+        return True

@@ -14,23 +14,6 @@ from weavenet.sleeve.udp import room_to, sockaddr
 from weavenet.sleeve.wire import SHORT_ID_BYTES, Kind, prefix, short_id
 
 
-class Run:
-    """Segments of one unit that arrived in order and wait to be written together. ``payload``: views into the
-    receive area, valid until the run is flushed."""
-
-    __slots__ = ("base", "end", "first", "headers", "last", "next", "payload", "size")
-
-    def __init__(self, base: int, first: int, last: int, headers: bytes, end: int) -> None:
-        self.base = base
-        self.first = first
-        self.next = first
-        self.last = last
-        self.headers = headers
-        self.end = end
-        self.payload: list[memoryview] = []
-        self.size = 0
-
-
 class Session:
     """One peer. ``name``: the raw address to which its datagrams go now, None when there is none."""
 
@@ -47,7 +30,6 @@ class Session:
         self.units = True
         self.is_open = False
         self.takes_groups = False
-        self.run: Run | None = None
         self.partials: dict[int, Partial] = {}
         self.batch: list[bytes] = []
         self.batch_size = 0

@@ -14,12 +14,13 @@ import contextlib
 import ctypes
 import errno
 import ipaddress
-import mmap
 import select
 import socket
 import struct
 
 from weavenet.core.overlay.sleeve import SleeveEndpoint
+from weavenet.sleeve.arrival import Arrival
+from weavenet.sleeve.memory import IOVEC_BYTES, Buffer, Iovec, Pairs
 
 SEND_BYTES_MAX = 65_000
 """Of one send, below the 65,507 of an IPv4 datagram and the 65,487 that IPv6 leaves."""
@@ -27,7 +28,6 @@ SEND_DATAGRAMS_MAX = 64
 """UDP_MAX_SEGMENTS of older kernels."""
 BUFFER_BYTES = 8 << 20
 """Socket buffers, each way: 15 ms at 4 Gbit/s. What comes faster is dropped by the kernel and counted as loss."""
-SCATTERED_MAX = 256
 WAIT_MS = 5
 """How long a send waits for room before it is dropped."""
 _SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
@@ -35,10 +35,8 @@ _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
 _IP_MTU, _IPV6_MTU = 14, 24
 _MSG_DONTWAIT = 0x40
-
-
-class _Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+_CONTROL_BYTES, _CONTROL_USED = 64, 20
+_CMSG = struct.Struct("=iii")
 
 
 class _Msghdr(ctypes.Structure):
@@ -53,19 +51,8 @@ class _Msghdr(ctypes.Structure):
     )
 
 
-_IOVEC_BYTES = ctypes.sizeof(_Iovec)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc_plain = ctypes.CDLL(None)
-
-
-class Buffer:
-    """Memory with a stable address, seen as a writable memoryview of bytes. Costs only the pages that are used."""
-
-    def __init__(self, size: int) -> None:
-        memory = mmap.mmap(-1, size)
-        self._anchor = ctypes.c_char.from_buffer(memory)
-        self.address = ctypes.addressof(self._anchor)
-        self.view = memoryview(memory)
 
 
 def sockaddr(family: int, endpoint: SleeveEndpoint) -> bytes | None:
@@ -119,32 +106,43 @@ class UdpSocket:
     # --- receiving ---
 
     def _make_receiver(self) -> None:
-        self.received = Buffer(1 << 16)
+        self.arrival = Arrival()
         """What :meth:`receive` brought; overwritten by the next call."""
-        self.stride = 0
-        """Size of each datagram in it but the last."""
+        self._expected = self.arrival.expected
         self._in_name = Buffer(32)
-        self._in_control = Buffer(64)
-        self._in_iov = _Iovec(self.received.address, 1 << 16)
+        self._in_control = Buffer(_CONTROL_BYTES)
         self._in = _Msghdr(
-            self._in_name.address, 32, ctypes.addressof(self._in_iov), 1, self._in_control.address, 64, 0
+            self._in_name.address,
+            32,
+            self._expected.pairs.address,
+            2 * self._expected.pairs.count,
+            self._in_control.address,
+            _CONTROL_BYTES,
+            0,
         )
         self._in_pointer = ctypes.byref(self._in)
         self._recvmsg = _libc_plain.recvmsg
 
-    def receive(self) -> int:
-        """Bytes received, or -1 when nothing waits."""
-        message = self._in
-        message.namelen = 32
-        message.controllen = 64
-        count: int = self._recvmsg(self.fd, self._in_pointer, _MSG_DONTWAIT)
-        self.stride = count
-        if count > 0 and message.controllen >= 20:
+    def receive(self) -> bool:
+        """Take the next batch; False when nothing waits."""
+        message, arrival = self._in, self.arrival
+        if arrival.expected is not self._expected:
+            self._expected = arrival.expected
+            message.iov = self._expected.pairs.address
+            message.iovlen = 2 * self._expected.pairs.count
+        length: int = self._recvmsg(self.fd, self._in_pointer, _MSG_DONTWAIT)
+        if length < 0:
+            return False
+        stride = length
+        if message.controllen >= _CONTROL_USED:
             # cmsghdr: length (8 bytes), level, type, then an int
-            level, kind, size = struct.unpack_from("=iii", self._in_control.view, 8)
+            level, kind, size = _CMSG.unpack_from(self._in_control.view, 8)
             if level == _SOL_UDP and kind == _UDP_GRO and size > 0:
-                self.stride = size
-        return count
+                stride = size
+        if message.controllen != _CONTROL_BYTES:
+            message.controllen = _CONTROL_BYTES
+        arrival.came(length, stride or 1)
+        return True
 
     @property
     def source(self) -> bytes:
@@ -158,21 +156,18 @@ class UdpSocket:
         self._out_control = Buffer(24)
         struct.pack_into("=QiiH6x", self._out_control.view, 0, 18, _SOL_UDP, _UDP_SEGMENT, 0)
         self._out_segment = self._out_control.view[16:18].cast("H")
-        self._out_iov = _Iovec(0, 0)
+        self._out_iov = Iovec(0, 0)
         self._out = _Msghdr(
             self._out_name.address,
             self._name_bytes,
-            ctypes.addressof(self._out_iov),
+            0,
             1,
             self._out_control.address,
             24,
             0,
         )
         self._out_pointer = ctypes.byref(self._out)
-        self._scattered = (_Iovec * (2 * SCATTERED_MAX))()
-        self._stride_out = 0
-        self._scattered_address = ctypes.addressof(self._scattered)
-        self._layout = (0, 0, 0, 0)
+        self._out_iov_address = ctypes.addressof(self._out_iov)
         self._sendmsg = _libc.sendmsg
 
     def send(self, address: int, length: int, stride: int, name: bytes) -> bool:
@@ -181,34 +176,24 @@ class UdpSocket:
         iov.base = address
         iov.length = length
         message = self._out
-        message.iov = ctypes.addressof(iov)
+        message.iov = self._out_iov_address
         message.iovlen = 1
         self._out_name.view[: self._name_bytes] = name
         self._out_segment[0] = stride
         message.controllen = 24 if length > stride else 0
         return self._sent()
 
-    def lay_out(self, headers: int, header_bytes: int, bodies: int, body_bytes: int) -> None:
-        """For :meth:`send_scattered`: headers lie at ``headers`` one after the other, the body is at ``bodies`` and
-        cut every ``body_bytes``."""
-        if self._layout != (headers, header_bytes, bodies, body_bytes):
-            self._layout = (headers, header_bytes, bodies, body_bytes)
-            for number in range(SCATTERED_MAX):
-                self._scattered[2 * number] = _Iovec(headers + number * header_bytes, header_bytes)
-                self._scattered[2 * number + 1] = _Iovec(bodies + number * body_bytes, body_bytes)
-            self._stride_out = header_bytes + body_bytes
-
-    def send_scattered(self, first: int, count: int, last_bytes: int, name: bytes) -> bool:
-        """``count`` datagrams, at most SEND_DATAGRAMS_MAX, of a header and a piece of the body each, from piece
-        ``first`` on; the last of them has ``last_bytes`` of the body."""
-        last = self._scattered[2 * (first + count) - 1]
+    def send_scattered(self, pairs: Pairs, first: int, count: int, last_bytes: int, name: bytes) -> bool:
+        """``count`` datagrams of ``pairs``, at most SEND_DATAGRAMS_MAX, from ``first`` on; the last of them has
+        ``last_bytes`` of body."""
+        last = pairs.places[2 * (first + count) - 1]
         body_bytes = last.length
         last.length = last_bytes
         message = self._out
-        message.iov = self._scattered_address + 2 * first * _IOVEC_BYTES
+        message.iov = pairs.address + 2 * first * IOVEC_BYTES
         message.iovlen = 2 * count
         self._out_name.view[: self._name_bytes] = name
-        self._out_segment[0] = self._stride_out
+        self._out_segment[0] = pairs.stride
         message.controllen = 24 if count > 1 else 0
         sent = self._sent()
         last.length = body_bytes

@@ -111,17 +111,9 @@ class Worker:
     def status(self) -> SleeveStatus:
         """What the daemon is told."""
         paths = tuple(_path_of(session) for session in self.sessions.by_peer.values())
-        inbound, outbound = self.inbound, self.outbound
+        outbound = self.outbound
         counters = {
-            "malformed": inbound.malformed,
-            "unknown": inbound.unknown,
-            "replayed": inbound.replayed,
-            "forged": inbound.forged,
-            "refused": inbound.refused,
-            "not_open": inbound.not_open,
-            "incomplete": inbound.incomplete,
-            "relayed": inbound.relayed,
-            "unwritten": inbound.unwritten,
+            **self.inbound.counts.as_dict(),
             "no_peer": outbound.no_peer,
             "no_key": outbound.no_key,
             "too_large": outbound.too_large,
@@ -199,7 +191,7 @@ class Worker:
     def _on_control(self, session: Session, plaintext: bytes, source: bytes, direct: bool) -> None:
         message = control.decode(plaintext)
         if message is None:
-            self.inbound.refused += 1
+            self.inbound.counts.refused += 1
             return
         now = time.monotonic()
         session.path.reported(now, message.received, message.lost)

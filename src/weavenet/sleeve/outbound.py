@@ -3,7 +3,8 @@
 Three ways, chosen per frame. A unit goes as a whole under one seal while its path shows no loss, in fragments; else
 each of its segments is sealed by itself with the unit's headers in front: these are written over the end of the
 segment before, which is sealed already, so nothing is copied. Small frames to one peer that wait together share
-datagrams.
+datagrams. While frames come one at a time, the first of a wake-up leaves before the device is asked for more: nothing
+waits for company that does not come.
 
 Bounds: one wake-up takes FRAMES_PER_WAKE frames; what cannot be sent within a few milliseconds is dropped and
 counted, never queued here. The queue is the TAP device's, whose length the daemon sets.
@@ -11,14 +12,13 @@ counted, never queued here. The queue is the TAP device's, whose length the daem
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 
 from weavenet.sleeve.keys import REKEY_AFTER_BYTES
 from weavenet.sleeve.memory import Buffer, Pairs
 from weavenet.sleeve.session import Session, Sessions
-from weavenet.sleeve.tap import GSO_NONE, VNET_BYTES
+from weavenet.sleeve.tap import GSO_NONE, VNET_BYTES, read_frame
 from weavenet.sleeve.udp import SEND_BYTES_MAX, SEND_DATAGRAMS_MAX, UdpSocket
 from weavenet.sleeve.units import header_end
 from weavenet.sleeve.wire import (
@@ -64,7 +64,6 @@ class Outbound:
         self._now = now
         self._frame = Buffer(FRAME_BYTES_MAX + 1024)
         self._view = self._frame.view
-        self._targets = [self._view[:FRAME_BYTES_MAX]]
         self._out = Buffer(SEND_BYTES_MAX + 16_384)
         self._body = Buffer(FRAME_BYTES_MAX + TAG_BYTES)
         self._headers = Buffer(FRAGMENTS_MAX * _H)
@@ -77,6 +76,7 @@ class Outbound:
         self._stride = 0
         self._pending_count = 0
         self._batched: list[Session] = []
+        self._is_sparse = True
         self.frames = 0
         self.no_peer = 0
         self.no_key = 0
@@ -86,14 +86,13 @@ class Outbound:
 
     def drain(self) -> bool:
         """Take what waits in the device, up to a bound; True when there may be more."""
-        view, targets, tap = self._view, self._targets, self._tap
+        view, tap, address = self._view, self._tap, self._frame.address
         by_mac = self._sessions.by_mac
         now = self._now()
         taken = 0
         while taken < FRAMES_PER_WAKE:
-            try:
-                length = os.readv(tap, targets)
-            except BlockingIOError:
+            length = read_frame(tap, address, FRAME_BYTES_MAX)
+            if length < 0:
                 break
             taken += 1
             if view[VNET_BYTES] & 1:
@@ -105,15 +104,29 @@ class Outbound:
             session_or_none = by_mac.get(view[VNET_BYTES : VNET_BYTES + 6].tobytes())
             if session_or_none is None:
                 self.no_peer += 1
-            else:
+            elif taken > 1 or not self._is_sparse or not self._at_once(session_or_none, length, now):
                 self._frame_to(session_or_none, length, now)
         self.frames += taken
+        self._is_sparse = taken <= 1
         for session in self._batched:
             if session.batch:
                 self._seal_batch(session)
         self._batched.clear()
         self.flush()
         return taken == FRAMES_PER_WAKE
+
+    def _at_once(self, session: Session, length: int, now: float) -> bool:
+        """Send a frame by itself before looking for others. False, and nothing done, for one that cannot be."""
+        key, name = session.sending, session.name
+        size = length + OVERHEAD_BYTES
+        if key is None or name is None or size > session.path.size:
+            return False
+        session.path.traffic(now)
+        session.sent_bytes += length - VNET_BYTES
+        self._seal(session, Kind.WHOLE, self._view[:length], 0)
+        if not self._udp.send(self._out.address, size, size, name):
+            self._check_size(session)
+        return True
 
     def _frame_to(self, session: Session, length: int, now: float) -> None:
         session.path.traffic(now)

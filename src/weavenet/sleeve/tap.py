@@ -7,6 +7,8 @@ persistent: when the worker dies it stays a port of the bridge, and the next wor
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import os
 import struct
@@ -20,6 +22,9 @@ GSO_ECN = 0x80
 
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x400454CA, 0x400454CB, 0x400454D0, 0x400454D8
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+_read = ctypes.CDLL(None, use_errno=True).read
+_read.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+_read.restype = ctypes.c_ssize_t
 _TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6, _TUN_F_TSO_ECN = 1, 2, 4, 8
 
 
@@ -37,3 +42,14 @@ def open_tap(name: str) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def read_frame(fd: int, address: int, size: int) -> int:
+    """The next frame into ``size`` bytes at ``address``; its length, or -1 when none waits, without the exception that
+    :func:`os.readv` makes of that: it would cost as much as all else that is done for a frame. Raises OSError for
+    anything else."""
+    length: int = _read(fd, address, size)
+    if length < 0 and ctypes.get_errno() not in (errno.EAGAIN, errno.EINTR):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return length

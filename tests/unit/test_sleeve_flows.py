@@ -9,7 +9,7 @@ import pytest
 
 from sleeve_pair import HOSTS, A, B, End, name_of
 from unit.test_sleeve_units import folded
-from weavenet.sleeve.flows import HEADERS_BYTES, flow_of, headers_of
+from weavenet.sleeve.flows import HEADERS_BYTES, flow_of, headers_of, joins
 from weavenet.sleeve.tap import FLAG_PARTIAL_CHECKSUM, GSO_UDP, VNET, VNET_BYTES
 
 
@@ -30,8 +30,8 @@ def test_together_and_apart(seed: int) -> None:
     rng = random.Random(seed)
     each, count = rng.randint(1, 500), rng.randint(2, 64)
     packets = [packet(rng, rng.randbytes(each)) for _ in range(count)]
-    flows = {flow_of(memoryview(one)) for one in packets}
-    assert len(flows) == 1 and b"" not in flows
+    flow = flow_of(memoryview(packets[0]))
+    assert flow and all(joins(memoryview(one), flow) for one in packets)
     made = headers_of(memoryview(packets[0]), each * count, each)
     flags, kind, header, size, start, offset = VNET.unpack_from(made)
     assert (flags, kind, header, size, start, offset) == (1, GSO_UDP, 42, each, 34, 6)
@@ -50,7 +50,9 @@ def test_only_packets_of_one_flow_and_size_go_together() -> None:
         packet(rng, b"x" * 40, source=1112),
         packet(rng, b"x" * 40, addresses=b"\x0a\x20\0\1\x0a\x20\0\3"),
     ]
-    assert len({flow_of(memoryview(each)) for each in [one, *different]}) == 4
+    for first in (one, *different):
+        flow = flow_of(memoryview(first))
+        assert [joins(memoryview(each), flow) for each in (one, *different)].count(True) == 1
     fragment = bytearray(one)
     fragment[30] = 0x20
     options = bytearray(one)
@@ -58,6 +60,7 @@ def test_only_packets_of_one_flow_and_size_go_together() -> None:
     whole_checksum = bytes(10) + one[10:]
     for each in (fragment, options, whole_checksum, one[:HEADERS_BYTES], b"", bytes(100)):
         assert flow_of(memoryview(bytes(each))) == b""
+        assert not joins(memoryview(bytes(each)), flow_of(memoryview(one)))
 
 
 def test_a_batch_becomes_one_write_and_keeps_its_order() -> None:

@@ -6,7 +6,7 @@ import errno
 import os
 
 from weavenet.sleeve.counts import Counts
-from weavenet.sleeve.flows import HEADERS_BYTES, PACKETS_MAX, flow_of, headers_of
+from weavenet.sleeve.flows import HEADERS_BYTES, PACKETS_MAX, flow_of, headers_of, joins
 from weavenet.sleeve.session import Session
 from weavenet.sleeve.tap import VNET_BYTES
 from weavenet.sleeve.units import valid_vnet
@@ -49,12 +49,14 @@ class Delivery:
                 break
             frame = plain[at + 2 : at + 2 + size]
             at += 2 + size
-            found = flow_of(frame) if takes_flows else b""
-            if gathered and (not found or found != flow or len(gathered) == PACKETS_MAX):
+            if gathered and len(gathered) < PACKETS_MAX and joins(frame, flow):
+                gathered.append(frame)
+                continue
+            if gathered:
                 self._flow(session, gathered)
                 gathered = []
-            if found:
-                flow = found
+            flow = flow_of(frame) if takes_flows else b""
+            if flow:
                 gathered.append(frame)
             else:
                 self.frame(session, frame)

@@ -24,25 +24,33 @@ _PLAIN_UDP = VNET.pack(FLAG_PARTIAL_CHECKSUM, GSO_NONE, 0, 0, _ETHERNET + _IP, 6
 
 
 def flow_of(frame: memoryview) -> bytes:
-    """Equal for packets that may be put together; empty for one that may not with any."""
+    """The headers of a packet that may be put together with others, with vnet header; empty for one that may not."""
+    if len(frame) <= HEADERS_BYTES:
+        return b""
+    head = frame[:HEADERS_BYTES].tobytes()
     if (
-        len(frame) <= HEADERS_BYTES
-        or frame[0] != FLAG_PARTIAL_CHECKSUM
-        or frame[:2] != _PLAIN_UDP[:2]
-        or frame[6:VNET_BYTES] != _PLAIN_UDP[6:]
-        or frame[_IP_AT - 2 : _IP_AT + 1].tobytes() != b"\x08\x00\x45"
-        or frame[_IP_AT + 9] != 17
-        or frame[_IP_AT + 6] & 0x3F
-        or frame[_IP_AT + 7]
-        or _HALF.unpack_from(frame, _UDP_AT + 4)[0] != len(frame) - _UDP_AT
+        head[:2] != _PLAIN_UDP[:2]
+        or head[6:VNET_BYTES] != _PLAIN_UDP[6:]
+        or head[_IP_AT - 2 : _IP_AT + 1] != b"\x08\x00\x45"
+        or head[_IP_AT + 9] != 17
+        or head[_IP_AT + 6] & 0x3F
+        or head[_IP_AT + 7]
+        or head[_UDP_AT + 4] << 8 | head[_UDP_AT + 5] != len(frame) - _UDP_AT
     ):
         return b""
-    before, between, after = (
-        frame[VNET_BYTES : _IP_AT + 4],
-        frame[_IP_AT + 6 : _IP_AT + 10],
-        frame[_IP_AT + 12 : HEADERS_BYTES],
+    return head
+
+
+def joins(frame: memoryview, flow: bytes) -> bool:
+    """Whether a packet may be put together with one whose :func:`flow_of` is ``flow``: its headers are the same, but
+    for IP identification and IP checksum, which also makes it as long."""
+    head = frame[:HEADERS_BYTES].tobytes()
+    return (
+        head[_IP_AT + 12 :] == flow[_IP_AT + 12 :]
+        and head[: _IP_AT + 4] == flow[: _IP_AT + 4]
+        and head[_IP_AT + 6 : _IP_AT + 10] == flow[_IP_AT + 6 : _IP_AT + 10]
+        and len(frame) == _UDP_AT + (flow[_UDP_AT + 4] << 8 | flow[_UDP_AT + 5])
     )
-    return before.tobytes() + between.tobytes() + after.tobytes()
 
 
 def headers_of(first: memoryview, payload_bytes: int, segment_bytes: int) -> bytes:

@@ -19,7 +19,6 @@ from cryptography.exceptions import InvalidTag
 
 from weavenet.sleeve.counts import Counts
 from weavenet.sleeve.delivery import Delivery
-from weavenet.sleeve.memory import Buffer
 from weavenet.sleeve.partial import Partial
 from weavenet.sleeve.segments import Segments
 from weavenet.sleeve.session import Opening, Session, Sessions
@@ -60,7 +59,6 @@ class Inbound:
         self._headers = udp.arrival.headers
         self._news: list[Session] = []
         self._source = b""
-        self._plain = Buffer(1 << 17).view
         self.counts = Counts()
         self.delivery = Delivery(tap, self.counts)
         self._segments = Segments(udp.arrival, self.delivery, self.counts)
@@ -208,17 +206,18 @@ class Inbound:
             self.counts.malformed += 1
         elif partial.next > partial.last:
             del session.partials[base]
-            self._open_frame(opening, base, last, memoryview(b"".join(partial.pieces)), number + count - 1)
+            sealed = memoryview(bytearray().join(partial.pieces))
+            self._open_frame(opening, base, last, sealed, number + count - 1)
         return count
 
     def _open_frame(self, opening: Opening, base: int, last: int, sealed: memoryview, number: int) -> bool:
-        """``number``: of its last datagram."""
+        """Where it lies. ``number``: of its last datagram."""
         session, key = opening.session, opening.key
         assert key is not None
         if len(sealed) < TAG_BYTES:
             self.counts.malformed += 1
             return False
-        plain = self._plain[: len(sealed) - TAG_BYTES]
+        plain = sealed[: len(sealed) - TAG_BYTES]
         try:
             nonce = NONCE_START[Kind.WHOLE] + base.to_bytes(6, "big") + bytes((0, last))
             key.aead.decrypt_into(nonce, sealed, None, plain)
@@ -243,7 +242,7 @@ class Inbound:
         if not key.window.is_fresh(counter):
             self._replayed(session)
             return
-        plain = self._plain[: len(sealed) - TAG_BYTES]
+        plain = sealed[: len(sealed) - TAG_BYTES]
         try:
             key.aead.decrypt_into(NONCE_START[opening.kind] + place, sealed, None, plain)
         except InvalidTag:

@@ -62,10 +62,9 @@ class Outbound:
         self._udp = udp
         self._sessions = sessions
         self._now = now
-        self._frame = Buffer(FRAME_BYTES_MAX + 1024)
+        self._frame = Buffer(FRAME_BYTES_MAX + TAG_BYTES)
         self._view = self._frame.view
         self._out = Buffer(SEND_BYTES_MAX + 16_384)
-        self._body = Buffer(FRAME_BYTES_MAX + TAG_BYTES)
         self._headers = Buffer(FRAGMENTS_MAX * _H)
         self._pairs: dict[int, Pairs] = {}
         """By the size of a body, of which there are as many as sizes that paths probe."""
@@ -96,10 +95,10 @@ class Outbound:
                 break
             taken += 1
             if view[VNET_BYTES] & 1:
+                frame = view[:length].tobytes()
                 for session in self._sessions.groups:
+                    view[:length] = frame  # sealing may have overwritten it
                     self._frame_to(session, length, now)
-                    if view[1] != GSO_NONE:
-                        break  # a unit to a group does not exist; sealing it would overwrite it
                 continue
             session_or_none = by_mac.get(view[VNET_BYTES : VNET_BYTES + 6].tobytes())
             if session_or_none is None:
@@ -262,7 +261,7 @@ class Outbound:
         self._count(session, length + count * (end + OVERHEAD_BYTES))
 
     def _fragments(self, session: Session, length: int) -> None:
-        """One seal, as many datagrams as it takes."""
+        """One seal, where the frame lies, and as many datagrams as it takes."""
         key = session.sending
         assert key is not None and session.name is not None
         body_bytes = session.path.size - _H
@@ -276,11 +275,11 @@ class Outbound:
         headers = self._headers.view
         headers[: count * _H] = header * count
         headers[_H - 3 : count * _H : _H] = _INDICES[:count]
-        key.aead.encrypt_into(NONCE_START[Kind.WHOLE] + place, self._view[:length], None, self._body.view[:total])
+        key.aead.encrypt_into(NONCE_START[Kind.WHOLE] + place, self._view[:length], None, self._view[:total])
         self._count(session, total)
         pairs = self._pairs.get(body_bytes)
         if pairs is None:
-            pairs = self._pairs[body_bytes] = Pairs(self._headers, _H, self._body, body_bytes, FRAGMENTS_MAX)
+            pairs = self._pairs[body_bytes] = Pairs(self._headers, _H, self._frame, body_bytes, FRAGMENTS_MAX)
         per_send = min(SEND_DATAGRAMS_MAX, SEND_BYTES_MAX // session.path.size)
         for first in range(0, count, per_send):
             sent = min(per_send, count - first)

@@ -26,6 +26,7 @@ from bench.gate import Gate
 from bench.hosts import LAB, PYTHON, WEAVE, Host, lab, run, wait_for
 from bench.options import Options
 from bench.table import Result, verdict
+from weavenet.core.limits import SLEEVE_UNIT_BYTES
 from weavenet.core.overlay.sleeve import SleeveDesired, SleeveEndpoint, SleevePeer, SleeveStatus
 from weavenet.core.types import PeerId
 from weavenet.lab import processes
@@ -111,7 +112,7 @@ def sleeve_path(near: Host, far: Host) -> Way:
             f"link add sport mtu {MTU} type veth peer name eth0 mtu {MTU} netns {box}",
             "link set sport master bridged up",
             f"-n {box} link set lo up",
-            f"-n {box} link set eth0 address {macs[host].hex(':')} up",
+            f"-n {box} link set eth0 address {macs[host].hex(':')} gso_max_size {SLEEVE_UNIT_BYTES} up",
             f"-n {box} address add 10.98.0.{number}/24 dev eth0",
         ):
             host.run("ip", *command.split())

@@ -16,7 +16,7 @@ import pytest
 from lab.clusters import NOTICE_DEADLINE_S, Attached, attach_new, wait_for_links
 from lab.fresh import MakeLab
 from lab.traffic import assert_intact, echo
-from weavenet.core.limits import PORT_DEFAULT, SLEEVE_DEVICE
+from weavenet.core.limits import PORT_DEFAULT, SLEEVE_DEVICE, SLEEVE_UNIT_BYTES
 from weavenet.lab import processes
 from weavenet.lab.host import Host
 from weavenet.lab.lab import Lab
@@ -102,6 +102,12 @@ def test_nothing_is_in_clear_on_the_underlay(lab: Lab, containers: list[Attached
     assert inside["marked"] >= 30, "the method sees what is in clear"
     assert outside["sleeve"] > 60 and outside["packets"] > 60
     assert outside["marked"] == 0
+
+
+def test_containers_send_units_that_sleeve_sends_at_once(containers: list[Attached]) -> None:
+    for container, _ in containers:
+        told = container.run(["ip", "-details", "link", "show", "ethwe"]).stdout
+        assert f"gso_max_size {SLEEVE_UNIT_BYTES}" in told
 
 
 def test_no_secret_is_told(lab: Lab) -> None:

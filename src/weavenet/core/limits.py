@@ -239,3 +239,6 @@ LEFT_PRESUMED_S = 10.0
 LEFT_FLUSH_S = 0.3
 """Between the last words of a leaver and its end: they are on their way by then."""
 VACATE_RETRY_S = 5.0
+SLEEVE_UNIT_BYTES = 60_000
+"""TCP units of containers whose frames leave encrypted only: 45 segments of the usual MTU, which fill one send of
+sleeve, sealed together or each by itself. A unit of the kernel's 64 kB takes two."""

@@ -4,8 +4,10 @@ Invariants: plugging what is plugged changes nothing but adds what is missing; a
 behind; taking away the last address removes the interface. Which addresses, and who remembers them, is
 :mod:`weavenet.host.attachments`.
 
-GSO sizes stay at the kernel's limit on both ends: a bound of 60 kB would cost a fifth of what one TCP stream moves over
-kernel VXLAN, and no plane here needs one.
+GSO sizes stay at the kernel's limit on both ends where the kernel's VXLAN may carry the traffic: a bound of 60 kB would
+cost a fifth of what one TCP stream moves over it. Where frames leave encrypted only, ``ethwe`` sends units of
+SLEEVE_UNIT_BYTES, which leave as the datagrams of one send instead of two; devices on the way take larger ones, so
+none is cut.
 """
 
 from __future__ import annotations
@@ -44,9 +46,20 @@ def settings() -> dict[str, str]:
 
 class Attacher:
     """``kernel`` and ``bridge`` are the host's; ``mtu`` that of the network. ``on_link``: CIDRs outside it that
-    containers reach on the bridge."""
+    containers reach on the bridge. ``unit_bytes``: how large a TCP unit containers send; None: what the kernel
+    allows."""
 
-    def __init__(self, kernel: Kernel, bridge: Bridge, *, peer: PeerId, mtu: int, on_link: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        bridge: Bridge,
+        *,
+        peer: PeerId,
+        mtu: int,
+        on_link: Sequence[str] = (),
+        unit_bytes: int | None = None,
+    ) -> None:
+        self._unit_bytes = unit_bytes
         self._on_link = tuple(on_link)
         self._kernel = kernel
         self._bridge = bridge
@@ -131,6 +144,7 @@ class Attacher:
             peer_name=INTERFACE,
             peer_mac=self.mac(container.ident),
             peer_namespace=container.namespace,
+            peer_unit_bytes=self._unit_bytes,
         )
         host_end, interface = self._kernel.links.get(name), inner.links.get(INTERFACE)
         if host_end is None or interface is None:

@@ -143,14 +143,26 @@ class Netlink:
         )
         await self._do(f"cannot make VXLAN device {name}", request)
 
-    async def add_veth(self, name: str, *, mtu: int, peer_name: str, peer_mac: bytes, peer_namespace: int) -> None:
-        """A pair in one request: our end ``name``, the other one already inside ``peer_namespace``; both down."""
-        peer = {
+    async def add_veth(
+        self,
+        name: str,
+        *,
+        mtu: int,
+        peer_name: str,
+        peer_mac: bytes,
+        peer_namespace: int,
+        peer_unit_bytes: int | None = None,
+    ) -> None:
+        """A pair in one request: our end ``name``, the other one already inside ``peer_namespace``; both down.
+        ``peer_unit_bytes``: how large a TCP unit the other one sends at most; None: what the kernel allows."""
+        peer: dict[str, object] = {
             "ifname": peer_name,
             "address": mac_text(peer_mac),
             "mtu": mtu,
             "net_ns_fd": peer_namespace,
         }
+        if peer_unit_bytes is not None:
+            peer["gso_max_size"] = peer_unit_bytes
         request = self._route.link("add", ifname=name, kind="veth", mtu=mtu, peer=peer)
         await self._do(f"cannot make veth pair {name}", request)
 

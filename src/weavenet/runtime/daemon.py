@@ -30,6 +30,7 @@ from weavenet.core.config import NodeConfig
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.limits import VXLAN_PORT
 from weavenet.core.names import EXPOSE, EXTERNAL
+from weavenet.core.overlay.choice import FASTDP
 from weavenet.core.report import NodeReport
 from weavenet.runtime.datapath import STARTING, Datapath, KernelDatapath, NameOwner, SleevePlace
 from weavenet.runtime.foundation import Foundation
@@ -54,8 +55,14 @@ _log = logging.getLogger("weave.daemon")
 def kernel_datapath(settings: Settings) -> DatapathFactory:
     def make(config: NodeConfig) -> Datapath:
         sleeve = SleevePlace(settings.run_dir, settings.host, config.port)
+        in_clear = FASTDP in config.planes and (not config.authenticated or bool(config.trusted_subnets))
         return KernelDatapath(
-            config.peer, mtu=config.mtu, planes=config.planes, domain=config.dns_domain, sleeve=sleeve
+            config.peer,
+            mtu=config.mtu,
+            planes=config.planes,
+            domain=config.dns_domain,
+            sleeve=sleeve,
+            in_clear=in_clear,
         )
 
     return make

@@ -20,7 +20,7 @@ from weavenet.core.commands import Addresses, Attachments, Command, Result
 from weavenet.core.effects import PlanePeer
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.events import Event, PlaneTraffic, ProbeReceived
-from weavenet.core.limits import DNS_DOMAIN_DEFAULT
+from weavenet.core.limits import DNS_DOMAIN_DEFAULT, SLEEVE_UNIT_BYTES
 from weavenet.core.overlay.choice import FASTDP, SLEEVE
 from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.types import PeerId, bridge_mac, plane_mac
@@ -207,7 +207,8 @@ class Applier:
 
 class KernelDatapath:
     """Implements :class:`Datapath` with the real kernel. ``planes`` empty: bridge and attachments only. ``sleeve``:
-    where its worker is to be found; None: none is run."""
+    where its worker is to be found; None: none is run. ``in_clear``: whether the kernel's VXLAN may carry frames as
+    they are."""
 
     def __init__(
         self,
@@ -217,11 +218,13 @@ class KernelDatapath:
         planes: tuple[str, ...],
         domain: str = DNS_DOMAIN_DEFAULT,
         sleeve: SleevePlace | None = None,
+        in_clear: bool = True,
     ) -> None:
         self.on_dns_addresses: Callable[[tuple[tuple[str, str], ...]], None] | None = None
         self._domain = domain
         self._peer, self._mtu, self._planes = peer, mtu, planes
         self._sleeve_place = sleeve
+        self._unit_bytes = None if in_clear else SLEEVE_UNIT_BYTES
         self._worker: SleeveWorker | None = None
         self._kernel: Kernel | None = None
         self._bridge: Bridge | None = None
@@ -324,7 +327,14 @@ class KernelDatapath:
         if self._kernel is None or self._bridge is None:
             raise RuntimeError("attachments need the bridge")
         on_link = () if self._dns_address is None else (f"{self._dns_address.address}/32",)
-        attacher = Attacher(self._kernel, self._bridge, peer=self._peer, mtu=self._mtu, on_link=on_link)
+        attacher = Attacher(
+            self._kernel,
+            self._bridge,
+            peer=self._peer,
+            mtu=self._mtu,
+            on_link=on_link,
+            unit_bytes=self._unit_bytes,
+        )
         keeper = AttachmentKeeper(self._kernel, attacher, request, domain=self._domain)
         self._undo.push_async_callback(keeper.close)
         await keeper.open()

@@ -351,6 +351,11 @@ def test_rmpeer_during_a_partition_victim_returns_with_its_old_disk(seed: int) -
     stage = play_return_with_the_old_disk(seed)
     assert stage.hosts[4].node is not None
     assert stage.hosts[4].node.ipam.blocked(), "its address is used elsewhere by now"
+    report = stage.answer(stage.ask(stage.hosts[4], GetReport()))
+    assert isinstance(report, NodeReport)
+    (told,) = [text for text in report.warnings if text.startswith("blocked here")]
+    assert "which says it is used by" in told
+    assert told.count("next:") == 1 and "weave detach" in told and "and weave attach a for a new one" in told
 
 
 # --- what others hold of the removed ---

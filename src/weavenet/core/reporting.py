@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 OWNERS_NAMED = 7
 """As many as vote: without a quorum all unreachable voters have to be named."""
-CONFLICTS_NAMED = 3
-"""In the verdict; all of them are in ``status ipam``."""
+ADDRESSES_NAMED = 3
+"""In the verdict, of each kind; all of them are in ``status ipam``."""
 OBSERVERS_ONLY_S = 30.0
 """A peer that may vote is given so long to turn up before people are told that only observers are there."""
 
@@ -90,7 +90,11 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
         named = node.membership.named(peer)
         return named.name, named.nickname
 
-    report = node.ipam.report(now, label=label, unreachable_since=node.mesh.unreachable_since)
+    def container(ident: str) -> str:
+        attachment = node.endpoints.get(ident)
+        return attachment.container if attachment is not None else ident
+
+    report = node.ipam.report(now, label=label, unreachable_since=node.mesh.unreachable_since, container=container)
     genesis = node.log.genesis
     electors = node.log.electors if genesis else node.founding.known_electors()
     electorate = node.electorate
@@ -215,12 +219,11 @@ def _titled(node: Node, peer: PeerId) -> str:
 
 def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport, ...]) -> list[str]:
     warnings: list[str] = []
-    if ipam.blocked:
-        warnings.append(
-            f"{len(ipam.blocked)} address(es) lost to another peer are blocked here: {', '.join(ipam.blocked[:3])}; "
-            "next: `weave detach` and `weave attach` the containers for new ones"
-        )
-    warnings += ipam.conflicts[:CONFLICTS_NAMED]
+    warnings += [f"blocked here, since it was lost to another peer: {text}" for text in ipam.blocked[:ADDRESSES_NAMED]]
+    if len(ipam.blocked) > ADDRESSES_NAMED:
+        more = len(ipam.blocked) - ADDRESSES_NAMED
+        warnings.append(f"{more} more addresses are blocked here; next: `weave status ipam` lists them")
+    warnings += ipam.conflicts[:ADDRESSES_NAMED]
     if ipam.is_lease_over:
         warnings.append(
             f"this peer is ephemeral and its lease is over ({ipam.lease}); next: bring back a quorum of the voters, "

@@ -314,7 +314,9 @@ class Daemon:
             revive = self._foundation.reopen
             if failure.code is Code.FENCED:
                 revive, pause_s = self._foundation.fence, 0.0
-                self._renewed = (f"this host came back under a new identity: {failure.found}",)
+                why = failure.found.partition("; next: ")[0]
+                step = "nothing; addresses of its containers that are in use elsewhere by now are named as blocked"
+                self._renewed = (f"this host came back under a new identity: {why}; next: {step}",)
             while not await self._stops_within(pause_s):
                 try:
                     await self._begin(await asyncio.to_thread(revive))

@@ -142,6 +142,7 @@ class Ipam:
         *,
         label: Callable[[PeerId], tuple[str, str]],
         unreachable_since: Callable[[PeerId], float | None],
+        container: Callable[[str], str] = str,
     ) -> IpamReport:
         """What ``status ipam`` shows, except for what only the election knows (quorum, missing electors)."""
         return ipam_report(
@@ -153,6 +154,7 @@ class Ipam:
             default_subnet=self._config.default_subnet,
             label=lambda peer: self._label(peer, label),
             unreachable_since=unreachable_since,
+            container=container,
         )
 
     def _label(self, peer: PeerId, known: Callable[[PeerId], tuple[str, str]]) -> tuple[str, str]:

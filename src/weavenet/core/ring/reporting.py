@@ -31,9 +31,11 @@ def ipam_report(
     default_subnet: str,
     label: Label,
     unreachable_since: Callable[[PeerId], float | None],
+    container: Callable[[str], str],
 ) -> IpamReport:
-    """The report, except for what only the election knows. ``unreachable_since``: seconds on the clock of ``now``."""
-    words = _Words(estate, seeker, reachable, label)
+    """The report, except for what only the election knows. ``unreachable_since``: seconds on the clock of ``now``.
+    ``container``: of an ident, as a person writes it."""
+    words = _Words(estate, seeker, reachable, label, container)
     listed = list(waiting)
     pending = [words.pending(now, each) for each in listed[:PENDING_SHOWN_MAX]]
     if len(listed) > len(pending):
@@ -87,11 +89,19 @@ def _owners(
 class _Words:
     """Sentences about one estate at one moment."""
 
-    def __init__(self, estate: Estate, seeker: Seeker, reachable: frozenset[PeerId], label: Label) -> None:
+    def __init__(
+        self,
+        estate: Estate,
+        seeker: Seeker,
+        reachable: frozenset[PeerId],
+        label: Label,
+        container: Callable[[str], str],
+    ) -> None:
         self._estate = estate
         self._seeker = seeker
         self._reachable = reachable
         self._label = label
+        self._container = container
 
     def name(self, peer: PeerId) -> str:
         name, nickname = self._label(peer)
@@ -119,14 +129,14 @@ class _Words:
 
     def blocked(self, offset: int) -> str:
         holders = self._estate.holdings.holders(offset)
-        idents = ", ".join(holding.ident for holding in holders)
+        containers = [self._container(holding.ident) for holding in holders]
         stamp = self._estate.ring.stamp_at(offset)
         owner = self.name(self._estate.log.heir(stamp.owner)) if stamp else "nobody"
         refusal = self._estate.blocked.refusal(offset)
         why = f"which says it is used by {refusal}" if refusal else "which was asked to give it back"
         return (
-            f"{holders[0].address} of {idents} belongs to {owner}, {why}; "
-            f"next: weave detach {holders[0].text} and weave attach for a new one"
+            f"{holders[0].address} of {', '.join(containers)} belongs to {owner}, {why}; "
+            f"next: weave detach {holders[0].text} {containers[0]}, and weave attach {containers[0]} for a new one"
         )
 
     def _reason(self, need: Need | None) -> str:

@@ -69,7 +69,7 @@ class Outbound:
         self._pairs: dict[int, Pairs] = {}
         """By the size of a body, of which there are as many as sizes that paths probe."""
         self._slots: dict[tuple[int, int], _Slots] = {}
-        self._places: dict[int, list[bytes]] = {}
+        self._places: dict[int, tuple[list[bytes], list[bytes]]] = {}
         self._pending: Session | None = None
         self._fill = 0
         self._stride = 0
@@ -233,29 +233,30 @@ class Outbound:
         start, nonce = session.prefixes[Kind.SEGMENT] + counter, NONCE_START[Kind.SEGMENT] + counter
         places = self._places.get(count)
         if places is None:
-            places = self._places[count] = [bytes((number, count - 1)) for number in range(count)]
+            indices = [bytes((number, count - 1)) for number in range(count)]
+            places = self._places[count] = indices, [place + _HOPS for place in indices]
         encrypt, stride = key.aead.encrypt_into, slots.stride
         for first in range(0, count, slots.count):
             last = min(first + slots.count, count)
-            batch = zip(
-                places[first:last],
-                slots.headers[first:last],
-                slots.plain[first:last],
+            full = last - (last == count)  # the final segment may be shorter
+            for place, tail, above, plain, head, sealed in zip(
+                places[0][first:full],
+                places[1][first:full],
+                slots.headers[first:full],
+                slots.plain[first:full],
                 slots.heads,
                 slots.sealed,
                 strict=False,
-            )
-            fill = (last - first) * stride
-            if last == count:  # the final segment may be shorter
-                fill -= end + segment - (length - (count - 1) * segment)
-            for number, (place, above, plain, head, sealed) in enumerate(batch, start=first):
+            ):
                 above[:] = headers
-                head[:] = start + place + _HOPS
-                if number < count - 1:
-                    encrypt(nonce + place, plain, None, sealed)
-                else:
-                    at = (number - first) * stride + _H
-                    encrypt(nonce + place, view[number * segment : length], None, out[at:fill])
+                head[:] = start + tail
+                encrypt(nonce + place, plain, None, sealed)
+            fill = (full - first) * stride
+            if full < last:
+                slots.headers[full][:] = headers
+                out[fill : fill + _H] = start + places[1][full]
+                begin, fill = fill + _H, fill + length - full * segment + OVERHEAD_BYTES
+                encrypt(nonce + places[0][full], view[full * segment : length], None, out[begin:fill])
             if not self._udp.send(self._out.address, fill, stride, session.name):
                 self._check_size(session)
         self._count(session, length + count * (end + OVERHEAD_BYTES))

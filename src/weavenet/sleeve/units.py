@@ -24,6 +24,15 @@ HEADERS_MAX = 256
 """Ethernet 14 + VLAN 4 + IPv4 60 + TCP 60, or IPv6 with some extension headers."""
 _FIN, _PSH, _CWR = 0x01, 0x08, 0x80
 _ETHERNET, _VLAN = 14, 4
+_IP_AT = VNET_BYTES + _ETHERNET
+_FRONT = struct.Struct("<BBHHHH12xHB")
+"""vnet header, the two MACs, Ethernet type, first byte of the IP header."""
+_IPV4_TAG, _IPV6_TAG, _VLAN_TAG = 0x0008, 0xDD86, 0x0081
+"""Ethernet types as :data:`_FRONT` reads them."""
+_IP_HEADER_BYTES = {(GSO_TCPV4, _IPV4_TAG, 0x40 + words): words * 4 for words in range(5, 16)} | {
+    (GSO_TCPV6, _IPV6_TAG, 0x60 + traffic): 40 for traffic in range(16)
+}
+"""By GSO type, Ethernet type and first byte, where these agree; of IPv6 without extension headers."""
 _HALF = struct.Struct("!H")
 _WORD = struct.Struct("!I")
 
@@ -33,38 +42,28 @@ Octets = bytes | bytearray | memoryview
 def header_end(data: Octets, length: int) -> int:
     """Where the payload of a TCP unit begins, counted with its vnet header; 0 when ``data[:length]`` is no such unit
     or its headers do not fit together."""
-    if length < VNET_BYTES + _ETHERNET:
+    if length < _FRONT.size:
         return 0
-    flags, kind, _, segment, start, offset = VNET.unpack_from(data)
+    flags, kind, _, segment, start, offset, ether, first = _FRONT.unpack_from(data)
     if not flags & FLAG_PARTIAL_CHECKSUM or offset != 16 or not segment:
         return 0
-    ip = _network_offset(data, length, kind)
+    ip = _IP_AT
+    if ether == _VLAN_TAG:
+        ip += _VLAN
+        if length <= ip:
+            return 0
+        ether, first = data[ip - 2] | data[ip - 1] << 8, data[ip]
+    ip_bytes = _IP_HEADER_BYTES.get((kind & ~GSO_ECN, ether, first))
     tcp = VNET_BYTES + start
-    if not ip or tcp + 20 > length or tcp < ip + _ip_header_bytes(data[ip]):
+    if ip_bytes is None or tcp + 20 > length or tcp < ip + ip_bytes:
         return 0
-    end = tcp + (data[tcp + 12] >> 4) * 4
+    end: int = tcp + (data[tcp + 12] >> 4) * 4
     return end if tcp + 20 <= end <= min(length, VNET_BYTES + HEADERS_MAX) else 0
 
 
-def _ip_header_bytes(first: int) -> int:
-    """By the first byte of the IP header; of IPv6 without extension headers. An IPv4 header that claims less than its
-    fixed 20 bytes counts as longer than any unit's headers."""
-    if first >> 4 != 4:
-        return 40
-    return (first & 15) * 4 if first & 15 >= 5 else HEADERS_MAX
-
-
-def _network_offset(data: Octets, length: int, kind: int) -> int:
-    """Of the IP header, when Ethernet type, IP version and GSO type agree and its first byte is there, else 0."""
-    at = VNET_BYTES + 12
-    if data[at : at + 2] == b"\x81\x00":
-        at += _VLAN
-    if at + 2 >= length:
-        return 0
-    ether, first = bytes(data[at : at + 2]), data[at + 2]
-    version = {GSO_TCPV4: 4, GSO_TCPV6: 6}.get(kind & ~GSO_ECN, 0)
-    is_match = (version == 4 and ether == b"\x08\x00") or (version == 6 and ether == b"\x86\xdd")
-    return at + 2 if is_match and first >> 4 == version else 0
+def _network_offset(headers: Octets) -> int:
+    """Of the IP header in headers that :func:`header_end` has checked."""
+    return _IP_AT + _VLAN if headers[_IP_AT - 2 : _IP_AT] == b"\x81\x00" else _IP_AT
 
 
 def valid_vnet(data: Octets, length: int) -> bool:
@@ -74,11 +73,11 @@ def valid_vnet(data: Octets, length: int) -> bool:
     flags, kind, header, segment, start, offset = VNET.unpack_from(data)
     if flags & ~FLAG_PARTIAL_CHECKSUM:
         return False
+    if kind != GSO_NONE:
+        return header_end(data, length) != 0
     if flags and start + offset + 2 > length - VNET_BYTES:
         return False
-    if kind == GSO_NONE:
-        return bool(segment == 0 or not flags or header <= length - VNET_BYTES)
-    return header_end(data, length) != 0
+    return bool(segment == 0 or not flags or header <= length - VNET_BYTES)
 
 
 def part(headers: Octets, *, skipped: int, payload_bytes: int, is_end: bool) -> bytes:
@@ -88,7 +87,7 @@ def part(headers: Octets, *, skipped: int, payload_bytes: int, is_end: bool) -> 
     made = bytearray(headers)
     flags, kind, header, segment, start, offset = VNET.unpack_from(made)
     tcp = VNET_BYTES + start
-    ip = _network_offset(made, len(made), kind)
+    ip = _network_offset(made)
     is_single = payload_bytes <= segment
     VNET.pack_into(made, 0, flags, GSO_NONE if is_single else kind, header, 0 if is_single else segment, start, offset)
     if kind & ~GSO_ECN == GSO_TCPV4:

@@ -26,6 +26,7 @@ from weavenet.core.errors import Code, Failure, InvariantBroken
 from weavenet.core.lease import Leasing
 from weavenet.core.leaving import Departed, Leaving
 from weavenet.core.limits import ELECTORS_MAX, PENDING_REQUESTS_MAX
+from weavenet.core.mesh.changes import MeshChanges
 from weavenet.core.mesh.mesh import Mesh
 from weavenet.core.messages import Body
 from weavenet.core.messages.gossip import KIND_LEFT, RingDelta
@@ -98,6 +99,8 @@ class Membership:
         """Peers whose paths were closed for want of a confirmation; the node hands over to them again."""
         self.withdraw: Callable[[float], str] = lambda now: ""
         """Founding's: undo what it left outside of the cluster."""
+        self._unconfirmed: set[PeerId] = set()
+        """Known only because we accepted a hello of theirs; whether they accept ours is not said yet."""
         self.fenced = ""
         """The reason, once this peer met its own removal."""
         self.gate = Gate(planes=planes, outbox=outbox, rng=rng)
@@ -257,13 +260,26 @@ class Membership:
             case _:
                 assert_never(body)
 
-    def linked(self, peers: Iterable[PeerId]) -> None:
-        """Links to ``peers`` came up: from here on they may know of us, whatever we hear of them. One that was removed
-        here and is let in for its greater epoch counts only when our log is replaced by its."""
+    def linked(self, changes: MeshChanges) -> None:
+        """Links came up, or may have at their other end: whoever was told that we accept its hello may know of us from
+        then on, whatever we hear of it (history: a leaver that took itself for alone between the two)."""
+        self._meet_linked(changes.links_up)
+        self._unconfirmed |= self._meet_linked(changes.greeted)
+        self._unconfirmed.difference_update(changes.links_up)
+        strangers = self._unconfirmed.intersection(changes.rejected)
+        self._unconfirmed -= strangers
+        self.known.forget(strangers - self._mesh.known_peers())
+
+    def _meet_linked(self, peers: Iterable[PeerId]) -> set[PeerId]:
+        """Who of them was not known yet. One that was removed here and is let in for its greater epoch counts only when
+        our log is replaced by its."""
+        fresh = set()
         for peer in peers:
             hello = self._mesh.greeting(peer)
             if hello is not None and peer not in self.known.peers and not self._log.is_gone(peer):
                 self.known.meet((Named(peer, hello.name, hello.nickname),))
+                fresh.add(peer)
+        return fresh
 
     def met(self, now: float, peers: Iterable[PeerId]) -> None:
         """Records of ``peers`` changed."""
@@ -411,7 +427,7 @@ class Membership:
         fresh, taken_back = removed - self._applied, self._applied - removed
         self._applied = removed
         self._drop(now, fresh)
-        self.linked(sorted(taken_back))
+        self._meet_linked(sorted(taken_back))
         if fresh:
             self.departed.republish(now)
             if self._handover.unfinished - self._planes.peers:

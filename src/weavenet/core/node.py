@@ -376,7 +376,7 @@ class Node:
         changes = self.mesh.take_changes()
         for peer in changes.links_up:
             self.paths.kick(now, peer)
-        self.membership.linked(changes.links_up)
+        self.membership.linked(changes)
         if changes.targets:
             count, settled = self.mesh.target_count()
             self._electorate.count_targets(count, settled)

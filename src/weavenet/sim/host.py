@@ -87,8 +87,8 @@ class Host:
         self.port = 6783
         self.name = f"00:00:00:00:{index >> 8:02x}:{index & 255:02x}"
         self.generation = 0
-        self.departed: set[PeerId] = set()
-        """As whom it left."""
+        self.departed: dict[PeerId, frozenset[PeerId]] = {}
+        """As whom it left → whom its log had removed by then."""
         self.is_blanked = False
         """Its disk was lost, or it left: whoever is started here has never been before."""
         self.peer = sim_peer_id(index, 0)
@@ -203,9 +203,9 @@ class Host:
 
     def depart(self) -> None:
         """The node has left the cluster: nothing of it remains; whoever is started here again is somebody new."""
+        self.departed[self.peer] = frozenset() if self.node is None else frozenset(self.node.log.removed)
         self.kill(kernel_lost=True)
         self.disk.write_now(departed_disk(self.disk.durable))
-        self.departed.add(self.peer)
         self.is_blanked = True
         self.generation += 1
         self.is_set_back = False

@@ -76,4 +76,4 @@ class Trace:
         self.lines.append(f"{now:11.6f} {who:<4} {text}")
 
     def tail(self, count: int) -> Iterable[str]:
-        return list(self.lines)[-count:]
+        return list(self.lines)[max(0, len(self.lines) - count) :]

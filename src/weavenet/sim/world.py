@@ -278,7 +278,12 @@ class World:
     def _unforgotten(self, running: list[Host]) -> str:
         if self.checker.is_forced:  # somebody may have left a cluster whose other members were removed by a lie
             return ""
-        departed = frozenset(peer for host in self.hosts for peer in host.departed)
+        present = {host.peer for host in running}
+        # Whoever is still the one that the leaver's log had removed has met nobody who knows of that log: the leaver
+        # was its last member, by a removal of the living (history: the voter of two removes the other, then leaves).
+        departed = frozenset(
+            peer for host in self.hosts for peer, removed in host.departed.items() if present.isdisjoint(removed)
+        )
         for host in running:
             if host.node is not None and departed & host.node.membership.witnesses:
                 return f"{host.label} still waits for the word of a peer that left"

@@ -30,7 +30,7 @@ from weavenet.core.mesh.changes import NO_CHANGES, MeshChanges
 from weavenet.core.mesh.dialing import Dialer
 from weavenet.core.mesh.failures import InboundFailure
 from weavenet.core.mesh.greeting import outlived
-from weavenet.core.mesh.links import Link, Links
+from weavenet.core.mesh.links import Link, Links, LinkState
 from weavenet.core.mesh.records import MalformedDelta, Origin, RecordRefused, Records
 from weavenet.core.mesh.replication import Replication
 from weavenet.core.mesh.reports import connection_reports, missing_targets, peer_reports, target_reports
@@ -116,12 +116,16 @@ class Mesh:
             links=self._links,
             records=self._records,
             dialer=self._dialer,
+            on_greeted=lambda link: self._greeted.append(link.peer),
+            on_rejected=lambda link: self._rejected.append(link.peer),
             on_up=self._up,
             on_down=self._down,
         )
         self._started_at = 0.0
         self._now = 0.0
         self._is_settled = False
+        self._greeted: list[PeerId] = []
+        self._rejected: list[PeerId] = []
         self._links_up: list[PeerId] = []
         self._links_down: list[PeerId] = []
         self._bodies: list[tuple[PeerId, Body]] = []
@@ -206,6 +210,8 @@ class Mesh:
         if not (
             topology
             or self._around.changed
+            or self._greeted
+            or self._rejected
             or self._links_up
             or self._links_down
             or self._bodies
@@ -213,6 +219,8 @@ class Mesh:
         ):
             return NO_CHANGES
         changes = MeshChanges(
+            greeted=tuple(self._greeted),
+            rejected=tuple(self._rejected),
             links_up=tuple(self._links_up),
             links_down=tuple(self._links_down),
             topology=topology,
@@ -221,6 +229,7 @@ class Mesh:
             bodies=tuple(self._bodies),
             targets=self._targets_changed,
         )
+        self._greeted, self._rejected = [], []
         self._links_up, self._links_down, self._bodies = [], [], []
         self._around.changed.clear()
         self._routes.touched.clear()
@@ -363,8 +372,8 @@ class Mesh:
         return frozenset(self._links.by_peer)
 
     def greeting(self, peer: PeerId) -> Hello | None:
-        """What ``peer`` said when its link came up."""
-        link = self._links.by_peer.get(peer)
+        """What ``peer`` said on a link that it may count as up."""
+        link = self._links.by_peer.get(peer) or next(iter(self._links.of_peer(peer, LinkState.AGREED)), None)
         return None if link is None else link.hello
 
     def epoch_of(self, peer: PeerId) -> tuple[int, bytes]:

@@ -44,8 +44,9 @@ _HARMLESS = frozenset({RefusalCode.DUPLICATE, RefusalCode.SILENT, RefusalCode.ST
 
 
 class Sessions:
-    """``on_up(now, link, replaced)`` and ``on_down(now, link)`` follow the established link of a peer; ``replaced``
-    is the link that the new one takes the place of."""
+    """``on_greeted(link)``: its hello was accepted; ``on_rejected(link)``: they refused ours then. ``on_up(now, link,
+    replaced)`` and ``on_down(now, link)`` follow the established link of a peer; ``replaced`` is the link that the new
+    one takes the place of."""
 
     def __init__(
         self,
@@ -58,6 +59,8 @@ class Sessions:
         links: Links,
         records: Records,
         dialer: Dialer,
+        on_greeted: Callable[[Link], None],
+        on_rejected: Callable[[Link], None],
         on_up: Callable[[float, Link, Link | None], None],
         on_down: Callable[[float, Link], None],
     ) -> None:
@@ -69,6 +72,8 @@ class Sessions:
         self._links = links
         self._records = records
         self._dialer = dialer
+        self._on_greeted = on_greeted
+        self._on_rejected = on_rejected
         self._on_up = on_up
         self._on_down = on_down
         self.failures = InboundFailures()
@@ -124,6 +129,7 @@ class Sessions:
             self.refuse(now, link, refusal.code, refusal.sentence)
             return
         link.step(LinkStep.ACCEPT)
+        self._on_greeted(link)
         self._beat(now, link, is_stateless=False)
 
     def heard(self, now: float, link: Link) -> bool:
@@ -191,6 +197,8 @@ class Sessions:
                 self.removed_us = refusal.sentence
         elif refusal.code not in _HARMLESS:
             self._note(f"{link.host}:{link.port} refused us: {refusal.sentence}")
+        if link.state is LinkState.AGREED and refusal.code not in _HARMLESS:
+            self._on_rejected(link)
         self._record_refusal(now, link, refusal.code, refusal.sentence)
         self._end(now, link, refusal.code, refusal.sentence)
         self._outbox.append(CloseLink(link.id, refusal.code, refusal.sentence))

@@ -1,0 +1,53 @@
+"""A reset hangs on whom the leaver knows, and on who knows of the leaver: where the two differ."""
+
+from __future__ import annotations
+
+from test_resets import NOTICED_S, end, formed, has_left, reset
+
+from weavenet.core.commands import Consense, Done, RemovePeers
+from weavenet.core.messages.link import Hello
+from weavenet.sim.setup import Bootstrap
+from weavenet.sim.stage import Stage
+
+
+def test_reset_while_others_already_count_the_link_as_up() -> None:
+    """They heard that their hello was accepted; the leaver has not heard the same of them yet."""
+    stage = Stage(76, 4, bootstrap=Bootstrap.SEED)
+    *others, leaver = stage.hosts
+    stage.start(*others)
+    stage.answer(stage.ask(others[0], Consense()))
+    stage.advance(5)
+    stage.network.intercept = lambda source, message: source.host == leaver.host or isinstance(message, Hello)
+    stage.start(leaver)
+    stage.until(
+        lambda: all(host.node is not None and leaver.peer in host.node.membership.witnesses for host in others),
+        20,
+        "the others to know the leaver",
+        every_s=0.01,
+    )
+    request = reset(stage, leaver)
+    stage.advance(2)
+    assert request not in stage.answers
+    stage.network.intercept = lambda source, message: True
+    has_left(stage, leaver, request)
+    end(stage, leaver)
+
+
+def test_reset_of_a_voter_that_removed_the_living() -> None:
+    """Nobody is left who could tell the removed one; it goes on with what it owns, and may remove the other in turn."""
+    stage = formed(77, 2)
+    voter = next(host for host in stage.hosts if host.node is not None and host.peer in host.node.log.voters)
+    other = next(host for host in stage.hosts if host is not voter)
+    stage.partition((voter,), (other,))
+    stage.advance(NOTICED_S)
+    left = voter.peer
+    assert isinstance(stage.answer(stage.ask(voter, RemovePeers((other.label,)))), Done)
+    has_left(stage, voter, reset(stage, voter))
+    stage.heal()
+    stage.rest()
+    assert other.node is not None
+    assert left in other.node.membership.witnesses
+    stage.checker.force()
+    assert isinstance(stage.answer(stage.ask(other, RemovePeers((left.hex(),), force=True))), Done)
+    stage.rest()
+    assert left not in other.node.membership.witnesses

@@ -183,6 +183,24 @@ def test_a_path_that_comes_and_goes_does_not_drag_the_frames_along() -> None:
     assert use(a, b) is VxlanUse.CARRIES
 
 
+def test_a_machine_under_a_new_identity_gets_broadcasts_once() -> None:
+    """VXLAN's answers from it are lost: frames for the old identity still arrive there, those for the new one by
+    sleeve."""
+    stage, data = formed(9, 3)
+    sender, machine = stage.hosts[0], stage.hosts[2]
+    old = machine.peer
+    data.underlay.cut(VXLAN_PORT, [(machine.index, sender.index)])
+    machine.lose_disk()
+    stage.advance(1.0)
+    stage.start(machine)
+    stage.until(lambda: {old, machine.peer} <= sender.open_peers, 30, "a path to both identities")
+    stage.until(lambda: use(sender, machine) is VxlanUse.PROBED, 30, "sleeve to the new identity")
+    stage.advance(2.0)
+    frame = data.frames.broadcast(sender)
+    stage.advance(1.0)
+    assert data.frames.missing(frame) == []
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_histories_with_faults_end_on_the_best_plane(seed: int) -> None:
     options = draw_options(seed)

@@ -131,7 +131,8 @@ class DataPaths:
         if self._stale:
             stale, self._stale = self._stale, set()
             self._rebuilt |= stale
-            self._choose(now, self._planes.peers & stale)
+            chosen = self._planes.peers & stale
+            self._choose(now, chosen.union(*map(self._at_the_same_address, chosen)))
         if self._use_changed:
             self._use_changed = False
             self._paths.set_peers(now, self._watched())
@@ -165,7 +166,12 @@ class DataPaths:
         for peer in sorted(peers):
             row = self._planes.get(peer)
             record = self._mesh.peer_record(peer)
-            if row is None or record is None:
+            if row is None:
+                continue
+            if self._is_succeeded(now, peer, row):
+                self._planes.put_on(peer, SLEEVE, is_vxlan_allowed=row.is_vxlan_allowed)
+                continue
+            if record is None:
                 continue  # nothing is known of it since the start: it stays where it was
             planes = choice.in_common(self._config.planes, record.planes)
             is_vxlan_allowed = FASTDP in planes and not self.must_seal(peer)
@@ -184,6 +190,25 @@ class DataPaths:
                 relay=relay or b"",
             )
 
+    def _at_the_same_address(self, peer: PeerId) -> frozenset[PeerId]:
+        row = self._planes.get(peer)
+        return frozenset() if row is None or not self.sleeve.is_on else self._planes.at(row.host)
+
+    def _is_succeeded(self, now: float, peer: PeerId, row: OpenPlane) -> bool:
+        """Whether somebody else lives at its address now: its machine under a new identity. VXLAN's flood list knows
+        addresses only, so what is flooded for ``peer`` would come to its successor, which may be on sleeve and get the
+        same frame there, too (history: a disk lost while VXLAN's port was blocked)."""
+        reachable = self._mesh.reachable()
+        if peer in reachable or not self.sleeve.is_on:
+            return False
+        successors = self._planes.at(row.host) & reachable
+        if not successors:
+            return False
+        name = self._membership.named(peer).name
+        if name and any(self._membership.named(other).name == name for other in successors):
+            return True
+        return self._presumed_state(now, peer, FASTDP, row) is not PathState.WORKING  # else: two behind one NAT
+
     def _seal_adopted(self) -> None:
         """A password that is new, a subnet no longer trusted, or --no-fastdp counts at once, also towards peers of
         which nothing is heard: what an earlier start was allowed to send in clear to them may be forbidden now."""
@@ -194,7 +219,8 @@ class DataPaths:
                 continue
             is_trusted = not settings.authenticated or choice.covers(settings.trusted_subnets, row.host)
             if FASTDP not in settings.planes or not is_trusted:
-                self._planes.seal(peer, SLEEVE if SLEEVE in settings.planes else row.plane)
+                plane = SLEEVE if SLEEVE in settings.planes else row.plane
+                self._planes.put_on(peer, plane, is_vxlan_allowed=False)
 
     def _presumed_state(self, now: float, peer: PeerId, plane: str, row: OpenPlane) -> PathState:
         """A plane that carried when we were started again counts as working until it had the time to show it."""

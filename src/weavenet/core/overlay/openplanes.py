@@ -39,6 +39,9 @@ class OpenPlanes:
         self._open: dict[PeerId, OpenPlane] = {
             PeerId(key): msgspec.msgpack.decode(value, type=OpenPlane) for key, value in rows
         }
+        self._at: dict[str, set[PeerId]] = {}
+        for peer, row in self._open.items():
+            self._at.setdefault(row.host, set()).add(peer)
         self.changed = bool(self._open)
         self.is_shut = False
 
@@ -51,6 +54,10 @@ class OpenPlanes:
 
     def get(self, peer: PeerId) -> OpenPlane | None:
         return self._open.get(peer)
+
+    def at(self, host: str) -> frozenset[PeerId]:
+        """Everybody with an open path to this underlay address."""
+        return frozenset(self._at.get(host, ()))
 
     def has_endpoints(self, peer: PeerId) -> bool:
         return bool(self._open[peer].endpoints)
@@ -75,22 +82,34 @@ class OpenPlanes:
         )
         return is_toggled
 
-    def seal(self, peer: PeerId, plane: str) -> None:
-        """Nothing more in clear to ``peer``, which is on ``plane`` from here on."""
-        self._put(peer, msgspec.structs.replace(self._open[peer], plane=plane, is_vxlan_allowed=False))
+    def put_on(self, peer: PeerId, plane: str, *, is_vxlan_allowed: bool) -> None:
+        """``peer`` is on ``plane`` from here on, however that works."""
+        self._put(peer, msgspec.structs.replace(self._open[peer], plane=plane, is_vxlan_allowed=is_vxlan_allowed))
 
     def _put(self, peer: PeerId, row: OpenPlane) -> None:
-        if self._open.get(peer) == row:
+        before = self._open.get(peer)
+        if before == row:
             return
+        if before is None or before.host != row.host:
+            self._leave(peer, before)
+            self._at.setdefault(row.host, set()).add(peer)
         self._open[peer] = row
         self.changed = True
         self._outbox.persist(Change(TABLE, peer, msgspec.msgpack.encode(row)))
+
+    def _leave(self, peer: PeerId, row: OpenPlane | None) -> None:
+        if row is not None:
+            self._at[row.host].discard(peer)
+            if not self._at[row.host]:
+                del self._at[row.host]
 
     def host(self, peer: PeerId) -> str:
         return self._open[peer].host
 
     def close(self, peer: PeerId) -> None:
-        if self._open.pop(peer, None) is not None:
+        row = self._open.pop(peer, None)
+        if row is not None:
+            self._leave(peer, row)
             self.changed = True
             self._outbox.persist(Change(TABLE, peer, None))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,14 @@ def test_simulations_in_several_processes(tmp_path: Path) -> None:
 def test_status_of_the_program(tmp_path: Path) -> None:
     assert weave(str(ROOT / "weave"), "status", cwd=tmp_path).returncode == 1
     assert weave(str(ROOT / "weave"), "stop", cwd=tmp_path).returncode == 0
+
+
+def test_ctrl_c_before_the_command_is_loaded_ends_it_quietly(tmp_path: Path) -> None:
+    package = tmp_path / "weavenet" / "cli"
+    package.mkdir(parents=True)
+    shutil.copy(ROOT / "src/weavenet/cli/start.py", package)
+    (package / "quick.py").write_text("raise KeyboardInterrupt\n")
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(package / "start.py"), "lab", "demo"], capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")

@@ -13,6 +13,10 @@ sys.path[:0] = [
 ]
 
 if __name__ == "__main__":  # processes that `weave sim --jobs` spawns import this file for its path alone
-    from weavenet.cli.quick import start
+    try:
+        from weavenet.cli.quick import start
 
-    sys.exit(start(sys.argv[1:]))
+        status = start(sys.argv[1:])
+    except KeyboardInterrupt:  # while what was asked for was still being loaded
+        status = 130
+    sys.exit(status)

@@ -18,12 +18,15 @@ from weavenet.lab.lab import Lab
 from weavenet.lab.topology import Topology, of_count
 
 _HERE = Path(__file__).parent
+HANGS_S = 1200
+"""A test that takes so long hangs; on a machine that does much else, dozens of daemons take their time."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _HERE in item.path.parents:
             item.add_marker(pytest.mark.lab)
+            item.add_marker(pytest.mark.timeout(HANGS_S))
             if os.geteuid() != 0:
                 item.add_marker(pytest.mark.skip(reason="needs root: the lab makes network namespaces"))
 

@@ -15,15 +15,14 @@ from weavenet.lab.waiting import wait_until
 KERNEL_DEADLINE_S = 30.0  # the kernel frees a network namespace some time after its last process
 
 
-NAMED = "/run/netns"
-"""Mounted by the first `ip netns add` of anybody."""
-_NAMESPACE = re.compile(r"weavetest-(\d+)-")
+NAMED = Path("/run/netns")
+CONTAINERS = re.compile(r"web|h\d+-.*")
+"""What those of the labs are called whose traces are looked for. Somebody else may have named namespaces on the
+machine, too, and the first `ip netns add` of anybody mounts their folder."""
 
 
-def is_of_another_run(name: str) -> bool:
-    """Tests of attachments make named namespaces, and another run of the tests may go on beside this one."""
-    found = _NAMESPACE.match(name)
-    return found is not None and int(found[1]) != os.getpid()
+def is_foreign(mount: Path) -> bool:
+    return mount == NAMED or (mount.parent == NAMED and not CONTAINERS.fullmatch(mount.name))
 
 
 def snapshot(lab: str) -> set[str]:
@@ -31,12 +30,11 @@ def snapshot(lab: str) -> set[str]:
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout.splitlines()
     named = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout.splitlines()
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    mounts = [line for line in mounts if line.split()[4] != NAMED]
     folders = [folder for folder in (state.run_folder(lab), state.disk_folder(lab)) if folder.exists()]
     return {
         *(f"device {line.split()[1]}" for line in links),
-        *(f"namespace {line.split()[0]}" for line in named if not is_of_another_run(line.split()[0])),
-        *(f"mount {line.split()[4]}" for line in mounts if not is_of_another_run(Path(line.split()[4]).name)),
+        *(f"namespace {line.split()[0]}" for line in named if not is_foreign(NAMED / line.split()[0])),
+        *(f"mount {line.split()[4]}" for line in mounts if not is_foreign(Path(line.split()[4]))),
         *(f"process {pid} {mark}" for pid, mark in processes.marked(lab).items()),
         *(f"folder {folder}" for folder in folders),
     }

@@ -76,7 +76,7 @@ acts = st.one_of(
 def test_registrations_do_what_a_list_of_wishes_says(steps: list[tuple[str, object, frozenset[bytes]]]) -> None:
     """The model: per name whether all are meant, and which are meant beside; after each step, and after a restart."""
     owners, outbox = Owners(), Outbox()
-    registrations = Registrations((), outbox, owners)
+    registrations = Registrations((), outbox, owners, "weave.local.")
     model: dict[str, tuple[bool, frozenset[bytes]]] = {}
     for act, what, given_addresses in steps:
         own = owners.addresses or frozenset()
@@ -108,7 +108,7 @@ def test_registrations_do_what_a_list_of_wishes_says(steps: list[tuple[str, obje
         for change in getattr(effect, "changes", ()):
             rows[change.key] = change.value
     kept = [(key, value) for key, value in rows.items() if value is not None]
-    assert _shown(Registrations(kept, Outbox(), owners)) == _modelled(model, owners)
+    assert _shown(Registrations(kept, Outbox(), owners, "weave.local.")) == _modelled(model, owners)
 
 
 def _shown(registrations: Registrations) -> set[tuple[str, bytes]]:

@@ -48,12 +48,12 @@ class FakeMesh:
 class Host:
     """One peer's attachments and names; :meth:`settle` is the end of an event."""
 
-    def __init__(self, disk: dict[tuple[str, bytes], bytes] | None = None) -> None:
+    def __init__(self, disk: dict[tuple[str, bytes], bytes] | None = None, domain: str = DOMAIN) -> None:
         self.disk = {} if disk is None else disk
         self.outbox = Outbox()
         self.mesh = FakeMesh()
         self.endpoints = Endpoints(self._rows("attachments"), self.outbox, self.mesh)
-        self.names = Names(ME, DOMAIN, self._rows("names"), self.outbox, self.endpoints, self.mesh)
+        self.names = Names(ME, domain, self._rows("names"), self.outbox, self.endpoints, self.mesh)
         self.answers: dict[str, tuple[str, ...]] = {}
         self.told: list[SetNames] = []
         self.settle()
@@ -213,6 +213,38 @@ def test_everything_is_remembered() -> None:
         }
     )
     assert again.told[0].whole
+
+
+def test_names_are_below_the_domain_of_this_start() -> None:
+    host = Host()
+    host.attach("a", "10.32.0.1/12", name="A.weave.local")
+    long = ".".join(["x" * 60] * 3)
+    host.add(f"{long}.weave.local", EXTERNAL, "10.9.9.8")
+    host.add("db", EXTERNAL, "10.9.9.9")
+    again = Host(host.disk, "lab.example.")
+    expected = {"A": ("10.32.0.1",), "db": ("10.9.9.9",), long: ("10.9.9.8",)}
+    assert again.answers == {f"{name}.lab.example.": addresses for name, addresses in expected.items()}
+    assert again.remove("db", EXTERNAL) == Done()
+    del expected["db"]
+    far = "far." * 25
+    assert Host(again.disk, far).answers == {f"A.{far}": ("10.32.0.1",)}, "one is too long there"
+    assert Host(again.disk).answers == {f"{name}.weave.local.": addresses for name, addresses in expected.items()}
+
+
+def test_who_has_another_domain_is_known_while_reachable() -> None:
+    host = Host()
+    host.hear(("web.example.com.", "10.0.0.2"), ("db.example.com.", "10.0.0.3"), ("web.weave.local.", "10.0.0.4"))
+    assert host.names.elsewhere == {OTHER: "db.example.com."}
+    assert host.answers == {"web.weave.local.": ("10.0.0.4",)}
+    host.mesh.up = frozenset({ME})
+    host.settle(10.0)
+    host.settle(10.0 + NAME_ABSENCE_S)
+    assert host.names.elsewhere == {}
+    host.mesh.up = frozenset({ME, OTHER})
+    host.settle(20.0)
+    assert host.names.elsewhere == {OTHER: "db.example.com."}
+    host.hear(("web.weave.local.", "10.0.0.4"))
+    assert host.names.elsewhere == {}
 
 
 def test_an_owner_that_is_gone_after_a_crash_leaves_no_name() -> None:

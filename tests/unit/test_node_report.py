@@ -36,6 +36,14 @@ def report_of_member(ranges: tuple[str, ...], *, explicit: bool) -> NodeReport:
     return node_report(node, 101.0)
 
 
+def test_who_has_another_domain_is_named() -> None:
+    node = started((), explicit=False)
+    assert not [text for text in node_report(node, 101.0).warnings if "--dns-domain" in text]
+    node.names.elsewhere[OTHER] = "web.example.com."
+    (warning,) = [text for text in node_report(node, 101.0).warnings if "--dns-domain" in text]
+    assert "not below weave.local. and not answered here (web.example.com.); next: " in warning
+
+
 def test_a_range_that_came_too_late_is_named() -> None:
     report = report_of_member(("10.50.0.0/16",), explicit=True)
     assert report.ipam.range == "10.40.0.0/16"

@@ -263,6 +263,7 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
         warnings.append(f"{report.address}: {_without_retry(report.info)}")
     warnings += node.datapaths.sleeve.warnings
     warnings += mtu_warnings(node)
+    warnings += _domain_warnings(node)
     dead = [report for report in connections if report.state == "established" and report.plane == "no data path"]
     for report in dead[:3]:
         warnings.append(f"no data path to {report.name}({report.nickname}): {report.plane_reason}")
@@ -292,6 +293,18 @@ def _minority(node: Node) -> list[str]:
         "peers within reach is still given out; removals, new electors and the reset of voters wait; next: bring back "
         f"{', '.join(_titled(node, voter) for voter in missing)}; if they are gone for good, `weave rmpeer` says how "
         "to go on without them"
+    ]
+
+
+def _domain_warnings(node: Node) -> list[str]:
+    elsewhere = sorted(node.names.elsewhere.items())
+    if not elsewhere:
+        return []
+    peers = ", ".join(_titled(node, origin) for origin, _ in elsewhere[:OWNERS_NAMED])
+    more = f" and {len(elsewhere) - OWNERS_NAMED} more" if len(elsewhere) > OWNERS_NAMED else ""
+    return [
+        f"names of {peers}{more} are not below {node.names.domain} and not answered here ({elsewhere[0][1]}); "
+        "next: launch all with the same --dns-domain"
     ]
 
 

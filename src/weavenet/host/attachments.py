@@ -37,7 +37,7 @@ from weavenet.core.commands import (
 from weavenet.core.commands import Attachments as AttachmentList
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.limits import DNS_DOMAIN_DEFAULT
-from weavenet.core.names import EXPOSE, absolute_name
+from weavenet.core.names import EXPOSE, absolute_name, is_below
 from weavenet.core.overlay.endpoints import is_named
 from weavenet.host import hostsfile, naming, netns, requests
 from weavenet.host.attach import Attacher
@@ -139,7 +139,8 @@ class Attachments:
     def _completed(self, container: netns.Container, wishes: Wishes) -> Wishes:
         """``wishes`` with the absolute name, or none. Raises WeaveError for a name that was asked for and cannot be."""
         old = self._known.get(container.ident)
-        name = wishes.name or (old.hosts_name if old is not None else "") or naming.container_name(container)
+        kept = old.hosts_name if old is not None and is_below(old.hosts_name, self._domain) else ""
+        name = wishes.name or kept or naming.container_name(container)
         absolute = absolute_name(name, self._domain) if name else ""
         if isinstance(absolute, Failure):
             if wishes.name:

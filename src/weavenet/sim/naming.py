@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from weavenet.core.commands import AddName, Attachment, Command, RemoveName
+from weavenet.core.limits import DNS_DOMAIN_DEFAULT
 from weavenet.core.names import EXTERNAL
 from weavenet.core.names.registrations import Registration, packed
 from weavenet.core.types import AddressRange
@@ -48,7 +49,8 @@ def expected_answers(hosts: Iterable[Host]) -> Answers:
         for (table, _), value in rows.items():
             if table == "names":
                 registration = msgspec.msgpack.decode(value, type=Registration)
-                found.setdefault(registration.name.lower(), set()).update(_addresses(host, registration))
+                name = f"{registration.name.lower()}.{DNS_DOMAIN_DEFAULT}"
+                found.setdefault(name, set()).update(_addresses(host, registration))
     return {name: addresses for name, addresses in found.items() if addresses}
 
 

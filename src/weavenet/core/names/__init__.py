@@ -2,6 +2,6 @@
 
 from weavenet.core.names.names import Names
 from weavenet.core.names.registrations import EXPOSE, EXTERNAL
-from weavenet.core.names.spelling import absolute_name
+from weavenet.core.names.spelling import absolute_name, is_below
 
-__all__ = ["EXPOSE", "EXTERNAL", "Names", "absolute_name"]
+__all__ = ["EXPOSE", "EXTERNAL", "Names", "absolute_name", "is_below"]

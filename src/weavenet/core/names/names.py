@@ -59,12 +59,14 @@ class Names:
         self._outbox = outbox
         self._attached = attached
         self._published = published
-        self._registrations = Registrations(rows, outbox, attached)
+        self._registrations = Registrations(rows, outbox, attached, domain)
         self.directory = Directory()
         self._entries: dict[str, frozenset[Entry]] = {}
         """Ours, by owner, as published."""
         self._count = 0
         self._read: dict[PeerId, dict[bytes, Entry | None]] = {}
+        self.elsewhere: dict[PeerId, str] = {}
+        """Reachable origins of names that are not below our domain, which are not answered here; one of them each."""
         self._stale_owners = set(self._registrations.owners())
         self._stale_origins: set[PeerId] = set()
         self._reachable: frozenset[PeerId] = frozenset()
@@ -191,16 +193,23 @@ class Names:
         for origin in sorted(stale - {self._own}):
             if origin not in self._reachable and origin not in self._missed:
                 self._read.pop(origin, None)
+                self.elsewhere.pop(origin, None)
                 self.directory.set(origin, frozenset())
                 continue
             before = self._read.get(origin, {})
             bodies = self._published.records_of(origin, KIND_NAME)
-            read = {body: before[body] if body in before else self._decode(body) for body in bodies}
+            read = {body: before[body] if body in before else _decoded(body) for body in bodies}
             if read:
                 self._read[origin] = read
             else:
                 self._read.pop(origin, None)
-            self.directory.set(origin, frozenset(entry for entry in read.values() if entry is not None))
+            entries = frozenset(entry for entry in read.values() if entry is not None)
+            ours = frozenset(entry for entry in entries if is_below(entry.name, self.domain))
+            if len(ours) < len(entries):
+                self.elsewhere[origin] = min(entries - ours).name
+            else:
+                self.elsewhere.pop(origin, None)
+            self.directory.set(origin, ours)
 
     def check(self) -> None:
         """Raises InvariantBroken."""
@@ -213,14 +222,15 @@ class Names:
                 raise InvariantBroken("published names are not those registered")
         self.directory.check()
 
-    def _decode(self, body: bytes) -> Entry | None:
-        """None for what cannot be an entry in our domain."""
-        record = record_body(_decoder, body)
-        if record is None:
-            return None
-        if len(record.address) not in {4, 16} or name_problem(record.name) or not record.name.endswith("."):
-            return None
-        return Entry(record.name, record.address, record.owner) if is_below(record.name, self.domain) else None
+
+def _decoded(body: bytes) -> Entry | None:
+    """None for what cannot be an entry of any domain."""
+    record = record_body(_decoder, body)
+    if record is None:
+        return None
+    if len(record.address) not in {4, 16} or name_problem(record.name) or not record.name.endswith("."):
+        return None
+    return Entry(record.name, record.address, record.owner)
 
 
 def _key(entry: Entry) -> bytes:

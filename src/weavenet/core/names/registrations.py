@@ -8,6 +8,7 @@ Invariants:
   are not blocked. They come back with it.
 - A given address that its attachment gives up leaves the registration for good; it may be somebody else's tomorrow.
 - The registrations of an attachment go when it is forgotten. Those of ``weave:external`` go by hand only.
+- They are remembered without the domain: where it has another name from the next start on, they are below that.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from weavenet.core.commands import Attachment
 from weavenet.core.effects import Change, Outbox
 from weavenet.core.errors import Code, Failure
 from weavenet.core.limits import ADDRESSES_PER_IDENT_MAX, NAME_REGISTRATIONS_MAX
-from weavenet.core.names.spelling import folded
+from weavenet.core.names.spelling import folded, name_problem
 from weavenet.core.types import Label
 
 TABLE = "names"
@@ -44,7 +45,7 @@ class Entry(NamedTuple):
 
 class Registration(msgspec.Struct, frozen=True, array_like=True):
     """``is_all``: for whatever addresses the owner has; ``bound``: for these of them, as long as it has them;
-    ``addresses``: for these, which are not its own."""
+    ``addresses``: for these, which are not its own. ``name``: absolute, but without the domain in the store."""
 
     name: Label
     owner: Label
@@ -73,13 +74,21 @@ def packed(text: str) -> bytes:
 
 
 class Registrations:
-    def __init__(self, rows: Iterable[tuple[bytes, bytes]], outbox: Outbox, owners: Owners) -> None:
+    """``domain``: absolute; every name is below it."""
+
+    def __init__(self, rows: Iterable[tuple[bytes, bytes]], outbox: Outbox, owners: Owners, domain: str) -> None:
         self._outbox = outbox
+        self._domain = domain
         self._owners = owners
         self._by_owner: dict[str, dict[str, Registration]] = {}
         self._count = 0
         for _, value in rows:
-            registration = msgspec.msgpack.decode(value, type=Registration)
+            stored = msgspec.msgpack.decode(value, type=Registration)
+            registration = msgspec.structs.replace(stored, name=f"{stored.name}.{domain}")
+            problem = name_problem(registration.name)
+            if problem:
+                outbox.note("warning", "names", f"{stored.name} is not told below {domain}: {problem}")
+                continue
             self._by_owner.setdefault(registration.owner, {})[folded(registration.name)] = registration
             self._count += 1
         for owner in tuple(self._by_owner):
@@ -173,7 +182,8 @@ class Registrations:
         """Remember it, or forget it when it names nothing."""
         owned = self._by_owner.setdefault(registration.owner, {})
         key = folded(registration.name)
-        row = f"{registration.owner}\0{key}".encode()
+        name = registration.name[: -len(self._domain) - 1]
+        row = f"{registration.owner}\0{folded(name)}".encode()
         if not (registration.is_all or registration.addresses or registration.bound):
             if owned.pop(key, None) is not None:
                 self._count -= 1
@@ -181,6 +191,7 @@ class Registrations:
         elif owned.get(key) != registration:
             self._count += key not in owned
             owned[key] = registration
-            self._outbox.persist(Change(TABLE, row, msgspec.msgpack.encode(registration)))
+            stored = msgspec.structs.replace(registration, name=name)
+            self._outbox.persist(Change(TABLE, row, msgspec.msgpack.encode(stored)))
         if not owned:
             del self._by_owner[registration.owner]

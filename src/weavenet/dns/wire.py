@@ -257,7 +257,6 @@ class Response(NamedTuple):
     ttls: tuple[int, ...]
     ttl_s: int | None
     negative_ttl_s: int | None
-    opt_at: int | None
 
     @property
     def rcode(self) -> int:
@@ -272,7 +271,7 @@ def parse_response(message: bytes, number: int, question: bytes) -> Response:
     if found != number or not flags & QR or flags & OPCODE:
         raise Malformed("not the answer to this query")
     if questions == 0 and flags & RCODE and len(message) == HEADER_BYTES:  # how some say FORMERR
-        return Response(flags, 0, (), None, None, None)
+        return Response(flags, 0, (), None, None)
     if len(message) < HEADER_BYTES + len(question):
         raise Malformed("shorter than its question")
     at = HEADER_BYTES + len(question)
@@ -281,16 +280,15 @@ def parse_response(message: bytes, number: int, question: bytes) -> Response:
     if message[at - 4 : at] != question[-4:]:
         raise Malformed("another type or class")
     if flags & TC:
-        return Response(flags, answers, (), None, None, None)
+        return Response(flags, answers, (), None, None)
     total = answers + authorities + additionals
     if total > RECORDS_MAX:
         raise Malformed("more records than any answer has")
     ttls: list[int] = []
     least: int | None = None
     negative: int | None = None
-    opt_at: int | None = None
     for index in range(total):
-        start, end = at, _end_of_name(message, at)
+        end = _end_of_name(message, at)
         if end + 10 > len(message):
             raise Malformed("a record without end")
         kind, _, ttl, length = _RECORD.unpack_from(message, end)
@@ -298,11 +296,10 @@ def parse_response(message: bytes, number: int, question: bytes) -> Response:
         if at > len(message):
             raise Malformed("a record without end")
         if kind == OPT:
-            opt_at = start
             continue
         ttl = 0 if ttl >> 31 else ttl  # RFC 2181, section 8
         ttls.append(end + 4)
         least = ttl if least is None else min(least, ttl)
         if kind == SOA and answers <= index < answers + authorities and length >= 22:
             negative = min(ttl, int.from_bytes(message[at - 4 : at], "big"))
-    return Response(flags, answers, tuple(ttls), least, negative, opt_at)
+    return Response(flags, answers, tuple(ttls), least, negative)

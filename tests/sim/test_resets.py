@@ -98,7 +98,7 @@ def test_reset_hands_everything_over(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_reset_timeout_isolated_changes_nothing(seed: int) -> None:
+def test_reset_timeout_during_a_partition_isolated_changes_nothing(seed: int) -> None:
     """Without anybody to take the addresses nothing happens; after the timeout everything is as it was."""
     stage = formed(10 + seed)
     *rest, leaver = stage.hosts
@@ -123,7 +123,7 @@ def test_reset_timeout_isolated_changes_nothing(seed: int) -> None:
     assert stage.allocate(leaver, "a") == address
 
 
-def test_reset_timeout_a_voter_with_a_minority_waits_for_the_quorum() -> None:
+def test_reset_timeout_during_a_partition_a_voter_with_a_minority_waits_for_the_quorum() -> None:
     stage = formed(20)
     one, two, three, friend, leaver = stage.hosts
     stage.partition((one, two, three), (friend, leaver))
@@ -139,7 +139,7 @@ def test_reset_timeout_a_voter_with_a_minority_waits_for_the_quorum() -> None:
     end(stage, leaver)
 
 
-def test_reset_partially_isolated_needs_an_heir_and_a_witness_only() -> None:
+def test_reset_during_a_partition_partially_isolated_needs_an_heir_and_a_witness_only() -> None:
     """Who does not vote needs no quorum: two others are enough, on whichever side they are."""
     stage = formed(21, electors=3)
     *rest, heir, leaver = stage.hosts
@@ -153,7 +153,7 @@ def test_reset_partially_isolated_needs_an_heir_and_a_witness_only() -> None:
     end(stage, leaver)
 
 
-def test_reset_partially_isolated_with_one_peer_has_no_witness() -> None:
+def test_reset_during_a_partition_partially_isolated_with_one_peer_has_no_witness() -> None:
     stage = formed(22, electors=3)
     *rest, heir, leaver = stage.hosts
     stage.partition(tuple(rest), (heir, leaver))
@@ -200,6 +200,28 @@ def test_reset_heir_dies_before_it_confirmed(seed: int, returns: bool) -> None:
     if not returns:
         assert isinstance(stage.answer(stage.ask(others[0], RemovePeers((given.hex(),)))), Done)
         assert given not in others[0].node.ring.shares
+    end(stage, leaver)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reset_during_a_partition_heir_dies_and_it_ends_when_somebody_else_is_met(seed: int) -> None:
+    """Past the point of no return, with one other peer left on its side: it stays, says who is missing, and goes on by
+    itself."""
+    stage = formed(36 + seed, electors=3)
+    *rest, one, other, leaver = stage.hosts
+    stage.partition(tuple(rest), (one, other, leaver))
+    stage.advance(NOTICED_S)
+    stage.fill(leaver, 3, "a")
+    request = reset(stage, leaver)
+    heir = given_away(stage, leaver)[0]
+    heir.kill(kernel_lost=True)
+    stage.advance(60)
+    assert request not in stage.answers
+    assert phase(stage, leaver) == "surrendering"
+    assert any(host.label in needs(stage, leaver) for host in (*rest, heir))
+    stage.reunite()
+    has_left(stage, leaver, request)
+    heir.start()
     end(stage, leaver)
 
 

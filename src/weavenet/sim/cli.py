@@ -14,17 +14,27 @@ from typing import NamedTuple
 import click
 
 from weavenet.sim.scale import ScaleOptions, run_scale
+from weavenet.sim.swarm import PEERS_MAX, PEERS_MIN, WORDS, draw_swarm, minimise, without
 from weavenet.sim.trace import TAIL_LINES, Trace
-from weavenet.sim.world import STEPS_DEFAULT, draw_options, run_seed
+from weavenet.sim.world import STEPS_DEFAULT, HistoryOptions, draw_options, run_seed
 
 _TAIL_SHOWN = 60
 
 
 class Job(NamedTuple):
+    """``swarm``: of the wider menu. ``gone``: words of what the history is without."""
+
     seed: int
     peers_min: int
     peers_max: int
     steps: int
+    swarm: bool = False
+    gone: tuple[str, ...] = ()
+
+    def options(self) -> HistoryOptions:
+        draw = draw_swarm if self.swarm else draw_options
+        options = draw(self.seed, peers_min=self.peers_min, peers_max=self.peers_max, steps=self.steps)
+        return without(options, self.gone)
 
 
 class Outcome(NamedTuple):
@@ -35,27 +45,41 @@ class Outcome(NamedTuple):
 
 def run_job(job: Job) -> Outcome:
     """One history without a trace; ``violation`` is empty when it was fine."""
-    options = draw_options(job.seed, peers_min=job.peers_min, peers_max=job.peers_max, steps=job.steps)
-    world, violation = run_seed(job.seed, options)
+    world, violation = run_seed(job.seed, job.options())
     return Outcome(job.seed, world.steps, str(violation) if violation else "")
 
 
 def replay(job: Job, *, keep: int | None) -> tuple[Trace, str]:
     """The same history with its trace."""
-    options = draw_options(job.seed, peers_min=job.peers_min, peers_max=job.peers_max, steps=job.steps)
     trace = Trace(keep)
-    _, violation = run_seed(job.seed, options, trace)
+    _, violation = run_seed(job.seed, job.options(), trace)
     return trace, str(violation) if violation else ""
 
 
 def replay_command(job: Job) -> str:
-    return f"weave sim --seed {job.seed} --peers {job.peers_min}-{job.peers_max} --steps {job.steps} --trace"
+    words = "".join(f" --without {word}" for word in job.gone)
+    swarm = " --swarm" if job.swarm else ""
+    return (
+        f"weave sim --seed {job.seed} --peers {job.peers_min}-{job.peers_max} --steps {job.steps}{swarm}{words} --trace"
+    )
 
 
 def describe_failure(job: Job, violation: str, trace: Trace, shown: int = _TAIL_SHOWN) -> str:
     """What a person needs to understand a violation: seed, rule, how to replay it, and the end of the trace."""
     lines = [*trace.tail(shown), f"seed {job.seed}: {violation}", f"replay: {replay_command(job)}"]
     return "\n".join(lines)
+
+
+def minimised(job: Job, violation: str) -> Job:
+    """The smallest history found that breaks the same rule."""
+    rule = violation.partition(":")[0]
+
+    def fails(steps: int, gone: tuple[str, ...]) -> bool:
+        outcome = run_job(job._replace(steps=steps, gone=gone))
+        return outcome.violation.partition(":")[0] == rule
+
+    steps, gone = minimise(job.steps, job.gone, fails)
+    return job._replace(steps=steps, gone=gone)
 
 
 def run_jobs(jobs: Iterable[Job], processes: int) -> Iterator[Outcome]:
@@ -67,7 +91,9 @@ def run_jobs(jobs: Iterable[Job], processes: int) -> Iterator[Outcome]:
         yield from pool.imap(run_job, jobs, chunksize=2)
 
 
-def _parse_peers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, int]:
+def _parse_peers(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
     low, _, high = text.partition("-")
     try:
         bounds = int(low), int(high or low)
@@ -78,15 +104,16 @@ def _parse_peers(context: click.Context, parameter: click.Parameter, text: str) 
     return bounds
 
 
-def _run_many(jobs: list[Job], processes: int, keep_going: bool) -> int:
+def _run_many(jobs: list[Job], processes: int, keep_going: bool, smallest: bool) -> int:
     began, events, failed, done = time.monotonic(), 0, 0, 0
     for job, outcome in zip(jobs, run_jobs(jobs, processes), strict=True):
         done += 1
         events += outcome.events
         if outcome.violation:
             failed += 1
-            trace, _ = replay(job, keep=TAIL_LINES)
-            click.echo(describe_failure(job, outcome.violation, trace))
+            shown = minimised(job, outcome.violation) if smallest else job
+            trace, violation = replay(shown, keep=TAIL_LINES)
+            click.echo(describe_failure(shown, violation, trace))
             if not keep_going:
                 break
         elif sys.stderr.isatty() and done % 10 == 0:
@@ -99,8 +126,12 @@ def _run_many(jobs: list[Job], processes: int, keep_going: bool) -> int:
     return 1 if failed else 0
 
 
-def _run_one(job: Job, with_trace: bool) -> int:
-    trace, violation = replay(job, keep=None if with_trace else TAIL_LINES)
+def _run_one(job: Job, with_trace: bool, smallest: bool) -> int:
+    keep = None if with_trace else TAIL_LINES
+    trace, violation = replay(job, keep=keep)
+    if violation and smallest:
+        job = minimised(job, violation)
+        trace, violation = replay(job, keep=keep)
     if with_trace:
         for line in trace.lines:
             click.echo(line)
@@ -116,37 +147,50 @@ def _run_one(job: Job, with_trace: bool) -> int:
 @click.option("--first-seed", default=1, show_default=True, type=click.IntRange(0), help="seed of the first one")
 @click.option("--seed", type=click.IntRange(0), help="only the history of this seed")
 @click.option("--trace", is_flag=True, help="with --seed: print one line per event")
-@click.option("--peers", default="5-7", show_default=True, callback=_parse_peers, help="hosts per history: N or N-M")
+@click.option("--peers", callback=_parse_peers, help="hosts per history: N or N-M  [default: 5-7; of a swarm 1-25]")
 @click.option(
     "--steps", default=STEPS_DEFAULT, show_default=True, type=click.IntRange(0), help="actions and faults each"
 )
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1, 64), help="processes")
 @click.option("--keep-going", is_flag=True, help="go on after a violation")
+@click.option(
+    "--swarm", is_flag=True, help=f"random configurations of {PEERS_MIN} to {PEERS_MAX} hosts and more faults"
+)
+@click.option("--minimise", "smallest", is_flag=True, help="after a violation look for a smaller history that has it")
+@click.option("--without", "gone", multiple=True, type=click.Choice(WORDS), help="take something away; may be repeated")
 @click.option("--links", type=click.IntRange(1, 200), help="scale run: each peer has about this many links, no faults")
 def sim_command(  # noqa: PLR0917
     seeds: int,
     first_seed: int,
     seed: int | None,
     trace: bool,
-    peers: tuple[int, int],
+    peers: tuple[int, int] | None,
     steps: int,
     jobs: int,
     keep_going: bool,
+    swarm: bool,
+    smallest: bool,
+    gone: tuple[str, ...],
     links: int | None,
 ) -> int:
     """Run whole clusters in virtual time under random faults and check every invariant after every event.
 
     Example:  weave sim --seeds 200 --jobs 2
 
+    Example:  weave sim --swarm --seeds 20000 --jobs 2 --keep-going --minimise      (the long run: hours)
+
     Example:  weave sim --peers 1000 --links 20      (how a big mesh converges, and what it costs)
     """
+    if peers is None:
+        peers = (PEERS_MIN, PEERS_MAX) if swarm else (5, 7)
     if links is not None:
         options = ScaleOptions(peers=peers[1], links=links, seed=first_seed if seed is None else seed)
         click.echo(run_scale(options).text())
         return 0
     if seed is not None:
-        return _run_one(Job(seed, *peers, steps), trace)
-    return _run_many([Job(first_seed + index, *peers, steps) for index in range(seeds)], jobs, keep_going)
+        return _run_one(Job(seed, *peers, steps, swarm, gone), trace, smallest)
+    many = [Job(first_seed + index, *peers, steps, swarm, gone) for index in range(seeds)]
+    return _run_many(many, jobs, keep_going, smallest)
 
 
 def main(arguments: list[str]) -> int:

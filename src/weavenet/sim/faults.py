@@ -29,6 +29,7 @@ class FaultKind(Enum):
     SUSPEND = "suspend"
     VM_PAUSE = "vm-pause"
     SLOW_DISK = "slow-disk"
+    ROLLBACK = "rollback"
 
 
 class FaultOptions(msgspec.Struct, kw_only=True, frozen=True):
@@ -73,8 +74,12 @@ def _maybe(rng: random.Random, probability: float, highest: float) -> float:
 
 
 def draw_faults(rng: random.Random, *, lost_disks: bool) -> FaultOptions:
-    """A random corner of the menu. ``lost_disks``: whether a disk may be lost (the host returns as a new peer)."""
-    weights = {kind: rng.random() for kind in FaultKind if rng.random() < 0.5}
+    """A random corner of the menu. ``lost_disks``: whether a disk may be lost (the host returns as a new peer). Disks
+    are set back in swarms only (``swarm``)."""
+    weights: dict[FaultKind, float] = {}
+    for kind in FaultKind:
+        if kind is not FaultKind.ROLLBACK and rng.random() < 0.5:
+            weights[kind] = rng.random()
     if not lost_disks:
         weights.pop(FaultKind.LOST_DISK, None)
     elif FaultKind.LOST_DISK in weights:

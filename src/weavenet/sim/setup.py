@@ -50,6 +50,9 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     electors: int = 3
     range_cidr: str = "10.32.0.0/24"
     subnets: tuple[str, ...] = ("",)
+    observers: bool = False
+    """Hosts beyond the electors are observers, however the others find each other; electors without seeds or lock are
+    told their number then, since a target that is an observer counts until it is met."""
     launch_spread_s: float = 0.5
     discovery: bool = True
     sleeve: bool = False
@@ -118,8 +121,10 @@ def configure(setup: Setup, host: Host) -> NodeConfig:
         case Bootstrap.ALONE:
             targets = []
     is_ephemeral = host.index >= setup.peers - setup.ephemerals
-    if is_ephemeral:
+    if is_ephemeral or (setup.observers and host.index >= setup.electors):
         mode = GenesisMode.OBSERVER
+    if setup.observers:
+        count = setup.electors
     is_resumed = any(table == "targets" for table, _ in host.disk.durable)
     return NodeConfig(
         peer=host.peer,

@@ -1,7 +1,9 @@
 """Faults as they strike: each kind of :class:`FaultKind` on random victims, lifted again after a random while.
 
 Several may be in force at once. Which hosts may lose their disk is bounded: only when everybody has the cluster record
-(before that, a blank store is one elector more than anybody counts), and never more than a third of them.
+(before that, a blank store is one elector more than anybody counts), and never more than a third of them. A disk is
+set back only behind the cluster record, and not a voter's: one that forgot its vote and hears of it too late may vote
+again, which no counting of voters makes good.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from weavenet.core.types import PeerId
 from weavenet.sim.disk import Disk
 from weavenet.sim.faults import FaultKind, FaultOptions
 from weavenet.sim.host import Host
@@ -61,6 +64,9 @@ class Storm:
                 self._later(outage, victim.start)
             case FaultKind.LOST_DISK:
                 self._lose_disk(victim, outage)
+            case FaultKind.ROLLBACK:
+                copy, peer = dict(victim.disk.durable), victim.peer
+                self._later(outage, self._roll_back, victim, copy, peer, outage * self._rng.random())
             case FaultKind.PARTITION | FaultKind.ISOLATE | FaultKind.ONE_WAY:
                 self._cut(self._pairs(kind, victim), outage)
             case FaultKind.FLAP:
@@ -153,6 +159,20 @@ class Storm:
         world.workload.lost(victim)
         world.checker.forget_host(victim)
         victim.lose_disk()
+        self._later(outage_s, victim.start)
+
+    def _roll_back(self, victim: Host, copy: dict[tuple[str, bytes], bytes], peer: PeerId, outage_s: float) -> None:
+        """The disk of ``victim`` becomes what it was when ``copy`` was made, if it is still ``peer``."""
+        world = self._world
+        nodes = [host.node for host in world.hosts if host.node is not None]
+        ids = {peer, None if victim.node is None else victim.node.ipam.bound_as}
+        votes = victim.node is None or any(ids.intersection(node.log.voters) for node in nodes)
+        is_formed = all(_has_record(host.disk) for host in world.hosts) and any(table == "log" for table, _ in copy)
+        if victim.peer != peer or votes or not is_formed:
+            return
+        world.workload.lost(victim)
+        world.checker.forget_host(victim)
+        victim.set_back(copy)
         self._later(outage_s, victim.start)
 
     def _slow_disk(self, disk: Disk, outage_s: float) -> None:

@@ -53,6 +53,8 @@ class Underlay:
     def random_cut(self, hosts: int) -> list[Cut]:
         """UDP of one plane or both, between two hosts or around one, often in one direction only."""
         rng = self._rng
+        if hosts < 2:
+            return []
         one, other = rng.sample(range(hosts), 2)
         pairs = [(one, other), (other, one)]
         if rng.random() < 0.3:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from test_resets import NOTICED_S, end, formed, has_left, reset
+from test_resets import NOTICED_S, all_open, end, formed, has_left, reset
 
 from weavenet.core.commands import Consense, Done, RemovePeers
 from weavenet.core.messages.link import Hello
+from weavenet.sim.host import sim_peer_id
 from weavenet.sim.setup import Bootstrap
 from weavenet.sim.stage import Stage
 
@@ -51,3 +52,17 @@ def test_reset_of_a_voter_that_removed_the_living() -> None:
     assert isinstance(stage.answer(stage.ask(other, RemovePeers((left.hex(),), force=True))), Done)
     stage.rest()
     assert left not in other.node.membership.witnesses
+
+
+def test_a_departure_outlives_a_restart_of_everybody() -> None:
+    stage = formed(133)
+    leaver, *rest = stage.hosts
+    has_left(stage, leaver, reset(stage, leaver))
+    stage.advance(3)
+    for host in rest:
+        host.kill(kernel_lost=True)
+    for host in rest:
+        host.start()
+    stage.until(lambda: all_open(rest), 60, "data paths")
+    assert all(host.node and sim_peer_id(0, 0) not in host.node.membership.witnesses for host in rest)
+    end(stage, leaver)

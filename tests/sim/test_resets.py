@@ -474,20 +474,6 @@ def test_reset_by_force_prints_the_line_that_recovers_its_space() -> None:
     end(stage, leaver)
 
 
-def test_a_departure_outlives_a_restart_of_everybody() -> None:
-    stage = formed(133)
-    leaver, *rest = stage.hosts
-    has_left(stage, leaver, reset(stage, leaver))
-    stage.advance(3)
-    for host in rest:
-        host.kill(kernel_lost=True)
-    for host in rest:
-        host.start()
-    stage.until(lambda: all_open(rest), 60, "data paths")
-    assert all(host.node and sim_peer_id(0, 0) not in host.node.membership.witnesses for host in rest)
-    end(stage, leaver)
-
-
 def play_somebody_was_away(seed: int) -> None:
     stage = formed(134 + seed)
     leaver, away = stage.hosts[:2]

@@ -42,6 +42,10 @@ class Ring:
         if self.inherits:
             self.inherits, self.held = False, ((8, 12),)
 
+    @property
+    def holds(self) -> bool:
+        return bool(self.held)
+
     def held_segments(self) -> tuple[Segment, ...]:
         return tuple(Segment(low, high, Stamp(GENESIS_POSITION, 2, ME)) for low, high in self.held)
 

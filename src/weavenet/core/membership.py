@@ -188,6 +188,12 @@ class Membership:
         """Fenced, or gone: this life only ends."""
         return bool(self.fenced) or self.leaving.is_gone
 
+    @property
+    def is_watchful(self) -> bool:
+        """Something here goes on with any event, sooner than its deadline says: leaving, a lease, a word to take
+        back."""
+        return self.leaving.is_leaving or self.leasing.own.is_needed or bool(self.attests)
+
     def deadline(self) -> float | None:
         parts = (
             self.decrees,
@@ -204,7 +210,7 @@ class Membership:
     @property
     def _collects(self) -> bool:
         """A leaver does not begin to inherit."""
-        return not self.leaving.is_surrendering or bool(self._ipam.held)
+        return not self.leaving.is_surrendering or self._ipam.holds
 
     def advance(self, now: float) -> None:
         """To be called once per settling round, after news was exchanged."""

@@ -68,7 +68,6 @@ from weavenet.core.events import (
     RecordOffered,
     Requested,
     SleeveReported,
-    Tick,
 )
 from weavenet.core.founding import Founding
 from weavenet.core.incarnation import incarnation_row, next_incarnation
@@ -98,6 +97,7 @@ from weavenet.core.overlay.endpoints import Endpoints
 from weavenet.core.overlay.handover import Handover
 from weavenet.core.overlay.openplanes import OpenPlanes
 from weavenet.core.overlay.paths import Paths
+from weavenet.core.quiet import may_be_quiet
 from weavenet.core.removal import rejoin_of
 from weavenet.core.report import NodeReport
 from weavenet.core.ring import Ipam, Log, Ring, seed_genesis
@@ -190,8 +190,13 @@ class Node:
             is_obligated=self._is_obligated,
         )
         self.cluster.census = self._census
-        self._published: PeerRecord | None = None
+        self._said: tuple[object, ...] = ()
+        """What of the record about ourselves may change, as published."""
         self._deadline: float | None = None
+        self._others_due: float | None = None
+        """As far as it is not mesh or heartbeats that want it."""
+        self._is_restless = True
+        """The last round did something, so that another may, too."""
         self._blocked: tuple[tuple[str, str], ...] = ()
 
     # --- the driver's interface ---
@@ -239,7 +244,8 @@ class Node:
                 self.founding.offered(now, event)
             case _:
                 self.mesh.handle(now, event)
-        self._settle(now)
+        if not (may_be_quiet(event) and self._is_at_rest(now)):
+            self._settle(now)
         return self._lower()
 
     def deadline(self) -> float | None:
@@ -326,15 +332,33 @@ class Node:
 
     # --- settling: each part sees what the others did ---
 
+    def _is_at_rest(self, now: float) -> bool:
+        """After an event of mesh or heartbeats alone: whether nothing is new or due for any other part."""
+        is_due = self._others_due is not None and now >= self._others_due
+        if is_due or self._is_restless or self.membership.is_watchful:
+            return False
+        due = self.paths.deadline()
+        if due is not None and now >= due:
+            self.paths.tick(now)
+        mesh_due = self.mesh.deadline()
+        if mesh_due is not None and now >= mesh_due:
+            self.mesh.tick(now)
+            mesh_due = self.mesh.deadline()
+        if self.mesh.has_news or self.paths.changed or self.mesh.identity_ended:
+            return False
+        self._deadline = earliest((self._others_due, mesh_due, self.paths.deadline()))
+        return self._deadline is None or now < self._deadline
+
     def _settle(self, now: float) -> None:
         self._come_to_rest(now, is_due=self._deadline is not None and now >= self._deadline)
-        self._deadline = self._earliest()
+        self._find_deadline()
         if self._deadline is not None and now >= self._deadline:  # the event made something due at once
             self._come_to_rest(now, is_due=True)
-            self._deadline = self._earliest()
+            self._find_deadline()
 
     def _come_to_rest(self, now: float, *, is_due: bool) -> None:
         for _ in range(_SETTLE_ROUNDS_MAX):
+            before = len(self._outbox.effects)
             if is_due:
                 self._run_due(now)
             self.founding.advance(now)
@@ -355,19 +379,18 @@ class Node:
         self.names.advance(now)
         self.mesh.mark_promises(now)
         self.datapaths.lower(now)
+        self._is_restless = len(self._outbox.effects) > before
 
     def _run_due(self, now: float) -> None:
-        for part in (self.ipam, self.handover, self.paths, self.endpoints):
+        for part in (self.ipam, self.handover, self.paths, self.endpoints, self.mesh):
             due = part.deadline()
             if due is not None and now >= due:
                 part.tick(now)
-        mesh_due = self.mesh.deadline()
-        if mesh_due is not None and now >= mesh_due:
-            self.mesh.handle(now, Tick())
 
-    def _earliest(self) -> float | None:
-        parts = (self.mesh, self.ipam, self.handover, self.paths, self.endpoints, self.membership, self.founding)
-        return earliest([*(part.deadline() for part in parts), self.names.deadline()])
+    def _find_deadline(self) -> None:
+        parts = (self.ipam, self.handover, self.endpoints, self.membership, self.founding, self.names)
+        self._others_due = earliest([part.deadline() for part in parts])
+        self._deadline = earliest((self._others_due, self.mesh.deadline(), self.paths.deadline()))
 
     def _exchange_news(self, now: float) -> bool:
         self.membership.follow_log(now)
@@ -430,7 +453,7 @@ class Node:
 
     def _refuse_foreign(self, now: float) -> None:
         """A link that was admitted before either side had a cluster, and now leads into another one."""
-        if not self.cluster.id:
+        if not self.cluster.foreign or not self.cluster.id:
             return
         for cluster in sorted(self.cluster.foreign):
             self.mesh.refuse_cluster(now, cluster)
@@ -448,24 +471,30 @@ class Node:
         return self.ipam.owns_space(peer)
 
     def _publish_peer_record(self, now: float) -> None:
+        is_elector = self.cluster.is_elector_mode and self.cluster.may_found
+        settled_n = self._electorate.announced if self.log.genesis is None else 0
+        wants_genesis, votes_as = self.founding.is_wanted, self.ipam.bound_as or b""
+        is_leaving = self.membership.leaving.is_leaving
+        said = (is_elector, settled_n, wants_genesis, votes_as, is_leaving)
+        if said == self._said:
+            return
+        self._said = said
         record = PeerRecord(
             name=self.config.name,
             nickname=self.config.nickname,
             software=self.config.software,
-            elector=self.cluster.is_elector_mode and self.cluster.may_found,
-            settled_n=self._electorate.announced if self.log.genesis is None else 0,
-            wants_genesis=self.founding.is_wanted,
+            elector=is_elector,
+            settled_n=settled_n,
+            wants_genesis=wants_genesis,
             port=self.config.port,
             mtu=self.config.mtu,
             planes=self.config.planes,
-            votes_as=self.ipam.bound_as or b"",
+            votes_as=votes_as,
             trusts=self.config.trusted_subnets,
-            leaving=self.membership.leaving.is_leaving,
+            leaving=is_leaving,
             ttl_s=self.config.ephemeral_ttl_s,
         )
-        if record != self._published:
-            self._published = record
-            self.mesh.publish(now, KIND_PEER, b"", msgspec.msgpack.encode(record))
+        self.mesh.publish(now, KIND_PEER, b"", msgspec.msgpack.encode(record))
 
     # --- lowering ---
 
@@ -477,21 +506,25 @@ class Node:
     def _lower(self) -> list[Effect]:
         """One event's effects as drivers get them: what goes to disk, then filters and data paths, then what others
         see. So a confirmation never overtakes the filter or the closed path that it stands for."""
-        effects: list[Effect] = []
+        durable: list[Effect] = []
+        filters: list[Effect] = []
+        planes: list[Effect] = []
         shown: list[Effect] = []
         for effect in self._outbox.drain():
             match effect:
+                case Send():
+                    shown.append(effect)
                 case Persist() | Fence():
-                    effects.append(effect)
+                    durable.append(effect)
                 case Unicast():
                     link = self.mesh.next_hop(effect.destination)
                     if link is not None:
                         body = encode(effect.body)
                         shown.append(Send(link, Routed(self.config.peer, effect.destination, ROUTE_HOPS_MAX, body)))
+                case SetBlocked():
+                    filters.append(effect)
+                case SetPlane() | SetSleeve():
+                    planes.append(effect)
                 case _:
                     shown.append(effect)
-        if self.membership.fenced:
-            return effects
-        effects += [effect for effect in shown if isinstance(effect, SetBlocked)]
-        effects += [effect for effect in shown if isinstance(effect, SetPlane | SetSleeve)]
-        return effects + [effect for effect in shown if not isinstance(effect, SetBlocked | SetPlane | SetSleeve)]
+        return durable if self.membership.fenced else durable + filters + planes + shown

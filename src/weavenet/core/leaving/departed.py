@@ -20,6 +20,7 @@ from typing import Protocol
 
 import msgspec
 
+from weavenet.core.deadlines import earliest
 from weavenet.core.effects import Change, Outbox
 from weavenet.core.limits import CUSTODY_ROWS_MAX, DEPARTED_MAX, LEFT_PRESUMED_S, RECORD_ABSENT_EXPIRY_S
 from weavenet.core.messages.gossip import KIND_LEFT
@@ -116,7 +117,7 @@ class Departed:
         return tuple(reversed(mine))[:CUSTODY_ROWS_MAX]
 
     def deadline(self) -> float | None:
-        return min((time for time in (self._check_at, self._expire_at) if time is not None), default=None)
+        return earliest((self._check_at, self._expire_at))
 
     # --- learning ---
 

@@ -307,7 +307,7 @@ class Leaving:
             self._leave_last(now, "done: no other peer was known any more, so there was nothing to hand over")
             return
         needs: list[str] = list(self._lacks(now)) if self._is_elector else []
-        if self._around.holds and self._ipam.held:
+        if self._around.holds and self._ipam.holds:
             needs.append("addresses inherited from removed peers are still on hold")
         elif self._owns_space or not self._heirs:
             self._give(now)

@@ -20,7 +20,7 @@ from weavenet.core.config import NodeConfig
 from weavenet.core.deadlines import earliest
 from weavenet.core.effects import Outbox, Persist, Send
 from weavenet.core.errors import Failure, InvariantBroken, RefusalCode
-from weavenet.core.events import DialFailed, Event, InboundFailed, LinkClosed, LinkOpened, Received, Resolved
+from weavenet.core.events import DialFailed, Event, InboundFailed, LinkClosed, LinkOpened, Received, Resolved, Tick
 from weavenet.core.incarnation import PROMISES, last_incarnation, last_published, published_row
 from weavenet.core.limits import (
     NEIGHBOUR_WAIT_S,
@@ -171,6 +171,10 @@ class Mesh:
         self._around.follow_reachability(now)
         return is_ours
 
+    def tick(self, now: float) -> None:
+        """See to what is due."""
+        self.handle(now, Tick())
+
     def deadline(self) -> float | None:
         times = (
             self._dialer.deadline(),
@@ -204,11 +208,11 @@ class Mesh:
         """Established links that ended since start, duplicates apart."""
         return self._sessions.terminations
 
-    def take_changes(self) -> MeshChanges:
-        """What happened since the last call."""
-        topology, self._routes.has_changed = self._routes.has_changed, False
-        if not (
-            topology
+    @property
+    def has_news(self) -> bool:
+        """Whether :meth:`take_changes` would say anything."""
+        return bool(
+            self._routes.has_changed
             or self._around.changed
             or self._greeted
             or self._rejected
@@ -216,8 +220,13 @@ class Mesh:
             or self._links_down
             or self._bodies
             or self._targets_changed
-        ):
+        )
+
+    def take_changes(self) -> MeshChanges:
+        """What happened since the last call."""
+        if not self.has_news:
             return NO_CHANGES
+        topology, self._routes.has_changed = self._routes.has_changed, False
         changes = MeshChanges(
             greeted=tuple(self._greeted),
             rejected=tuple(self._rejected),
@@ -250,6 +259,8 @@ class Mesh:
 
     def mark_promises(self, now: float) -> None:
         """If this event makes promises to others durable: let them know a number that comes with it."""
+        if not self._outbox.effects:
+            return
         persists = (effect for effect in self._outbox.effects if isinstance(effect, Persist))
         if any(change.table in PROMISES for persist in persists for change in persist.changes):
             before = self._records.promised(KIND_PEER, b"")

@@ -119,9 +119,10 @@ class Surroundings:
 
     def peer_record(self, peer: PeerId) -> PeerRecord | None:
         held = self._records.origins.get(peer)
-        body = None if held is None else next(iter(held.bodies(KIND_PEER)), None)
-        if body is None:
+        bodies = None if held is None else held.by_kind.get(KIND_PEER)
+        if not bodies:
             return None
+        body = next(iter(bodies.values()))
         decoded = self._peer_records.get(peer)
         if decoded is None or decoded[0] is not body:  # asked for several times per event, changed rarely
             decoded = self._peer_records[peer] = body, _decode_peer(body)

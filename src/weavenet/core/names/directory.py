@@ -63,6 +63,8 @@ class Directory:
 
     def take_changes(self) -> tuple[NameRecord, ...]:
         """Names that mean something else than when they were last taken, in order."""
+        if not self._stale:
+            return ()
         changed = []
         for key in sorted(self._stale):
             held = self._by_name.get(key)

@@ -143,10 +143,11 @@ class Names:
             self._is_told = True
 
     def _follow_owners(self, now: float) -> None:
-        for ident in sorted(self._attached.changed):
-            self._registrations.attachment_changed(ident)
-        self._stale_owners |= self._attached.changed
-        self._attached.changed.clear()
+        if self._attached.changed:
+            for ident in sorted(self._attached.changed):
+                self._registrations.attachment_changed(ident)
+            self._stale_owners |= self._attached.changed
+            self._attached.changed.clear()
         if not self._stale_owners:
             return
         stale, self._stale_owners = sorted(self._stale_owners), set()
@@ -173,7 +174,7 @@ class Names:
             self._outbox.note("error", "names", f"more than {NAME_ENTRIES_MAX} entries: the rest is not told")
 
     def deadline(self) -> float | None:
-        return min(self._missed.values(), default=None)
+        return min(self._missed.values()) if self._missed else None
 
     def _follow_reachable(self, now: float) -> None:
         reachable = self._published.reachable()
@@ -184,11 +185,13 @@ class Names:
                 self._missed.pop(origin, None)
                 self._stale_origins.add(origin)
             self._reachable = reachable
-        for origin in [origin for origin, until in self._missed.items() if now >= until]:
+        for origin in [origin for origin, until in self._missed.items() if now >= until] if self._missed else ():
             del self._missed[origin]
             self._stale_origins.add(origin)
 
     def _follow_origins(self) -> None:
+        if not self._stale_origins:
+            return
         stale, self._stale_origins = self._stale_origins, set()
         for origin in sorted(stale - {self._own}):
             if origin not in self._reachable and origin not in self._missed:

@@ -80,7 +80,7 @@ class Endpoints:
         )
 
     def deadline(self) -> float | None:
-        return min(self._dead_until.values(), default=None)
+        return min(self._dead_until.values()) if self._dead_until else None
 
     def tick(self, now: float) -> None:
         for ident in [ident for ident, until in self._dead_until.items() if now >= until]:

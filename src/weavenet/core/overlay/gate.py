@@ -33,7 +33,7 @@ class Gate:
 
     @property
     def is_shut(self) -> bool:
-        return not self._unconfirmed.isdisjoint(self._planes.peers)
+        return bool(self._unconfirmed) and not self._unconfirmed.isdisjoint(self._planes.peers)
 
     def deadline(self) -> float | None:
         return min(self._ask_at, self._close_at) if self.is_shut else None

@@ -81,7 +81,9 @@ class Handover:
         """Peers whose handover finished since the node last looked; the node clears it."""
 
     def deadline(self) -> float | None:
-        return min((self._exchanges[peer].next_offer_at for peer in self._unfinished), default=None)
+        if not self._unfinished:
+            return None
+        return min(self._exchanges[peer].next_offer_at for peer in self._unfinished)
 
     @property
     def unfinished(self) -> frozenset[PeerId]:

@@ -39,6 +39,7 @@ class OpenPlanes:
         self._open: dict[PeerId, OpenPlane] = {
             PeerId(key): msgspec.msgpack.decode(value, type=OpenPlane) for key, value in rows
         }
+        self._peers: frozenset[PeerId] | None = None
         self._at: dict[str, set[PeerId]] = {}
         for peer, row in self._open.items():
             self._at.setdefault(row.host, set()).add(peer)
@@ -47,7 +48,9 @@ class OpenPlanes:
 
     @property
     def peers(self) -> frozenset[PeerId]:
-        return frozenset(self._open)
+        if self._peers is None:
+            self._peers = frozenset(self._open)
+        return self._peers
 
     def __contains__(self, peer: PeerId) -> bool:
         return peer in self._open
@@ -90,6 +93,8 @@ class OpenPlanes:
         before = self._open.get(peer)
         if before == row:
             return
+        if before is None:
+            self._peers = None
         if before is None or before.host != row.host:
             self._leave(peer, before)
             self._at.setdefault(row.host, set()).add(peer)
@@ -109,6 +114,7 @@ class OpenPlanes:
     def close(self, peer: PeerId) -> None:
         row = self._open.pop(peer, None)
         if row is not None:
+            self._peers = None
             self._leave(peer, row)
             self.changed = True
             self._outbox.persist(Change(TABLE, peer, None))

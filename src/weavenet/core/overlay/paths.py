@@ -81,6 +81,8 @@ class Paths:
         self._paths: dict[PeerId, _Path] = {}
         self._by_mac: dict[bytes, PeerId] = {}
         self._traffic_at: float | None = None
+        self._due: float | None = None
+        self._is_due_known = False
         self.changed: set[PeerId] = set()
 
     def state(self, peer: PeerId) -> PathState | None:
@@ -96,10 +98,14 @@ class Paths:
         return round(path.loss * 100, 1) if path and path.state is not PathState.UNPROVEN else None
 
     def deadline(self) -> float | None:
-        return min((path.next_at for path in self._paths.values()), default=None)
+        if not self._is_due_known:
+            self._due = min([path.next_at for path in self._paths.values()], default=None)
+            self._is_due_known = True
+        return self._due
 
     def set_peers(self, now: float, in_use: dict[PeerId, bool]) -> None:
         """``in_use`` names every open peer: whether containers on both sides may be talking."""
+        self._is_due_known = False
         for peer in [peer for peer in self._paths if peer not in in_use]:
             del self._paths[peer]
             del self._by_mac[plane_mac(peer)]
@@ -116,6 +122,7 @@ class Paths:
         """The underlay changed (a link came up): probe at once instead of waiting out a backoff."""
         path = self._paths.get(peer)
         if path is not None and path.state is not PathState.WORKING:
+            self._is_due_known = False
             path.next_at = now
             path.misses = min(path.misses, PROBE_MISSES)
 
@@ -125,6 +132,7 @@ class Paths:
         self._traffic_at = now
         if was_busy:
             return
+        self._is_due_known = False
         for path in self._paths.values():
             if path.in_use:
                 path.next_at = min(path.next_at, now + PROBE_BUSY_S)
@@ -139,6 +147,7 @@ class Paths:
         path = self._paths[peer]
         if nonce != path.nonce or path.sent_at is None:
             return
+        self._is_due_known = False
         sample = max(0.0, now - path.sent_at)
         path.rtt_s = sample if path.rtt_s is None else path.rtt_s + _SMOOTHING * (sample - path.rtt_s)
         path.sent_at = None
@@ -155,6 +164,7 @@ class Paths:
         path.next_at = now + self._interval(now, path)
 
     def tick(self, now: float) -> None:
+        self._is_due_known = False
         for peer, path in self._paths.items():
             if now < path.next_at:
                 continue

@@ -24,6 +24,9 @@ class Attests:
         self._outbox = outbox
         self._asked_at: dict[PeerId, float | None] = {PeerId(key): None for key, _ in rows}
 
+    def __len__(self) -> int:
+        return len(self._asked_at)
+
     def __contains__(self, peer: PeerId) -> bool:
         return peer in self._asked_at
 

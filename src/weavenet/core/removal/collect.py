@@ -125,7 +125,7 @@ class Collect:
         if self._log.hash != self._seen_log:
             self._seen_log = self._log.hash
             self._is_needed = self._has_uncollected()
-        return self._is_needed or bool(self._ipam.held) or self._ipam.inherits
+        return self._is_needed or self._ipam.holds or self._ipam.inherits
 
     def _has_uncollected(self) -> bool:
         log, done = self._log, self._done

@@ -255,6 +255,8 @@ class Removals:
     # --- time ---
 
     def deadline(self) -> float | None:
+        if not self._proposals and not self._waiters:
+            return None
         times = [proposal.ask_at for proposal in self._proposals.values()]
         times += [waiter.ask_at for waiter in self._waiters.values()]
         return min(times, default=None)

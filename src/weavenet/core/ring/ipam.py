@@ -220,7 +220,12 @@ class Ipam:
     @property
     def held(self) -> tuple[tuple[int, int], ...]:
         """Intervals of offsets that are ours and not usable yet."""
-        return tuple(self.estate.space.held)
+        return tuple(self.estate.space.held) if self.holds else ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether anything of ours is not usable yet."""
+        return self.estate.space.held.total > 0
 
     @property
     def may_own(self) -> bool:

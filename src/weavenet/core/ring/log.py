@@ -51,10 +51,12 @@ class LogInvalid(Exception):
 class Chain:
     """An immutable chain of decided decrees; empty before genesis."""
 
-    __slots__ = ("admitted", "electors", "entries", "genesis", "hashes", "removed", "voters")
+    __slots__ = ("admitted", "electors", "entries", "genesis", "hash", "hashes", "removed", "voters")
 
     entries: tuple[LogEntry, ...]
     hashes: tuple[bytes, ...]
+    hash: bytes
+    """Of the last entry, which covers the whole chain; zeros when empty."""
     removed: Mapping[PeerId, tuple[PeerId, Position]]
     """Removed peer → (heir named by the decree, position of the decree)."""
     genesis: Genesis | None
@@ -69,6 +71,7 @@ class Chain:
         """Raises LogInvalid unless ``entries`` are a whole chain from the genesis."""
         self.entries = tuple(entries)
         self.hashes = _chain(self.entries)
+        self.hash = self.hashes[-1] if self.hashes else ZERO16
         self.removed, self.admitted = _derive(self.entries)
         self.electors = tuple(sorted(self.admitted))
         self.voters = _voters(self.admitted)
@@ -86,11 +89,6 @@ class Chain:
 
     def __repr__(self) -> str:
         return f"Chain({list(self.entries)!r})"
-
-    @property
-    def hash(self) -> bytes:
-        """Hash of the last entry, which covers the whole chain; zeros when empty."""
-        return self.hashes[-1] if self.hashes else ZERO16
 
     @property
     def position(self) -> Position | None:

@@ -59,6 +59,8 @@ class Seeker:
         return not (self.asks or self._denied or self._rest_until)
 
     def deadline(self) -> float | None:
+        if not self.asks and not self._rest_until:
+            return None
         times = [ask.retry_at for ask in self.asks.values()]
         times += self._rest_until.values()
         return min(times, default=None)

@@ -130,6 +130,7 @@ class FakeDaemon:
         self.named: list[tuple[str, NameSpec]] = []
         self.cancelled: list[Command] = []
         self.answers: dict[type, Result] = {}
+        self.note = ""  # with the next attach
         self.hold: set[str] = set()
         self.hold_consense = False
         self.hold_removals = False
@@ -183,7 +184,7 @@ class FakeDaemon:
             return Failure(Code.NOT_FOUND, "no network namespace absent", "", "`ip netns list` shows those there are")
         if spec.container in self.hold:
             await asyncio.get_running_loop().create_future()
-        return Addresses(("10.32.0.1/12", "10.33.0.1/24"))
+        return Addresses(("10.32.0.1/12", "10.33.0.1/24"), self.note)
 
     async def detach(self, spec: DetachSpec) -> Addresses | Failure:
         return Addresses(("10.32.0.1/12",))

@@ -100,6 +100,18 @@ def test_containers_are_found_by_name_on_every_host_for_as_long_as_they_are_ther
         container.remove()
 
 
+def test_a_container_whose_name_cannot_be_one_is_told_so(lab: Lab) -> None:
+    host = lab.hosts[0]
+    container = host.start_container(some_name("odd") + "-")
+    done = host.weave("attach", container.id, check=True)
+    assert "no DNS name" in done.stderr and "-h NAME" in done.stderr
+    assert done.stdout.split() == container.addresses()
+    done = host.weave("attach", "-h", some_name("even"), container.id, check=True)
+    assert done.stderr == ""
+    assert host.weave("attach", container.id, check=True).stderr == "", "it has one now"
+    container.remove()
+
+
 def test_no_round_of_dying_and_starting_shows_a_dead_address(lab: Lab) -> None:
     """Once all hosts have seen a death, its address is never given for the name again."""
     name = some_name("job")

@@ -99,6 +99,13 @@ def test_attach_asks_for_a_name_unless_told_not_to(fake: RunningDaemon) -> None:
     assert [(spec.dns, spec.name) for spec in fake.daemon.attached] == [(True, ""), (False, ""), (True, "www")]
 
 
+def test_what_attach_has_to_say_besides_goes_to_stderr(fake: RunningDaemon, capfd: CapFd) -> None:
+    fake.daemon.note = "netns:a-b- gets no DNS name"
+    assert run(["attach", "netns:a-b-"]) == 0
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("10.32.0.1 10.33.0.1\n", "weave: netns:a-b- gets no DNS name\n")
+
+
 def test_expose_and_hide(fake: RunningDaemon, capfd: CapFd) -> None:
     assert run(["expose", "10.32.5.1/12", "-h", "gw", "--without-masquerade"]) == 0
     assert run(["hide"]) == 0

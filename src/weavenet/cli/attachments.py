@@ -8,7 +8,7 @@ import click
 
 from weavenet.cli.client import Call, ask
 from weavenet.cli.outcome import ABSENT, Ended
-from weavenet.cli.printing import as_json, output_option, timeout_option
+from weavenet.cli.printing import as_json, note, output_option, timeout_option
 from weavenet.cli.values import addresses_and_container
 from weavenet.cli.waiting import Report, ipam_of, wait_for
 
@@ -62,7 +62,10 @@ def attach(
         timeout_s=timeout,
         hint="`weave status ipam` shows who is missing",
     )
-    print_addresses(reply.json(), output)
+    answer = reply.json()
+    if answer.get("note"):
+        note(str(answer["note"]))
+    print_addresses(answer, output)
 
 
 def waiting_for(report: Report) -> str:

@@ -133,10 +133,11 @@ class ResetBody(Body, frozen=True):
     force: bool = False
 
 
-class AddressesAnswer(msgspec.Struct, frozen=True):
-    """CIDR text, in the order asked for."""
+class AddressesAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """CIDR text, in the order asked for. ``note``: what else is worth knowing."""
 
     addresses: tuple[str, ...]
+    note: str = ""
 
 
 class TextAnswer(msgspec.Struct, frozen=True):
@@ -236,7 +237,7 @@ def _command(body_type: type[_B], make: Callable[[_B], Command], answer: Callabl
 
 
 def _addresses(result: Result) -> Answer:
-    return AddressesAnswer(result.addresses) if isinstance(result, Addresses) else _refused(result)
+    return AddressesAnswer(result.addresses, result.note) if isinstance(result, Addresses) else _refused(result)
 
 
 def _done(result: Result) -> Answer:

@@ -206,9 +206,10 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class Addresses(msgspec.Struct, frozen=True):
-    """CIDR text each."""
+    """CIDR text each. ``note``: a sentence for whoever asked, as a rule empty."""
 
     addresses: tuple[str, ...]
+    note: str = ""
 
 
 class Holdings(msgspec.Struct, frozen=True):

@@ -130,26 +130,30 @@ class Attachments:
         try:
             wanted = requests.parse_all(requested)
             with netns.resolve(container, self._host) as found:
-                wishes = self._completed(found, wishes)
+                wishes, note = self._completed(found, wishes)
                 async with self._locked(found.ident):
-                    return await self._attach(found, wanted, wishes)
+                    result = await self._attach(found, wanted, wishes)
+                return msgspec.structs.replace(result, note=note)
         except WeaveError as error:
             return error.failure
 
-    def _completed(self, container: netns.Container, wishes: Wishes) -> Wishes:
-        """``wishes`` with the absolute name, or none. Raises WeaveError for a name that was asked for and cannot be."""
+    def _completed(self, container: netns.Container, wishes: Wishes) -> tuple[Wishes, str]:
+        """``wishes`` with the absolute name, or none, and why it is none where one was expected. Raises WeaveError for
+        a name that was asked for and cannot be."""
         old = self._known.get(container.ident)
         kept = old.hosts_name if old is not None and is_below(old.hosts_name, self._domain) else ""
         name = wishes.name or kept or naming.container_name(container)
-        absolute = absolute_name(name, self._domain) if name else ""
+        absolute, note = absolute_name(name, self._domain) if name else "", ""
         if isinstance(absolute, Failure):
             if wishes.name:
                 raise WeaveError(absolute)
-            log.info("%s gets no name: %s", container.reference, absolute.sentence())
+            if wishes.is_named:
+                found = f"{absolute.expected}, found {absolute.found}"
+                note = f"{container.reference} gets no DNS name: {found}; next: give it one with -h NAME"
             absolute = ""
         hosts = hostsfile.parse_entries(wishes.hosts)
         is_rewriting = wishes.rewrite_hosts or bool(hosts)
-        return msgspec.structs.replace(wishes, name=absolute, rewrite_hosts=is_rewriting, hosts=hosts)
+        return msgspec.structs.replace(wishes, name=absolute, rewrite_hosts=is_rewriting, hosts=hosts), note
 
     def owner(self, container: str) -> tuple[str, str] | Failure:
         """(ident, what it calls itself or an empty string) of a container that is or was attached."""

@@ -70,8 +70,11 @@ def test_a_violation_names_seed_and_replay(capsys: pytest.CaptureFixture[str], m
     monkeypatch.setattr(estate, "held_rows", lambda holding: ())
     assert main(["--seeds", "20", "--first-seed", "1", "--peers", "3", "--steps", "40"]) == 1
     out = capsys.readouterr().out
-    assert "replay: weave sim --seed" in out
+    assert out.count("replay: weave sim --seed") == 1
     assert "durable-before" in out
+    arguments = ["--seeds", "20", "--first-seed", "1", "--peers", "3", "--steps", "40", "--failures", "2"]
+    assert main(arguments) == 1
+    assert capsys.readouterr().out.count("replay: weave sim --seed") == 2
 
 
 def test_scale_run_prints_its_figures(capsys: pytest.CaptureFixture[str]) -> None:

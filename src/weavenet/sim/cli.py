@@ -5,6 +5,7 @@ Exit status: 0 no violation, 1 a violation (with the seed, the command that repl
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import sys
 import time
@@ -19,6 +20,10 @@ from weavenet.sim.trace import TAIL_LINES, Trace
 from weavenet.sim.world import STEPS_DEFAULT, HistoryOptions, draw_options, run_seed
 
 _TAIL_SHOWN = 60
+_PROGRESS_S = 60.0
+"""A run that nobody watches says how far it is this often."""
+_COLLECT_THRESHOLDS = 20_000, 20, 50
+"""A history makes many objects and few cycles: looking for those as often as by default costs a twentieth of it."""
 
 
 class Job(NamedTuple):
@@ -87,8 +92,31 @@ def run_jobs(jobs: Iterable[Job], processes: int) -> Iterator[Outcome]:
     if processes <= 1:
         yield from map(run_job, jobs)
         return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, _prepare_process) as pool:
         yield from pool.imap(run_job, jobs, chunksize=2)
+
+
+def _prepare_process() -> None:
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_THRESHOLDS)
+
+
+class _Progress:
+    """Tells on standard error how far a run is: a terminal all the time, a file now and then."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._began = self._told_at = time.monotonic()
+
+    def tell(self, done: int, failed: int) -> None:
+        now = time.monotonic()
+        is_watched = sys.stderr.isatty()
+        if done % 10 if is_watched else now - self._told_at < _PROGRESS_S:
+            return
+        self._told_at = now
+        left_min = (now - self._began) / done * (self._total - done) / 60
+        text = f"{done}/{self._total} histories, {failed} with a violation, about {left_min:.0f} min left"
+        click.echo(f"\r{text} " if is_watched else text, nl=not is_watched, err=True)
 
 
 def _parse_peers(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
@@ -104,8 +132,9 @@ def _parse_peers(context: click.Context, parameter: click.Parameter, text: str |
     return bounds
 
 
-def _run_many(jobs: list[Job], processes: int, keep_going: bool, smallest: bool) -> int:
+def _run_many(jobs: list[Job], processes: int, failures_max: int, smallest: bool) -> int:
     began, events, failed, done = time.monotonic(), 0, 0, 0
+    progress = _Progress(len(jobs))
     for job, outcome in zip(jobs, run_jobs(jobs, processes), strict=True):
         done += 1
         events += outcome.events
@@ -114,10 +143,9 @@ def _run_many(jobs: list[Job], processes: int, keep_going: bool, smallest: bool)
             shown = minimised(job, outcome.violation) if smallest else job
             trace, violation = replay(shown, keep=TAIL_LINES)
             click.echo(describe_failure(shown, violation, trace))
-            if not keep_going:
+            if failed >= failures_max:
                 break
-        elif sys.stderr.isatty() and done % 10 == 0:
-            click.echo(f"\r{done}/{len(jobs)} histories", nl=False, err=True)
+        progress.tell(done, failed)
     seconds = max(time.monotonic() - began, 1e-6)
     click.echo(
         f"{done} histories, {events} events, {failed} with a violation; "
@@ -153,6 +181,7 @@ def _run_one(job: Job, with_trace: bool, smallest: bool) -> int:
 )
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1, 64), help="processes")
 @click.option("--keep-going", is_flag=True, help="go on after a violation")
+@click.option("--failures", type=click.IntRange(1), help="go on until so many violations  [default: 1]")
 @click.option(
     "--swarm", is_flag=True, help=f"random configurations of {PEERS_MIN} to {PEERS_MAX} hosts and more faults"
 )
@@ -168,6 +197,7 @@ def sim_command(  # noqa: PLR0917
     steps: int,
     jobs: int,
     keep_going: bool,
+    failures: int | None,
     swarm: bool,
     smallest: bool,
     gone: tuple[str, ...],
@@ -177,7 +207,7 @@ def sim_command(  # noqa: PLR0917
 
     Example:  weave sim --seeds 200 --jobs 2
 
-    Example:  weave sim --swarm --seeds 20000 --jobs 2 --keep-going --minimise      (the long run: hours)
+    Example:  weave sim --swarm --seeds 20000 --jobs 2 --failures 5 --minimise      (the long run: hours)
 
     Example:  weave sim --peers 1000 --links 20      (how a big mesh converges, and what it costs)
     """
@@ -190,7 +220,8 @@ def sim_command(  # noqa: PLR0917
     if seed is not None:
         return _run_one(Job(seed, *peers, steps, swarm, gone), trace, smallest)
     many = [Job(first_seed + index, *peers, steps, swarm, gone) for index in range(seeds)]
-    return _run_many(many, jobs, keep_going, smallest)
+    failures_max = failures or (len(many) if keep_going else 1)
+    return _run_many(many, jobs, failures_max, smallest)
 
 
 def main(arguments: list[str]) -> int:

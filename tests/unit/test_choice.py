@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from weavenet.core.overlay.choice import FASTDP, SLEEVE, best, covers, in_common
+from weavenet.core.overlay.choice import FASTDP, SLEEVE, WIREGUARD, best, covers, in_common
 from weavenet.core.overlay.paths import PathState
 from weavenet.core.overlay.relays import next_hops
 from weavenet.core.types import PeerId
@@ -35,6 +35,12 @@ def test_the_best_plane_that_works(fastdp: PathState, sleeve: PathState, current
 
 def test_a_plane_that_is_not_allowed_is_left_even_when_nothing_works() -> None:
     assert best([(SLEEVE, B)], FASTDP) == SLEEVE
+
+
+def test_wireguard_comes_before_sleeve_when_it_answers() -> None:
+    assert best([(WIREGUARD, W), (SLEEVE, W)], SLEEVE) == WIREGUARD
+    assert best([(WIREGUARD, U), (SLEEVE, W)], SLEEVE) == SLEEVE
+    assert best([(WIREGUARD, B), (SLEEVE, U)], WIREGUARD) == SLEEVE
 
 
 def test_common_planes_come_best_first() -> None:

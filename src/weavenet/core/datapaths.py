@@ -19,13 +19,14 @@ from weavenet.core.mesh.changes import MeshChanges
 from weavenet.core.mesh.mesh import Mesh
 from weavenet.core.messages.gossip import KIND_ENDPOINT, EndpointRecord, record_body
 from weavenet.core.overlay import choice
-from weavenet.core.overlay.choice import FASTDP, SLEEVE
+from weavenet.core.overlay.choice import FASTDP, SLEEVE, WIREGUARD
 from weavenet.core.overlay.endpoints import Endpoints
 from weavenet.core.overlay.handover import Handover
 from weavenet.core.overlay.openplanes import OpenPlane, OpenPlanes
 from weavenet.core.overlay.paths import Paths, PathState
 from weavenet.core.overlay.sleeve import SleeveStatus
 from weavenet.core.overlay.sleeveplane import SleevePlane
+from weavenet.core.overlay.wireguardplane import WireguardPlane
 from weavenet.core.ring import Ipam
 from weavenet.core.seeding import Seeding
 from weavenet.core.types import PeerId, is_ip_address
@@ -71,6 +72,7 @@ class DataPaths:
         self._adopted: frozenset[PeerId] = frozenset()
         self._adopted_until = 0.0
         self.sleeve = SleevePlane(config=config, mesh=mesh, planes=planes)
+        self.wireguard = WireguardPlane(config=config, mesh=mesh, planes=planes)
 
     def start(self, now: float) -> None:
         """The data paths of the previous start, unchanged, but for what this start's settings forbid."""
@@ -90,6 +92,11 @@ class DataPaths:
         self._stale |= changed
         self.sleeve.publish(now, changed)
 
+    def wireguard_reported(self, now: float, keys: tuple[bytes, ...], port: int) -> None:
+        """News of this host's WireGuard device, also when it only repeats itself."""
+        if self.wireguard.reported(now, keys, port):
+            self._stale |= self._planes.peers
+
     def use_changed(self) -> None:
         """A container came or went, so another path may be in use."""
         self._use_changed = True
@@ -106,6 +113,8 @@ class DataPaths:
         if changes.topology or changes.records or changes.links_up or changes.links_down:
             self.sleeve.topology_changed()
             self._stale |= self.sleeve.learnt(changes.records)
+            if self.wireguard.is_on:
+                self._stale |= self.wireguard.learnt(changes.records)
             self.sleeve.publish(now, changes.records.union(changes.links_up, changes.links_down))
         if self._membership.reopen:
             again, self._membership.reopen = self._membership.reopen, set()
@@ -141,7 +150,7 @@ class DataPaths:
         """Peers that VXLAN may reach → whether containers on both sides may be talking."""
         local = self._endpoints.any_live
         rows = ((peer, self._planes.get(peer)) for peer in sorted(self._planes.peers))
-        return {peer: local and bool(row.endpoints) for peer, row in rows if row is not None and row.is_vxlan_allowed}
+        return {peer: local and bool(row.endpoints) for peer, row in rows if row is not None and row.has_vxlan}
 
     def lower(self, now: float) -> None:
         """Append the planes' desired states if they changed."""
@@ -169,16 +178,20 @@ class DataPaths:
             if row is None:
                 continue
             if self._is_succeeded(now, peer, row):
-                self._planes.put_on(peer, SLEEVE, is_vxlan_allowed=row.is_vxlan_allowed)
+                self._planes.put_on(peer, SLEEVE)
                 continue
             if record is None:
                 continue  # nothing is known of it since the start: it stays where it was
             planes = choice.in_common(self._config.planes, record.planes)
             is_vxlan_allowed = FASTDP in planes and not self.must_seal(peer)
+            tunnel = self.wireguard.tunnel(peer) if WIREGUARD in planes and not is_vxlan_allowed else None
+            is_possible = {FASTDP: is_vxlan_allowed, WIREGUARD: tunnel is not None}
+            if is_vxlan_allowed != row.is_vxlan_allowed or (tunnel is None) != (row.tunnel is None):
+                self._paths.forget(peer)  # what was measured was another way
+            elif tunnel != row.tunnel:
+                self._paths.kick(now, peer)
             candidates = [
-                (plane, self._presumed_state(now, peer, plane, row))
-                for plane in planes
-                if plane != FASTDP or is_vxlan_allowed
+                (plane, self._presumed_state(now, peer, plane, row)) for plane in planes if is_possible.get(plane, True)
             ]
             plane = choice.best(candidates, row.plane) if candidates else row.plane
             relay = self.sleeve.relay(peer) if self.sleeve.is_running else PeerId(row.relay)
@@ -188,6 +201,7 @@ class DataPaths:
                 is_vxlan_allowed=is_vxlan_allowed,
                 sleeve=self.sleeve.record(peer) if SLEEVE in planes else None,
                 relay=relay or b"",
+                tunnel=tunnel,
             )
 
     def _at_the_same_address(self, peer: PeerId) -> frozenset[PeerId]:
@@ -215,12 +229,15 @@ class DataPaths:
         settings = self._config
         for peer in sorted(self._planes.peers):
             row = self._planes.get(peer)
-            if row is None or not row.is_vxlan_allowed:
+            if row is None or not row.has_vxlan:
                 continue
             is_trusted = not settings.authenticated or choice.covers(settings.trusted_subnets, row.host)
-            if FASTDP not in settings.planes or not is_trusted:
-                plane = SLEEVE if SLEEVE in settings.planes else row.plane
-                self._planes.put_on(peer, plane, is_vxlan_allowed=False)
+            if row.tunnel is not None:
+                is_kept = WIREGUARD in settings.planes
+            else:
+                is_kept = FASTDP in settings.planes and is_trusted
+            if not is_kept:
+                self._planes.seal(peer, SLEEVE if SLEEVE in settings.planes else row.plane)
 
     def _presumed_state(self, now: float, peer: PeerId, plane: str, row: OpenPlane) -> PathState:
         """A plane that carried when we were started again counts as working until it had the time to show it."""

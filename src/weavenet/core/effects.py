@@ -16,6 +16,7 @@ from weavenet.core.commands import Result
 from weavenet.core.errors import RefusalCode
 from weavenet.core.messages import Body, Message
 from weavenet.core.overlay.sleeve import SleeveDesired
+from weavenet.core.overlay.wireguard import WireguardRecord
 from weavenet.core.types import PeerId
 
 
@@ -97,13 +98,15 @@ class VxlanUse(Enum):
 
 
 class PlanePeer(msgspec.Struct, frozen=True):
-    """An open data path: the peer's underlay address, the MAC of its plane device, and what lives behind it."""
+    """An open data path: the peer's underlay address, the MAC of its plane device, and what lives behind it.
+    ``tunnel``: VXLAN goes through WireGuard to the device that has these keys; None: over the underlay, in clear."""
 
     peer: PeerId
     host: str
     mac: bytes
     endpoints: tuple[Endpoint, ...]
     vxlan: VxlanUse = VxlanUse.CARRIES
+    tunnel: WireguardRecord | None = None
 
 
 class SetPlane(msgspec.Struct, frozen=True):

@@ -108,6 +108,13 @@ class PlaneTraffic(msgspec.Struct, frozen=True):
     """Frames flowed on the data path since the last such event (driver polls device counters every second)."""
 
 
+class WireguardReported(msgspec.Struct, frozen=True):
+    """Public keys of this host's WireGuard device, the one in use first, and its UDP port; no keys: there is none."""
+
+    keys: tuple[bytes, ...]
+    port: int
+
+
 class SleeveReported(msgspec.Struct, frozen=True):
     """What the sleeve worker last said of itself; None: no worker runs now."""
 
@@ -128,4 +135,5 @@ Event = (
     | ProbeReceived
     | PlaneTraffic
     | SleeveReported
+    | WireguardReported
 )

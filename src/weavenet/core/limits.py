@@ -10,6 +10,9 @@ VXLAN_PORT = 6784
 VXLAN_VNI = 6784
 SLEEVE_DEVICE = "weave-sleeve"
 """The TAP device of the sleeve worker, a port of the bridge."""
+WIREGUARD_DEVICE = "weave-wg"
+WIREGUARD_PORT_OFFSET = 2
+"""UDP port of WireGuard beyond that of the control links: 6785."""
 HEARTBEAT_ETHERTYPE = 0x88B5
 """IEEE 802 local experimental ethertype 1."""
 

@@ -68,6 +68,7 @@ from weavenet.core.events import (
     RecordOffered,
     Requested,
     SleeveReported,
+    WireguardReported,
 )
 from weavenet.core.founding import Founding
 from weavenet.core.incarnation import incarnation_row, next_incarnation
@@ -240,6 +241,8 @@ class Node:
                 self.paths.traffic(now)
             case SleeveReported():
                 self.datapaths.sleeve_reported(now, event.status)
+            case WireguardReported():
+                self.datapaths.wireguard_reported(now, event.keys, event.port)
             case RecordOffered():
                 self.founding.offered(now, event)
             case _:

@@ -1,4 +1,5 @@
-"""The data path of a history: workers of sleeve, UDP that is cut, broadcasts of containers, and what must hold of them.
+"""The data path of a history: workers of sleeve, devices of WireGuard, UDP that is cut, broadcasts of containers, and
+what must hold of them.
 
 Only in histories whose setup has ``sleeve``: heartbeats of workers cost events.
 """
@@ -16,6 +17,7 @@ from weavenet.core.types import PeerId
 from weavenet.sim.frames import Frames
 from weavenet.sim.host import Host
 from weavenet.sim.sleeve import Worker
+from weavenet.sim.tunnel import Device
 from weavenet.sim.underlay import Cut, Underlay
 from weavenet.sim.violation import Violation
 
@@ -34,7 +36,10 @@ class DataPlane:
         self._world = world
         self._rng = random.Random(f"data path {seed}")
         self.underlay = Underlay(world.network, world.scheduler, self._rng)
-        world.network.vxlan_passes = lambda source, target: self.underlay.passes(6784, source, target)
+        self.underlay.has_tunnels = world.options.setup.wireguard
+        world.network.vxlan_passes = lambda source, target: bool(
+            self.underlay.vxlan_passes(world.hosts[source], world.hosts[target])
+        )
         self.frames = Frames(world.hosts, self.underlay)
         self.frames.on_traffic = lambda host: host.deliver(PlaneTraffic())
         self._is_stopped = False
@@ -55,6 +60,9 @@ class DataPlane:
                 report=_reporting(host),
                 deliver=self._delivering(host),
             )
+            if world.options.setup.wireguard:
+                rng = random.Random(f"tunnel {seed} {host.index}")
+                host.tunnel = Device(scheduler=world.scheduler, rng=rng, report=host.deliver)
 
     def _delivering(self, host: Host) -> Callable[[PeerId, int, tuple[int, ...]], None]:
         return lambda _, frame, trail: self.frames.by_sleeve(host.index, frame, trail)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from weavenet.core.effects import VxlanUse
-from weavenet.core.limits import VXLAN_PORT
 from weavenet.core.types import PeerId
 from weavenet.sim.host import Host
 from weavenet.sim.underlay import Underlay
@@ -45,7 +44,9 @@ class Frames:
         target = next((each for each in self._hosts if each.host == towards), None)
         if target is not None:
             source, there = host.kernel_peer, target
-            self._underlay.carry(VXLAN_PORT, host.index, there.index, lambda: self._by_vxlan(source, there, frame))
+            port = self._underlay.vxlan_passes(host, there)
+            if port:
+                self._underlay.carry(port, host.index, there.index, lambda: self._by_vxlan(source, there, frame))
 
     def _by_vxlan(self, source: PeerId, target: Host, frame: int) -> None:
         if any(peer.peer == source and peer.vxlan is not VxlanUse.CLOSED for peer in target.plane):

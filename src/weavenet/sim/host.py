@@ -28,6 +28,7 @@ from weavenet.sim.recordlock import RecordLock
 from weavenet.sim.scheduler import Scheduler
 from weavenet.sim.sleeve import Worker
 from weavenet.sim.trace import Trace
+from weavenet.sim.tunnel import Device
 
 WAKE_LATENCY_S = 0.0002
 """A timer that is due comes this much later at the earliest, as in any event loop."""
@@ -104,6 +105,8 @@ class Host:
         """Of sleeve, where it is among the planes."""
         self.sleeve: SleeveDesired | None = None
         """What the worker was last told."""
+        self.tunnel: Device | None = None
+        """Of WireGuard, where it is among the planes."""
         self.kernel_peer = self.peer
         """As whom the data path was last set."""
         self.is_set_back = False
@@ -152,6 +155,8 @@ class Host:
         if self.worker is not None and not self.worker.is_running:
             self.worker.start()
         self._guard(self.driver.start)
+        if self.tunnel is not None:
+            self.tunnel.start()
 
     def kill(self, *, kernel_lost: bool = False) -> None:
         """The daemon dies at once; ``kernel_lost``: the whole machine does."""
@@ -168,6 +173,8 @@ class Host:
         self._say("machine died" if kernel_lost else "process died")
         if kernel_lost and self.worker is not None:
             self.worker.stop()
+        if kernel_lost and self.tunnel is not None:
+            self.tunnel.stop()
         if kernel_lost:
             self.vxlan_peers, self.sleeve = frozenset(), None
             self.plane, self.open_peers, self.blocked = (), frozenset(), frozenset()

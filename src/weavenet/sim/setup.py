@@ -57,6 +57,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     discovery: bool = True
     sleeve: bool = False
     """Workers of sleeve run too, UDP of either plane may be cut, and containers broadcast."""
+    wireguard: bool = False
+    """With ``sleeve``: there is a password, and every host has a WireGuard device too."""
     ephemerals: int = 0
     """So many of the last hosts are ephemeral, with ``ttl_s``."""
     ttl_s: int = 20
@@ -140,6 +142,13 @@ def configure(setup: Setup, host: Host) -> NodeConfig:
         ephemeral_ttl_s=setup.ttl_s if is_ephemeral else 0,
         launch_targets=None if is_resumed else tuple(targets),
         discovery=setup.discovery,
-        planes=("fastdp", "sleeve") if setup.sleeve else ("fastdp",),
+        planes=_planes(setup),
+        authenticated=setup.wireguard,
         local_hosts=(host.host,),
     )
+
+
+def _planes(setup: Setup) -> tuple[str, ...]:
+    if not setup.sleeve:
+        return ("fastdp",)
+    return ("fastdp", "wireguard", "sleeve") if setup.wireguard else ("fastdp", "sleeve")

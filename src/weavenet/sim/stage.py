@@ -32,6 +32,7 @@ class Stage(World):
         ephemerals: int = 0,
         ttl_s: int = 20,
         sleeve: bool = False,
+        wireguard: bool = False,
         trace: Trace | None = None,
     ) -> None:
         setup = Setup(
@@ -45,6 +46,7 @@ class Stage(World):
             ephemerals=ephemerals,
             ttl_s=ttl_s,
             sleeve=sleeve,
+            wireguard=wireguard,
         )
         super().__init__(seed, HistoryOptions(setup=setup, faults=faults, is_forced=seed_twin), trace)
         self.answers: dict[int, Result] = {}

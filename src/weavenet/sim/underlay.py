@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from weavenet.core.limits import PORT_DEFAULT, VXLAN_PORT
 from weavenet.sim.network import Network
 from weavenet.sim.scheduler import Scheduler
+from weavenet.sim.tunnel import PORT as WIREGUARD_PORT
+
+if TYPE_CHECKING:
+    from weavenet.sim.host import Host
 
 PORTS = (VXLAN_PORT, PORT_DEFAULT)
-"""Of VXLAN and of sleeve."""
+"""Of VXLAN in clear and of sleeve."""
 
 Cut = tuple[int, int, int]
 """(UDP port, from, to): nothing passes."""
@@ -22,6 +27,23 @@ class Underlay:
         self._scheduler = scheduler
         self._rng = rng
         self.cuts: set[Cut] = set()
+        self.has_tunnels = False
+        """VXLAN goes through WireGuard."""
+
+    def vxlan_passes(self, source: Host, target: Host) -> int:
+        """The UDP port over which VXLAN frames of one host come to another; 0 when they do not: through the tunnel if
+        the sender was told of one, else in clear."""
+        row = next((peer for peer in source.plane if peer.host == target.host), None)
+        back = next((peer for peer in target.plane if peer.peer == source.kernel_peer), None)
+        there = None if back is None else back.tunnel
+        if row is None or row.tunnel is None:
+            is_taken, port = there is None, VXLAN_PORT
+        elif source.tunnel is None or target.tunnel is None or there is None or not source.tunnel.keys:
+            return 0
+        else:
+            is_taken = target.tunnel.has(row.tunnel.keys[0]) and source.tunnel.keys[0] in there.keys
+            port = WIREGUARD_PORT
+        return port if is_taken and self.passes(port, source.index, target.index) else 0
 
     def passes(self, port: int, source: int, destination: int) -> bool:
         return (port, source, destination) not in self.cuts and self._network.passes(source, destination)
@@ -61,5 +83,7 @@ class Underlay:
             pairs = [(one, each) for each in range(hosts)] + [(each, one) for each in range(hosts)]
         if rng.random() < 0.3:
             pairs = [pair for pair in pairs if pair[0] == one]
-        ports = rng.choice((PORTS[:1], PORTS[:1], PORTS[1:], PORTS))
+        ports: tuple[int, ...] = rng.choice((PORTS[:1], PORTS[:1], PORTS[1:], PORTS))
+        if self.has_tunnels:
+            ports = tuple(WIREGUARD_PORT if port == VXLAN_PORT else port for port in ports)
         return [cut for port in ports for cut in self.cut(port, pairs)]

@@ -40,6 +40,8 @@ KIND_SLEEVE_PATH = 6
 """Body: :class:`weavenet.core.overlay.sleeve.SleevePathRecord`."""
 KIND_LEFT = 7
 """Body: :class:`weavenet.core.messages.leaving.LeftRecord`."""
+KIND_WIREGUARD = 8
+"""Body: :class:`weavenet.core.overlay.wireguard.WireguardRecord`."""
 
 
 class PeerRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -13,8 +13,9 @@ from typing import Annotated
 import msgspec
 
 from weavenet.core.effects import Change, Endpoint, Outbox, PlanePeer, VxlanUse
-from weavenet.core.overlay.choice import FASTDP
+from weavenet.core.overlay.choice import FASTDP, WIREGUARD
 from weavenet.core.overlay.sleeve import SleeveRecord
+from weavenet.core.overlay.wireguard import WireguardRecord
 from weavenet.core.types import PeerId, plane_mac
 
 TABLE = "planes"
@@ -23,7 +24,8 @@ TABLE = "planes"
 class OpenPlane(msgspec.Struct, frozen=True, array_like=True):
     """As stored: where the peer was last reached, and the endpoints behind it. ``plane``: in use. ``is_vxlan_allowed``:
     frames to it need not be encrypted, and both ends have the plane. ``sleeve``: keys and port of its worker.
-    ``relay``: through whom its worker is reached, empty: directly."""
+    ``relay``: through whom its worker is reached, empty: directly. ``tunnel``: VXLAN goes through WireGuard; only where
+    it is not allowed in clear."""
 
     host: str
     endpoints: tuple[tuple[bytes, tuple[str, ...]], ...]
@@ -31,6 +33,12 @@ class OpenPlane(msgspec.Struct, frozen=True, array_like=True):
     is_vxlan_allowed: bool = True
     sleeve: SleeveRecord | None = None
     relay: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
+    tunnel: WireguardRecord | None = None
+
+    @property
+    def has_vxlan(self) -> bool:
+        """Whether VXLAN is used at all, over the underlay or through the tunnel."""
+        return self.is_vxlan_allowed or self.tunnel is not None
 
 
 class OpenPlanes:
@@ -72,22 +80,31 @@ class OpenPlanes:
         self._put(peer, msgspec.structs.replace(before, host=host, endpoints=stored))
 
     def use(
-        self, peer: PeerId, plane: str, *, is_vxlan_allowed: bool, sleeve: SleeveRecord | None, relay: bytes
+        self,
+        peer: PeerId,
+        plane: str,
+        *,
+        is_vxlan_allowed: bool,
+        sleeve: SleeveRecord | None,
+        relay: bytes,
+        tunnel: WireguardRecord | None = None,
     ) -> bool:
-        """Put the open path to ``peer`` on ``plane``. True when VXLAN may be used to it now and was not, or the other
-        way round."""
-        is_toggled = self._open[peer].is_vxlan_allowed != is_vxlan_allowed
-        self._put(
-            peer,
-            msgspec.structs.replace(
-                self._open[peer], plane=plane, is_vxlan_allowed=is_vxlan_allowed, sleeve=sleeve, relay=relay
-            ),
+        """Put the open path to ``peer`` on ``plane``. True when VXLAN takes another way to it than before: none, over
+        the underlay, or through a tunnel."""
+        before = self._open[peer]
+        after = msgspec.structs.replace(
+            before, plane=plane, is_vxlan_allowed=is_vxlan_allowed, sleeve=sleeve, relay=relay, tunnel=tunnel
         )
-        return is_toggled
+        self._put(peer, after)
+        return (before.is_vxlan_allowed, before.has_vxlan) != (after.is_vxlan_allowed, after.has_vxlan)
 
-    def put_on(self, peer: PeerId, plane: str, *, is_vxlan_allowed: bool) -> None:
+    def put_on(self, peer: PeerId, plane: str) -> None:
         """``peer`` is on ``plane`` from here on, however that works."""
-        self._put(peer, msgspec.structs.replace(self._open[peer], plane=plane, is_vxlan_allowed=is_vxlan_allowed))
+        self._put(peer, msgspec.structs.replace(self._open[peer], plane=plane))
+
+    def seal(self, peer: PeerId, plane: str) -> None:
+        """Nothing more over VXLAN to ``peer``, which is on ``plane`` from here on."""
+        self._put(peer, msgspec.structs.replace(self._open[peer], plane=plane, is_vxlan_allowed=False, tunnel=None))
 
     def _put(self, peer: PeerId, row: OpenPlane) -> None:
         before = self._open.get(peer)
@@ -136,6 +153,7 @@ class OpenPlanes:
                 plane_mac(peer),
                 tuple(Endpoint(mac, addresses) for mac, addresses in row.endpoints),
                 _vxlan_use(row),
+                row.tunnel,
             )
             for peer, row in sorted(self._open.items())
         )
@@ -150,6 +168,7 @@ class OpenPlanes:
 
 
 def _vxlan_use(row: OpenPlane) -> VxlanUse:
-    if not row.is_vxlan_allowed:
+    if not row.has_vxlan:
         return VxlanUse.CLOSED
-    return VxlanUse.CARRIES if row.plane == FASTDP else VxlanUse.PROBED
+    way = FASTDP if row.tunnel is None else WIREGUARD
+    return VxlanUse.CARRIES if row.plane == way else VxlanUse.PROBED

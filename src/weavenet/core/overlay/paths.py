@@ -118,6 +118,12 @@ class Paths:
                 path.next_at = min(path.next_at, now + PROBE_QUIET_S)
             path.in_use = use
 
+    def forget(self, peer: PeerId) -> None:
+        """Frames to ``peer`` take another way from here on: nothing is known of it."""
+        if self._paths.pop(peer, None) is not None:
+            del self._by_mac[plane_mac(peer)]
+            self._is_due_known = False
+
     def kick(self, now: float, peer: PeerId) -> None:
         """The underlay changed (a link came up): probe at once instead of waiting out a backoff."""
         path = self._paths.get(peer)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from weavenet.core.limits import VXLAN_PORT
-from weavenet.core.overlay.choice import FASTDP, SLEEVE, in_common
+from weavenet.core.overlay.choice import FASTDP, SLEEVE, WIREGUARD, in_common
 from weavenet.core.overlay.openplanes import OpenPlane
 from weavenet.core.overlay.paths import PathState
 from weavenet.core.report import ConnectionReport
@@ -66,6 +66,15 @@ def plane_of(node: Node, now: float, peer: PeerId) -> tuple[str, str]:
     if row is None:
         return NO_PATH, "waiting until both sides have merged ring and log"
     why = _why_not_fastdp(node, now, peer, row)
+    if row.plane == WIREGUARD:
+        match node.datapaths.plane_state(now, peer, WIREGUARD):
+            case PathState.WORKING:
+                return WIREGUARD, "; ".join(text for text in ("VXLAN over WireGuard answers", why) if text)
+            case PathState.BROKEN:
+                return NO_PATH, _why_not_wireguard(node, now, peer, row) or why
+            case _:
+                return WIREGUARD, f"VXLAN over WireGuard to {row.host}, first heartbeat not answered yet"
+    why = "; ".join(text for text in (why, _why_not_wireguard(node, now, peer, row)) if text)
     if row.plane == SLEEVE:
         state = node.datapaths.plane_state(now, peer, SLEEVE)
         if state is PathState.BROKEN:
@@ -90,6 +99,23 @@ def _why_not_fastdp(node: Node, now: float, peer: PeerId, row: OpenPlane) -> str
         return "encrypted, since there is a password and not both ends have the other in --trusted-subnets"
     if node.datapaths.plane_state(now, peer, FASTDP) is PathState.BROKEN:
         return _why_broken(node, peer, row.host)
+    return ""
+
+
+def _why_not_wireguard(node: Node, now: float, peer: PeerId, row: OpenPlane) -> str:
+    """Empty where it is not to be expected, or could be used."""
+    record, wireguard = node.mesh.peer_record(peer), node.datapaths.wireguard
+    if record is None or row.is_vxlan_allowed or WIREGUARD not in in_common(node.config.planes, record.planes):
+        return ""
+    if not wireguard.is_running:
+        return "WireGuard does not run here"
+    offered = wireguard.record(peer)
+    if offered is None:
+        return "WireGuard does not run there"
+    if row.tunnel is None:
+        return "WireGuard cannot be used, since another peer has the same tunnel address"
+    if node.datapaths.plane_state(now, peer, WIREGUARD) is PathState.BROKEN:
+        return f"no answer over WireGuard on UDP {offered.port} to {row.host}: is it filtered?"
     return ""
 
 

@@ -19,7 +19,7 @@ from weavenet.cli.layers import OPTIONS, Kind, misspelt, read_layers
 from weavenet.cli.main import run
 from weavenet.cli.outcome import Ended
 from weavenet.core.config import GenesisMode
-from weavenet.runtime.settings import LogFormat, NameFrom, Settings
+from weavenet.runtime.settings import LogFormat, NameFrom, Settings, WireguardUse
 
 Compose = Callable[..., Composed]
 
@@ -72,6 +72,7 @@ def test_every_flag_reaches_the_settings(composed: Compose, tmp_path: Path) -> N
         "ipalloc-init": "seed=::2,::1",
         "first-start": True,
         "no-fastdp": True,
+        "wireguard": "any",
         "trusted-subnets": "192.0.2.7/24, 2001:db8::/32",
         "mtu": "1300",
         "no-dns": True,
@@ -106,6 +107,7 @@ def test_every_flag_reaches_the_settings(composed: Compose, tmp_path: Path) -> N
         seeds=("00:00:00:00:00:01", "00:00:00:00:00:02"),
         first_start=True,
         planes=("sleeve",),
+        wireguard=WireguardUse.ANY,
         trusted_subnets=("192.0.2.0/24", "2001:db8::/32"),
         mtu=1300,
         mtu_explicit=True,
@@ -273,6 +275,7 @@ def test_wrong_files_are_refused_with_the_line(composed: Compose, conf: str, wor
 def test_wrong_variables_are_refused_by_name(composed: Compose) -> None:
     assert "WEAVE_MTU" in refusal(composed, env={"WEAVE_MTU": "x"})
     assert "WEAVE_NO_FASTDP" in refusal(composed, env={"WEAVE_NO_FASTDP": "maybe"})
+    assert "kernel, any, off" in refusal(composed, env={"WEAVE_WIREGUARD": "yes"})
 
 
 def test_a_variable_with_a_lost_letter_is_warned_about() -> None:

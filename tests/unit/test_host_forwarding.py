@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from weavenet.core.effects import Endpoint, PlanePeer, VxlanUse
+from weavenet.core.overlay.wireguard import WireguardRecord
 from weavenet.core.types import PeerId
 from weavenet.host import announce
 from weavenet.host.attach import container_mac
@@ -51,6 +52,26 @@ def test_a_peer_on_sleeve_keeps_heartbeats_and_has_its_macs_behind_the_tap() -> 
     }
     assert wanted([on_sleeve])[0] == behind_tap | {Entry(Kind.DEVICE, 4, on_sleeve.mac, "192.0.2.1")}
     assert wanted([replace(on_sleeve, vxlan=VxlanUse.CLOSED)])[0] == behind_tap
+
+
+TUNNELLED = replace(peer(1, "2001:db8::1", WEB), tunnel=WireguardRecord((b"k" * 32,), 6785))
+THROUGH = {TUNNELLED.peer: "240.1.2.3%7"}
+
+
+def test_a_peer_behind_a_tunnel_is_reached_through_it_whatever_its_underlay() -> None:
+    entries, complaints = wanted([TUNNELLED], THROUGH)
+    assert {(entry.kind, entry.family, entry.where) for entry in entries if entry.kind is not Kind.NEIGHBOUR} == {
+        (Kind.FLOOD, 4, "240.1.2.3%7"),
+        (Kind.DEVICE, 4, "240.1.2.3%7"),
+        (Kind.PIN, 4, ""),
+    }
+    assert complaints == ()
+
+
+def test_without_its_tunnel_nothing_goes_to_a_peer_in_clear() -> None:
+    entries, _ = wanted([TUNNELLED])
+    assert {entry.kind for entry in entries} == {Kind.PIN, Kind.NEIGHBOUR}
+    assert {entry.family for entry in entries if entry.kind is Kind.PIN} == {TAP}
 
 
 def test_a_change_of_plane_puts_before_it_removes() -> None:
@@ -193,6 +214,8 @@ def test_netlink_and_inotify_records() -> None:
     assert (kind, sequence, rest) == (29, 3, [])
     gone = parse_neighbour(payload)
     assert (gone.index, gone.address, gone.mac, gone.is_forwarding) == (5, "10.0.0.1", b"", False)
+    out_of_link = struct.pack("=BxxxiHBB", 7, 5, 0x80, 2, 0) + body[12:] + struct.pack("=HHI", 8, 8, 9)
+    assert parse_neighbour(memoryview(out_of_link)).address == "10.0.0.1%9"
     event = struct.pack("=iIII", 1, 0x100, 0, 8) + b"web\0\0\0\0\0"
     assert parse_inotify(event + event) == [(0x100, "web")] * 2
 

@@ -52,6 +52,18 @@ def test_vxlan_only_from_peers_of_both_families() -> None:
     assert commands[-1]["add"]["rule"]["expr"][-1] == {"drop": None}
 
 
+def test_only_vxlan_of_peers_comes_out_of_the_tunnel_and_nothing_is_forwarded() -> None:
+    commands = rules.inet_table(["192.0.2.1"], ["240.1.2.3"])
+    sets = {c["add"]["set"]["name"]: c["add"]["set"].get("elem", []) for c in commands if "set" in c.get("add", {})}
+    assert sets["tunnels4"] == ["240.1.2.3"] and sets["peers4"] == ["192.0.2.1"]
+    found = [c["add"]["rule"] for c in commands if "rule" in c.get("add", {})]
+    first, second = (rule["expr"] for rule in found if rule["chain"] == "input" and "weave-wg" in json.dumps(rule))
+    assert "@tunnels4" in json.dumps(first) and first[-1] == {"accept": None}
+    assert len(second) == 2 and second[-1] == {"drop": None}
+    assert [rule["expr"][-1] for rule in found if rule["chain"] == "forward"] == [{"drop": None}] * 2
+    assert "weave-wg" not in json.dumps(rules.inet_table(["192.0.2.1"]))
+
+
 def test_queries_are_not_tracked_where_anything_is() -> None:
     assert chains(rules.inet_table(["192.0.2.1"])) == ["input"]
     commands = rules.inet_table(["192.0.2.1"], has_conntrack=True)

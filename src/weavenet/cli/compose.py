@@ -15,7 +15,15 @@ from weavenet.core.errors import Failure, WeaveError
 from weavenet.core.limits import DNS_TTL_MAX_S, ELECTORS_MAX, MTU_MAX, MTU_MIN, TARGETS_MAX
 from weavenet.core.mesh.targets import parse_target
 from weavenet.core.overlay.choice import SLEEVE
-from weavenet.runtime.settings import LOG_FILE_DEFAULT, NameFrom, Settings, password_lines, password_warnings, peer_name
+from weavenet.runtime.settings import (
+    LOG_FILE_DEFAULT,
+    NameFrom,
+    Settings,
+    WireguardUse,
+    password_lines,
+    password_warnings,
+    peer_name,
+)
 
 OBSERVER_SWITCHES = ("not-elector", "not-electorate", "observer")
 CONN_LIMIT_MAX = 10_000
@@ -202,6 +210,9 @@ def _plane(layers: Layers) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if layers.get("no-fastdp") is not None:
         fields["planes"] = (SLEEVE,)
+    wireguard = layers.get("wireguard")
+    if wireguard is not None:
+        fields["wireguard"] = WireguardUse(values.choice(wireguard, tuple(WireguardUse)))
     trusted = layers.get("trusted-subnets")
     if trusted is not None:
         fields["trusted_subnets"] = values.subnets(trusted)

@@ -64,6 +64,7 @@ OPTIONS = (
     Option("ephemeral", Kind.TEXT, "TTL", "Removed by itself when gone for TTL (10m; at least 1m); never votes."),
     Option("init-peer-count", Kind.NUMBER, "N", "The same as --ipalloc-init consensus=N."),
     Option("no-fastdp", Kind.SWITCH, "", "Do not use the kernel data path (VXLAN), only the userspace one."),
+    Option("wireguard", Kind.TEXT, "USE", "With a password: kernel (default), any (wireguard-go too) or off."),
     Option("trusted-subnets", Kind.TEXT, "CIDR,…", "With a password: no encryption between hosts in each other's."),
     Option("mtu", Kind.NUMBER, "BYTES", "MTU of the network. Default 1376."),
     Option("no-dns", Kind.SWITCH, "", "Run no DNS server on this host."),

@@ -32,6 +32,7 @@ class Firewall:
         self._nft = nft if nft is not None else Nft(namespace)
         self._watch = TableWatch(namespace, self._deleted, self._added)
         self._hosts: frozenset[str] | None = None
+        self._tunnels: frozenset[str] = frozenset()
         self._blocked: tuple[tuple[str, str], ...] | None = None
         self._exposed: tuple[Exposed, ...] | None = None
         self._applied: object = None
@@ -59,9 +60,10 @@ class Firewall:
             await asyncio.gather(self._task, return_exceptions=True)
         self._watch.close()
 
-    async def set_hosts(self, hosts: frozenset[str]) -> None:
-        """``hosts``: underlay addresses of peers, from which VXLAN is welcome."""
-        self._hosts = hosts
+    async def set_hosts(self, hosts: frozenset[str], tunnels: frozenset[str] = frozenset()) -> None:
+        """From which VXLAN is welcome. ``hosts``: underlay addresses of peers that send it over the underlay.
+        ``tunnels``: addresses of those whose VXLAN comes out of the WireGuard device."""
+        self._hosts, self._tunnels = hosts, tunnels
         await self._apply()
 
     async def set_blocked(self, blocked: tuple[tuple[str, str], ...]) -> None:
@@ -103,7 +105,7 @@ class Firewall:
 
     async def _apply(self) -> None:
         async with self._lock:
-            wanted = (self._hosts, self._blocked, self._exposed, self._has_conntrack)
+            wanted = (self._hosts, self._tunnels, self._blocked, self._exposed, self._has_conntrack)
             if wanted != self._applied:
                 await self._replace(wanted)
             if self._check_forward and (self._hosts is not None or self._exposed is not None):
@@ -128,7 +130,7 @@ class Firewall:
 
     async def _run_tables(self) -> None:
         is_tracked = self._has_conntrack or self._masquerades()
-        tables = rules.all_tables(self._hosts, self._blocked, has_conntrack=is_tracked)
+        tables = rules.all_tables(self._hosts, self._blocked, tunnels=self._tunnels, has_conntrack=is_tracked)
         if self._exposed is not None:
             tables += exposure_rules.nat_tables(self._exposed)
         await self._nft.run(tables)

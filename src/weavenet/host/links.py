@@ -40,7 +40,7 @@ IFLA_PROTINFO, IFLA_LINKINFO = 12, 18
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_DATA = 1, 2, 5
 IFLA_BRPORT_MODE, IFLA_BRPORT_LEARNING, IFLA_BRPORT_NEIGH_SUPPRESS, IFLA_BRPORT_ISOLATED = 4, 8, 32, 33
 IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 1, 7, 15
-NDA_DST, NDA_LLADDR, NDA_MASTER = 1, 2, 9
+NDA_DST, NDA_LLADDR, NDA_IFINDEX, NDA_MASTER = 1, 2, 8, 9
 RECEIVE_BUFFER_BYTES = 8 * 1024 * 1024
 DUMP_TIMEOUT_S = 5.0
 _HEADER = struct.Struct("=IHHII")
@@ -86,7 +86,8 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class GoneNeighbour:
-    """A neighbour or forwarding entry that was deleted. ``master``: it was the bridge's entry, not the device's."""
+    """A neighbour or forwarding entry that was deleted. ``master``: it was the bridge's entry, not the device's.
+    ``address``: of a forwarding entry, as :func:`scoped` writes it."""
 
     index: int
     is_forwarding: bool
@@ -128,6 +129,11 @@ def _text(value: memoryview | None) -> str:
 
 def _number(value: memoryview | None) -> int:
     return int.from_bytes(value or b"", sys.byteorder)
+
+
+def scoped(address: str, via: int) -> str:
+    """``address%via``: to be sent out of the link with that index, whatever the routes say; 0: as they say."""
+    return f"{address}%{via}" if via else address
 
 
 def parse_port(data: memoryview) -> PortFlags:
@@ -179,7 +185,10 @@ def parse_neighbour(payload: memoryview) -> GoneNeighbour:
     found = dict(attributes(payload[_NEIGHBOUR.size :]))
     where = bytes(found.get(NDA_DST, b""))
     address = str(ipaddress.ip_address(where)) if len(where) in (4, 16) else ""
-    return GoneNeighbour(index, family == AF_BRIDGE, NDA_MASTER in found, bytes(found.get(NDA_LLADDR, b"")), address)
+    is_forwarding = family == AF_BRIDGE
+    if is_forwarding:
+        address = scoped(address, _number(found.get(NDA_IFINDEX)))
+    return GoneNeighbour(index, is_forwarding, NDA_MASTER in found, bytes(found.get(NDA_LLADDR, b"")), address)
 
 
 class LinkCache:

@@ -23,7 +23,7 @@ from typing import Any
 
 from weavenet.core.types import mac_text
 from weavenet.host import netns
-from weavenet.host.links import NETLINK_ROUTE, PortFlags
+from weavenet.host.links import NETLINK_ROUTE, PortFlags, scoped
 
 NUD_NOARP, NUD_PERMANENT, NUD_REACHABLE = 0x40, 0x80, 0x02
 NTF_SELF, NTF_MASTER = 0x02, 0x04
@@ -45,7 +45,8 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Forwarding:
-    """An entry of a forwarding table: of the VXLAN device (``host`` set) or of the bridge (``master``)."""
+    """An entry of a forwarding table: of the VXLAN device (``host`` set, as :func:`scoped` writes it) or of the bridge
+    (``master``)."""
 
     mac: bytes
     host: str
@@ -61,6 +62,12 @@ def _import_pyroute2() -> tuple[Any, Any]:
         sys.modules["pyroute2"] = importlib.util.module_from_spec(spec)  # with its path, not executed
     linux, exceptions = map(importlib.import_module, ("pyroute2.iproute.linux", "pyroute2.netlink.exceptions"))
     return linux, exceptions
+
+
+def _destination(host: str) -> dict[str, Any]:
+    """``host`` as :func:`scoped` writes it."""
+    address, _, index = host.partition("%")
+    return {"dst": address, "NDA_IFINDEX": int(index)} if index.isdecimal() else {"dst": host}
 
 
 def _mac_bytes(text: str) -> bytes:
@@ -143,6 +150,10 @@ class Netlink:
         )
         await self._do(f"cannot make VXLAN device {name}", request)
 
+    async def add_wireguard(self, name: str) -> None:
+        """Made down. Raises OSError with EOPNOTSUPP where the kernel has no WireGuard."""
+        await self._do(f"cannot make WireGuard device {name}", self._route.link("add", ifname=name, kind="wireguard"))
+
     async def add_veth(
         self,
         name: str,
@@ -222,10 +233,16 @@ class Netlink:
         request = self._route.addr("del", index=index, address=ip, prefixlen=int(prefix))
         await self._do(f"cannot remove {address}", request, tolerate=(99, 19))
 
-    async def replace_route(self, index: int, destination: str) -> None:
-        """An on-link route of the main table."""
-        request = self._route.route("replace", dst=destination, oif=index, scope="link")
+    async def replace_route(self, index: int, destination: str, source: str = "") -> None:
+        """An on-link route of the main table. ``source``: address to send from."""
+        extra = {"prefsrc": source} if source else {}
+        request = self._route.route("replace", dst=destination, oif=index, scope="link", **extra)
         await self._do(f"cannot set route {destination}", request)
+
+    async def delete_route(self, index: int, destination: str) -> None:
+        """Does nothing when it is not there."""
+        request = self._route.route("del", dst=destination, oif=index, scope="link")
+        await self._do(f"cannot remove route {destination}", request, tolerate=(3, 19))
 
     async def answer_through(self, index: int, address: str, table: int) -> None:
         """What this host sends from ``address`` leaves through link ``index`` to neighbours, whatever the main table
@@ -259,15 +276,16 @@ class Netlink:
     async def forwarding(self, index: int) -> list[Forwarding]:
         """Device entries with a destination, and static bridge entries, of port ``index``."""
         found = []
-        async for message in await self._do("cannot list forwarding entries", self._route.fdb("dump", ifindex=index)):
-            mac = message.get("NDA_LLADDR")
+        # Not filtered by the library, which would take the attribute NDA_IFINDEX for the field ifindex.
+        async for message in await self._do("cannot list forwarding entries", self._route.fdb("dump")):
+            mac, via = message.get("NDA_LLADDR"), message.get("NDA_IFINDEX") or 0
             if message["ifindex"] != index or not mac:
                 continue
             if message.get("NDA_MASTER"):
                 if message["state"] & NUD_NOARP:
                     found.append(Forwarding(_mac_bytes(mac), "", True))
             elif message.get("NDA_DST"):
-                found.append(Forwarding(_mac_bytes(mac), message.get("NDA_DST"), False))
+                found.append(Forwarding(_mac_bytes(mac), scoped(message.get("NDA_DST"), via), False))
         return found
 
     async def append_flood(self, index: int, host: str) -> None:
@@ -275,21 +293,28 @@ class Netlink:
             "append",
             ifindex=index,
             lladdr=mac_text(FLOOD_MAC),
-            dst=host,
             flags=NTF_SELF,
             state=NUD_NOARP | NUD_PERMANENT,
+            **_destination(host),
         )
         await self._do(f"cannot flood to {host}", request, tolerate=(17,))
 
     async def replace_device_entry(self, index: int, mac: bytes, host: str) -> None:
         """Point ``mac`` at ``host`` in one step, without a moment of having neither the old nor the new."""
         request = self._route.fdb(
-            "replace", ifindex=index, lladdr=mac_text(mac), dst=host, flags=NTF_SELF, state=NUD_NOARP | NUD_PERMANENT
+            "replace",
+            ifindex=index,
+            lladdr=mac_text(mac),
+            flags=NTF_SELF,
+            state=NUD_NOARP | NUD_PERMANENT,
+            **_destination(host),
         )
         await self._do(f"cannot forward {mac_text(mac)} to {host}", request)
 
     async def delete_device_entry(self, index: int, mac: bytes, host: str) -> None:
-        request = self._route.fdb("del", ifindex=index, lladdr=mac_text(mac), dst=host, flags=NTF_SELF, state=NUD_NOARP)
+        request = self._route.fdb(
+            "del", ifindex=index, lladdr=mac_text(mac), flags=NTF_SELF, state=NUD_NOARP, **_destination(host)
+        )
         await self._do(f"cannot stop forwarding {mac_text(mac)}", request, tolerate=(2, 19))
 
     async def replace_bridge_entry(self, index: int, mac: bytes) -> None:

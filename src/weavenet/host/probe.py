@@ -17,7 +17,7 @@ import msgspec
 
 from weavenet.core.errors import WeaveError
 from weavenet.core.limits import MTU_DEFAULT, PORT_DEFAULT, VXLAN_PORT
-from weavenet.host import netns, portfilter, sysctl
+from weavenet.host import netns, portfilter, sysctl, wireguardkernel, wireguardprocess
 from weavenet.host.bridge import BRIDGE, Bridge
 from weavenet.host.kernel import Kernel
 from weavenet.host.netlink import Route
@@ -126,6 +126,15 @@ async def _firewall(space: int) -> list[Check]:
     return checks
 
 
+def wireguard() -> Check:
+    """Through which WireGuard hosts that share a password may send VXLAN. Asking loads the kernel's module."""
+    if wireguardkernel.is_available():
+        return Check("WireGuard", True, False, "in the kernel")
+    if path := wireguardprocess.program():
+        return Check("WireGuard", True, False, f"{path}, used with --wireguard any; the kernel has none")
+    return Check("WireGuard", True, False, "none; with a password the data path is sleeve")
+
+
 def tools() -> tuple[Check, ...]:
     """Commands that are useful but not needed."""
     wanted = {"ip": "iproute2", "nft": "nftables", "tcpdump": "tcpdump"}
@@ -203,4 +212,12 @@ async def everything(ranges: Sequence[str], port: int = PORT_DEFAULT) -> tuple[C
     first = privileges()
     if not first.ok:
         return (first, *tools())
-    return (first, *await features(), *ports(port), *await range_conflicts(ranges), *kernel_settings(), *tools())
+    return (
+        first,
+        *await features(),
+        *ports(port),
+        *await range_conflicts(ranges),
+        *kernel_settings(),
+        wireguard(),
+        *tools(),
+    )

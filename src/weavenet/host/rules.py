@@ -6,7 +6,8 @@ empty: a standing hook costs on every packet.
 - ``bridge``: frames of a container that uses an address it has lost are dropped at its port (IPv4, ARP sender, IPv6,
   ND advertisement of the target). ``ifname . address`` sets work without NFT_BRIDGE_META. nft 1.0.6 gives the raw ND
   target another type than an IPv6 set, hence a rule per address there.
-- ``inet``: VXLAN is accepted from known peers and dropped from anybody else.
+- ``inet``: VXLAN is accepted from known peers and dropped from anybody else. Out of the WireGuard device nothing else
+  comes in, and nothing is forwarded from or to it: members get no way around a host's own filters.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from weavenet.core.limits import VXLAN_PORT
+from weavenet.core.limits import VXLAN_PORT, WIREGUARD_DEVICE
 from weavenet.host.bridge import BRIDGE, port_name
 from weavenet.host.dnsaddress import ADDRESS as DNS_ADDRESS
 from weavenet.host.nft import Command
@@ -106,22 +107,37 @@ def bridge_table(blocked: Iterable[tuple[str, str]]) -> list[Command]:
     return commands
 
 
-def inet_table(hosts: Iterable[str], *, has_conntrack: bool = False) -> list[Command]:
-    """``hosts``: underlay addresses from which VXLAN is welcome. ``has_conntrack``: connections are tracked on this
-    host; those to its DNS server then are not: each query comes from a new port, and the table of connections would
-    fill up with them, to the harm of everybody."""
+def inet_table(hosts: Iterable[str], tunnels: Iterable[str] = (), *, has_conntrack: bool = False) -> list[Command]:
+    """``hosts``: underlay addresses from which VXLAN is welcome. ``tunnels``: those out of the WireGuard device.
+    ``has_conntrack``: connections are tracked on this host; those to its DNS server then are not: each query comes from
+    a new port, and the table of connections would fill up with them, to the harm of everybody."""
     hosts4, hosts6 = _split(sorted(set(hosts)))
     port = match(field("udp", "dport"), VXLAN_PORT)
+    tunnels4 = sorted(set(tunnels))
     return [
         *delete_table("inet"),
         {"add": {"table": {"family": "inet", "name": TABLE}}},
         _set("inet", "peers4", "ipv4_addr", [*hosts4]),
         _set("inet", "peers6", "ipv6_addr", [*hosts6]),
         _chain("inet", "input", "input", -10),
+        *(_tunnel_rules(tunnels4, port) if tunnels4 else []),
         _rule("inet", "input", port, match(field("ip", "saddr"), "@peers4"), ACCEPT),
         _rule("inet", "input", port, match(field("ip6", "saddr"), "@peers6"), ACCEPT),
         _rule("inet", "input", port, DROP),
         *(_untracked("prerouting", "daddr", "dport") + _untracked("output", "saddr", "sport") if has_conntrack else []),
+    ]
+
+
+def _tunnel_rules(tunnels: list[str], port: Command) -> list[Command]:
+    """Ahead of the rules for the underlay. WireGuard has checked the source address."""
+    device = match(IFNAME, WIREGUARD_DEVICE)
+    return [
+        _set("inet", "tunnels4", "ipv4_addr", [*tunnels]),
+        _rule("inet", "input", device, port, match(field("ip", "saddr"), "@tunnels4"), ACCEPT),
+        _rule("inet", "input", device, DROP),
+        _chain("inet", "forward", "forward", -10),
+        _rule("inet", "forward", device, DROP),
+        _rule("inet", "forward", match({"meta": {"key": "oifname"}}, WIREGUARD_DEVICE), DROP),
     ]
 
 
@@ -132,10 +148,14 @@ def _untracked(hook: str, address: str, port: str) -> list[Command]:
 
 
 def all_tables(
-    hosts: Iterable[str] | None, blocked: Iterable[tuple[str, str]] | None, *, has_conntrack: bool = False
+    hosts: Iterable[str] | None,
+    blocked: Iterable[tuple[str, str]] | None,
+    *,
+    tunnels: Iterable[str] = (),
+    has_conntrack: bool = False,
 ) -> list[Command]:
     """Everything of ours as one transaction. What is not known yet (None) stays as an earlier daemon left it."""
-    plane = inet_table(hosts, has_conntrack=has_conntrack) if hosts is not None else []
+    plane = inet_table(hosts, tunnels, has_conntrack=has_conntrack) if hosts is not None else []
     return plane + (bridge_table(blocked) if blocked is not None else [])
 
 

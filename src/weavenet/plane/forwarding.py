@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from weavenet.core.effects import PlanePeer, VxlanUse
 from weavenet.core.limits import ENDPOINT_ADDRESSES_MAX
 from weavenet.core.types import PeerId
 
+NO_TUNNELS: Mapping[PeerId, str] = MappingProxyType({})
 TAP = 1
 """In place of an address family: the port of the sleeve worker."""
 
@@ -29,13 +31,13 @@ class Kind(enum.IntEnum):
     """In the order in which entries are put; they are removed in the opposite order."""
 
     DEVICE = 1
-    """``mac`` lives behind underlay address ``where``."""
+    """``mac`` lives behind address ``where``, of the underlay or of a tunnel (``address%index``)."""
     PIN = 2
     """The bridge forwards ``mac`` to the overlay port."""
     NEIGHBOUR = 3
     """The bridge answers for address ``where`` with ``mac``."""
     FLOOD = 4
-    """Broadcasts go to underlay address ``where``."""
+    """Broadcasts go to address ``where``, of the underlay or of a tunnel."""
 
 
 class Entry(NamedTuple):
@@ -53,11 +55,15 @@ def family_of(host: str) -> int:
 
 
 def canonical(address: str) -> str:
-    return str(ipaddress.ip_address(address))
+    host, percent, link = address.partition("%")
+    return f"{ipaddress.ip_address(host)}{percent}{link}"
 
 
-def wanted(peers: Iterable[PlanePeer]) -> tuple[frozenset[Entry], tuple[str, ...]]:
-    """Entries that ``peers`` need, and sentences about what was left out.
+def wanted(
+    peers: Iterable[PlanePeer], tunnels: Mapping[PeerId, str] = NO_TUNNELS
+) -> tuple[frozenset[Entry], tuple[str, ...]]:
+    """Entries that ``peers`` need, and sentences about what was left out. ``tunnels``: where VXLAN goes for peers that
+    are reached through one; a peer that is to be and is not among them is not on VXLAN.
 
     When two peers claim one MAC or one address, the lower PeerId has it, so that every host decides alike.
     """
@@ -71,10 +77,14 @@ def wanted(peers: Iterable[PlanePeer]) -> tuple[frozenset[Entry], tuple[str, ...
         except ValueError:
             complaints.append(f"no data path to {peer.peer.hex()}: {peer.host!r} is no underlay address")
             continue
-        carries = peer.vxlan is VxlanUse.CARRIES
+        use = peer.vxlan
+        if peer.tunnel is not None:
+            family, host = 4, tunnels.get(peer.peer, "")
+            use = use if host else VxlanUse.CLOSED
+        carries = use is VxlanUse.CARRIES
         if carries:
             entries.add(Entry(Kind.FLOOD, family, b"", host))
-        if peer.vxlan is not VxlanUse.CLOSED and macs.setdefault(peer.mac, peer.peer) == peer.peer:
+        if use is not VxlanUse.CLOSED and macs.setdefault(peer.mac, peer.peer) == peer.peer:
             entries.add(Entry(Kind.DEVICE, family, peer.mac, host))
         for endpoint in peer.endpoints:
             if endpoint.mac[0] & 1 or macs.setdefault(endpoint.mac, peer.peer) != peer.peer:

@@ -1,4 +1,4 @@
-"""The ``fastdp`` plane: kernel VXLAN, programmed from control state.
+"""The planes ``fastdp`` and ``wireguard``: kernel VXLAN, programmed from control state.
 
 One device per underlay family, ``vxlan-6784`` for IPv4 and, once a peer has an IPv6 underlay address,
 ``vxlan6-6784``: the kernel serves one family per device, and lets two devices share VNI and port when the family
@@ -24,16 +24,17 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from weavenet.core.effects import PlanePeer, VxlanUse
-from weavenet.core.limits import SLEEVE_DEVICE, VXLAN_PORT, VXLAN_VNI
+from weavenet.core.limits import SLEEVE_DEVICE, VXLAN_PORT, VXLAN_VNI, WIREGUARD_DEVICE
 from weavenet.core.types import is_ip_address
 from weavenet.host import announce, netns, portfilter, sysctl
 from weavenet.host.bridge import BRIDGE, Bridge, is_port_name
 from weavenet.host.kernel import Kernel
 from weavenet.host.links import GoneNeighbour, Link, PortFlags, VxlanSettings
 from weavenet.host.netlink import FLOOD_MAC
-from weavenet.plane.forwarding import TAP, Entry, Kind, Present, canonical, difference, wanted
+from weavenet.plane.forwarding import NO_TUNNELS, TAP, Entry, Kind, Present, canonical, difference, wanted
 from weavenet.plane.heartbeat import Heartbeat
 from weavenet.plane.traffic import Counters
+from weavenet.plane.wireguard import Tunnel
 
 DEVICES = {4: f"vxlan-{VXLAN_PORT}", 6: f"vxlan6-{VXLAN_PORT}"}
 OVERHEAD_BYTES = {4: 50, 6: 70}
@@ -54,7 +55,7 @@ IP_MTU, IPV6_MTU = 14, 24
 class PlaneFirewall(Protocol):
     """What the plane asks of the firewall: VXLAN comes only from peers."""
 
-    async def set_hosts(self, hosts: frozenset[str]) -> None: ...
+    async def set_hosts(self, hosts: frozenset[str], tunnels: frozenset[str]) -> None: ...
 
 
 def underlay_mtu(host: str) -> int:
@@ -70,9 +71,15 @@ def underlay_mtu(host: str) -> int:
             return 0
 
 
+def is_over_ipv6(peer: PlanePeer) -> bool:
+    """Whether VXLAN goes to ``peer`` over the underlay, and that with IPv6."""
+    return peer.vxlan is not VxlanUse.CLOSED and peer.tunnel is None and ":" in peer.host
+
+
 class VxlanPlane:
     """Implements :class:`weavenet.plane.plane.Plane`. ``mac``: plane_mac(peer); ``mtu``: that of the containers.
-    Without ``has_vxlan`` it only serves the port of the sleeve worker."""
+    Without ``has_vxlan`` it only serves the port of the sleeve worker. ``tunnel``: through which peers are reached that
+    have one."""
 
     def __init__(
         self,
@@ -83,6 +90,7 @@ class VxlanPlane:
         mtu: int,
         firewall: PlaneFirewall | None = None,
         has_vxlan: bool = True,
+        tunnel: Tunnel | None = None,
     ) -> None:
         self.on_probe: Callable[[bytes, int, bool], None] = lambda mac, nonce, is_answer: None
         self.on_traffic: Callable[[], None] = lambda: None
@@ -92,6 +100,7 @@ class VxlanPlane:
         self._mtu = mtu
         self._firewall = firewall
         self._has_vxlan = has_vxlan
+        self._tunnel = tunnel
         self._peers: tuple[PlanePeer, ...] | None = None
         self._hosts: dict[bytes, int] = {}
         self._present = Present()
@@ -117,6 +126,8 @@ class VxlanPlane:
 
     async def open(self) -> None:
         links = self._kernel.links
+        if self._tunnel is not None:
+            self._tunnel.on_change = self._wake.set
         async with self._lock:
             await self._ensure_devices()
         self._counters = Counters(self._kernel.namespace)
@@ -142,6 +153,7 @@ class VxlanPlane:
 
     def warnings(self) -> tuple[str, ...]:
         found = [text for text in (self._trouble, self._trouble_ipv6, self._trouble_filter) if text]
+        found += self._tunnel.warnings() if self._tunnel is not None else ()
         found += self._complaints
         found += sorted(set(self._refused.values()))[:5]
         for host, path_mtu in sorted(self._path_mtus.items()):
@@ -164,6 +176,8 @@ class VxlanPlane:
             links.on_neighbour_gone.remove(self._neighbour_gone)
             links.on_filter_gone.remove(self._filter_gone)
             links.on_overflow.remove(self._events_lost)
+        if self._tunnel is not None:
+            await self._tunnel.close()
         for heartbeat in self._heartbeats.values():
             heartbeat.close()
         self._heartbeats.clear()
@@ -180,8 +194,8 @@ class VxlanPlane:
             self._bridge_index, self._stale = bridge.index, True
         needed = {4} if self._has_vxlan else set()
         needed |= {family for family, name in DEVICES.items() if self._kernel.links.get(name) is not None}
-        if self._has_vxlan:
-            needed |= set(self._hosts.values())
+        if self._has_vxlan and any(is_over_ipv6(peer) for peer in self._peers or ()):
+            needed.add(6)
         self._trouble_ipv6 = ""
         for family in sorted(needed):
             try:
@@ -195,15 +209,20 @@ class VxlanPlane:
                 self._devices[family], self._stale = link.index, True
                 self._open_heartbeat(family)
         await self._ensure_sleeve_port(bridge)
+        if self._tunnel is not None:
+            await self._tunnel.ensure()
+            if self._peers is not None:
+                await self._tunnel.admit(self._peers)
         if self._stale:
             await self._read_present()
         if self._firewall is not None and self._peers is not None:  # else an adopted path would be cut
             hosts = frozenset(
                 canonical(peer.host)
                 for peer in self._peers
-                if peer.vxlan is not VxlanUse.CLOSED and is_ip_address(peer.host)
+                if peer.vxlan is not VxlanUse.CLOSED and peer.tunnel is None and is_ip_address(peer.host)
             )
-            await self._firewall.set_hosts(hosts)
+            tunnels = self._tunnel.sources(self._peers) if self._tunnel is not None else frozenset()
+            await self._firewall.set_hosts(hosts, tunnels)
 
     async def _ensure_device(self, family: int, bridge: Link) -> Link:
         netlink, links, name = self._kernel.netlink, self._kernel.links, DEVICES[family]
@@ -307,9 +326,10 @@ class VxlanPlane:
         """Make the kernel's entries those of ``_peers``. Call with the lock held."""
         if self._peers is None:
             return
-        target, self._complaints = wanted(self._peers)
-        self._hosts = {entry.mac: entry.family for entry in target if entry.kind is Kind.DEVICE}
         await self._ensure_devices()
+        tunnels = self._tunnel.destinations(self._peers) if self._tunnel is not None else NO_TUNNELS
+        target, self._complaints = wanted(self._peers, tunnels)
+        self._hosts = {entry.mac: entry.family for entry in target if entry.kind is Kind.DEVICE}
         puts, removes = difference(self._present, (e for e in target if not e.family or e.family in self._devices))
         self._refused = {}
         for entry in puts:
@@ -327,8 +347,10 @@ class VxlanPlane:
             except OSError as error:
                 self._refused[entry] = f"{error.strerror}: it is tried again"
                 self._present.add(entry)
+        if self._tunnel is not None:
+            await self._tunnel.prune(self._peers)
         self._kernel.links.drain()
-        self._measure_paths({entry.where for entry in target if entry.kind is Kind.FLOOD})
+        self._measure_paths({e.where for e in target if e.kind is Kind.FLOOD and "%" not in e.where})
         if self._refused:
             asyncio.get_running_loop().call_later(RETRY_S, self._wake.set)
 
@@ -377,7 +399,7 @@ class VxlanPlane:
     def _link_changed(self, link: Link, gone: bool) -> None:
         if link.name == SLEEVE_DEVICE and gone:
             self._has_sleeve_port.clear()
-        ours = link.name in (BRIDGE, SLEEVE_DEVICE, *DEVICES.values())
+        ours = link.name in (BRIDGE, SLEEVE_DEVICE, WIREGUARD_DEVICE, *DEVICES.values())
         if ours or (is_port_name(link.name) and not gone and link.master != self._bridge_index):
             self._wake.set()
 

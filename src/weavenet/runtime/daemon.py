@@ -28,17 +28,17 @@ from weavenet.control.service import AttachSpec, DetachSpec, ExposeSpec, HideSpe
 from weavenet.core.commands import AddName, Addresses, Attachments, Command, Done, RemoveName, Reset, Result
 from weavenet.core.config import NodeConfig
 from weavenet.core.errors import Code, Failure, WeaveError
-from weavenet.core.limits import VXLAN_PORT
+from weavenet.core.limits import VXLAN_PORT, WIREGUARD_PORT_OFFSET
 from weavenet.core.names import EXPOSE, EXTERNAL
-from weavenet.core.overlay.choice import FASTDP
+from weavenet.core.overlay.choice import FASTDP, WIREGUARD
 from weavenet.core.report import NodeReport
-from weavenet.runtime.datapath import STARTING, Datapath, KernelDatapath, NameOwner, SleevePlace
+from weavenet.runtime.datapath import STARTING, Datapath, KernelDatapath, NameOwner, SleevePlace, WireguardPlace
 from weavenet.runtime.foundation import Foundation
 from weavenet.runtime.identity import Me
 from weavenet.runtime.life import DatapathFactory, Life
 from weavenet.runtime.nameserver import NameServer
 from weavenet.runtime.notify import Notifier
-from weavenet.runtime.settings import Settings, password_warnings
+from weavenet.runtime.settings import Settings, WireguardUse, password_warnings
 
 RESTART_FIRST_S, RESTART_FACTOR, RESTART_CAP_S = 1.0, 2.0, 30.0
 """Pause before the next life; a full disk is looked at every half minute at least."""
@@ -54,15 +54,15 @@ _log = logging.getLogger("weave.daemon")
 
 def kernel_datapath(settings: Settings) -> DatapathFactory:
     def make(config: NodeConfig) -> Datapath:
-        sleeve = SleevePlace(settings.run_dir, settings.host, config.port)
-        in_clear = FASTDP in config.planes and (not config.authenticated or bool(config.trusted_subnets))
+        is_sealed = config.authenticated and not config.trusted_subnets and WIREGUARD not in config.planes
         return KernelDatapath(
             config.peer,
             mtu=config.mtu,
             planes=config.planes,
             domain=config.dns_domain,
-            sleeve=sleeve,
-            in_clear=in_clear,
+            sleeve=SleevePlace(settings.run_dir, settings.host, config.port),
+            wireguard=WireguardPlace(config.port + WIREGUARD_PORT_OFFSET, settings.wireguard is WireguardUse.ANY),
+            in_clear=FASTDP in config.planes and not is_sealed,
         )
 
     return make

@@ -19,9 +19,9 @@ from weavenet.control.service import AttachSpec, ExposeSpec, HideSpec
 from weavenet.core.commands import Addresses, Attachments, Command, Result
 from weavenet.core.effects import PlanePeer
 from weavenet.core.errors import Code, Failure, WeaveError
-from weavenet.core.events import Event, PlaneTraffic, ProbeReceived
-from weavenet.core.limits import DNS_DOMAIN_DEFAULT, SLEEVE_UNIT_BYTES
-from weavenet.core.overlay.choice import FASTDP, SLEEVE
+from weavenet.core.events import Event, PlaneTraffic, ProbeReceived, WireguardReported
+from weavenet.core.limits import DNS_DOMAIN_DEFAULT, SLEEVE_UNIT_BYTES, WIREGUARD_DEVICE
+from weavenet.core.overlay.choice import FASTDP, SLEEVE, WIREGUARD
 from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.types import PeerId, bridge_mac, plane_mac
 
@@ -33,9 +33,14 @@ if TYPE_CHECKING:
     from weavenet.host.firewall import Firewall
     from weavenet.host.kernel import Kernel
     from weavenet.plane.vxlan import VxlanPlane
+    from weavenet.plane.wireguard import Tunnel
     from weavenet.runtime.sleeveworker import SleeveWorker
 
 RETRY_S = 1.0
+NO_WIREGUARD = (
+    "--wireguard any has no effect: it takes a password, the kernel data path, and WireGuard in the kernel or the "
+    "program wireguard-go; next: apt-get install wireguard-go, or launch without it"
+)
 Blocked = tuple[tuple[str, str], ...]
 
 _log = logging.getLogger("weave.datapath")
@@ -54,6 +59,13 @@ class SleevePlace(NamedTuple):
     run_dir: str
     host: str
     port: int
+
+
+class WireguardPlace(NamedTuple):
+    """``port``: UDP. ``has_process``: ``wireguard-go`` may be used where the kernel has no WireGuard."""
+
+    port: int
+    has_process: bool
 
 
 class Datapath(Protocol):
@@ -207,8 +219,8 @@ class Applier:
 
 class KernelDatapath:
     """Implements :class:`Datapath` with the real kernel. ``planes`` empty: bridge and attachments only. ``sleeve``:
-    where its worker is to be found; None: none is run. ``in_clear``: whether the kernel's VXLAN may carry frames as
-    they are."""
+    where its worker is to be found; None: none is run. ``wireguard``: likewise of its device. ``in_clear``: whether the
+    kernel's VXLAN may carry frames as they are."""
 
     def __init__(
         self,
@@ -218,12 +230,15 @@ class KernelDatapath:
         planes: tuple[str, ...],
         domain: str = DNS_DOMAIN_DEFAULT,
         sleeve: SleevePlace | None = None,
+        wireguard: WireguardPlace | None = None,
         in_clear: bool = True,
     ) -> None:
         self.on_dns_addresses: Callable[[tuple[tuple[str, str], ...]], None] | None = None
         self._domain = domain
         self._peer, self._mtu, self._planes = peer, mtu, planes
         self._sleeve_place = sleeve
+        self._wireguard_place = wireguard if WIREGUARD in planes else None
+        self._lacks_wireguard = WIREGUARD not in planes and wireguard is not None and wireguard.has_process
         self._unit_bytes = None if in_clear else SLEEVE_UNIT_BYTES
         self._worker: SleeveWorker | None = None
         self._kernel: Kernel | None = None
@@ -249,6 +264,9 @@ class KernelDatapath:
             self._firewall = Firewall()
             await self._firewall.open()
             self._undo.push_async_callback(self._firewall.close)
+            left = kernel.links.get(WIREGUARD_DEVICE)
+            if left is not None and self._wireguard_place is None:  # of a start with other settings
+                await kernel.netlink.delete_link(left.index)
             if self._planes:
                 self._plane = self._make_plane(post)
                 await self._plane.open()
@@ -315,10 +333,26 @@ class KernelDatapath:
             mtu=self._mtu,
             firewall=self._firewall,
             has_vxlan=FASTDP in self._planes,
+            tunnel=self._make_tunnel(post, self._kernel),
         )
         plane.on_probe = lambda mac, nonce, is_answer: post(ProbeReceived(mac, nonce, is_answer))
         plane.on_traffic = lambda: post(PlaneTraffic())
         return plane
+
+    def _make_tunnel(self, post: Callable[[Event], None], kernel: Kernel) -> Tunnel | None:
+        if self._wireguard_place is None:
+            return None
+        from weavenet.plane.wireguard import Tunnel
+        from weavenet.runtime.wireguardkeys import X25519Keys
+
+        return Tunnel(
+            kernel,
+            mtu=self._mtu,
+            port=self._wireguard_place.port,
+            keys=X25519Keys(),
+            has_process=self._wireguard_place.has_process,
+            on_keys=lambda keys, port: post(WireguardReported(keys, port)),
+        )
 
     async def adopt(self, request: Callable[[Command], Awaitable[Result]]) -> None:
         from weavenet.host.attach import Attacher
@@ -422,7 +456,8 @@ class KernelDatapath:
 
     def warnings(self) -> tuple[str, ...]:
         parts = (self._plane, self._firewall, self._dns_address, self._worker)
-        return tuple(text for part in parts if part is not None for text in part.warnings())
+        found = tuple(text for part in parts if part is not None for text in part.warnings())
+        return (*found, NO_WIREGUARD) if self._lacks_wireguard else found
 
     async def close(self) -> None:
         if self._task is not None:

@@ -16,7 +16,7 @@ import msgspec
 
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.leaving import Leaving, Phase, State, departed_disk
-from weavenet.core.limits import SLEEVE_DEVICE
+from weavenet.core.limits import SLEEVE_DEVICE, WIREGUARD_DEVICE
 from weavenet.core.types import PeerId, peer_text
 from weavenet.runtime import identity
 from weavenet.runtime.foundation import LOCK_FILE, PID_FILE
@@ -32,6 +32,7 @@ _MEMBER_TABLES = frozenset({"log", "ring", "alloc", "acceptor", "known"})
 async def erase_host(run_dir: str) -> None:
     """End the workers that outlive a daemon, and remove what the product made in this kernel. Raises WeaveError or
     OSError."""
+    from weavenet.host import wireguardprocess
     from weavenet.host.erasure import erase
     from weavenet.plane.vxlan import DEVICES
     from weavenet.runtime.sleeveworker import PREFIX
@@ -39,7 +40,8 @@ async def erase_host(run_dir: str) -> None:
     await stop_workers(run_dir)
     for path in Path(run_dir).glob(f"{PREFIX}*"):
         path.unlink(missing_ok=True)
-    await erase((*DEVICES.values(), SLEEVE_DEVICE))
+    await erase((*DEVICES.values(), SLEEVE_DEVICE, WIREGUARD_DEVICE))
+    wireguardprocess.erase(WIREGUARD_DEVICE)
 
 
 def erase_files(settings: Settings, root: Path = Path("/")) -> None:

@@ -20,6 +20,7 @@ from weavenet.core.errors import Failure, RefusalCode, WeaveError
 from weavenet.core.events import Event
 from weavenet.core.messages import Message
 from weavenet.core.node import Node
+from weavenet.core.overlay.choice import FASTDP, WIREGUARD
 from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.types import PeerId
 from weavenet.runtime.datapath import Blocked, Datapath
@@ -29,7 +30,7 @@ from weavenet.runtime.identity import Me, node_rows
 from weavenet.runtime.issuing import peer_id
 from weavenet.runtime.links import Links
 from weavenet.runtime.resolver import local_hosts
-from weavenet.runtime.settings import Settings
+from weavenet.runtime.settings import Settings, WireguardUse
 from weavenet.runtime.tls import Credentials
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def node_config(settings: Settings, me: Me, *, port: int, software: str) -> Node
         launch_targets=settings.targets,
         discovery=settings.discovery,
         conn_limit=settings.conn_limit,
-        planes=settings.planes,
+        planes=_planes(settings),
         trusted_subnets=settings.trusted_subnets,
         mtu=settings.mtu,
         mtu_explicit=settings.mtu_explicit,
@@ -70,6 +71,18 @@ def node_config(settings: Settings, me: Me, *, port: int, software: str) -> Node
         authenticated=bool(settings.passwords),
         dns_domain=settings.dns_domain,
     )
+
+
+def _planes(settings: Settings) -> tuple[str, ...]:
+    """Those of the settings, and WireGuard where there is a password, VXLAN and a WireGuard that may be used."""
+    if FASTDP not in settings.planes or not settings.passwords or settings.wireguard is WireguardUse.OFF:
+        return settings.planes
+    from weavenet.host import wireguardkernel, wireguardprocess
+
+    is_there = wireguardkernel.is_available() or (
+        settings.wireguard is WireguardUse.ANY and bool(wireguardprocess.program())
+    )
+    return (*settings.planes, WIREGUARD) if is_there else settings.planes
 
 
 class Life:

@@ -37,6 +37,15 @@ class NameFrom(StrEnum):
     RANDOM = "random"
 
 
+class WireguardUse(StrEnum):
+    """With a password: through which WireGuard VXLAN may go. ANY: through ``wireguard-go`` too, where the kernel has
+    none; it is slower than sleeve."""
+
+    KERNEL = "kernel"
+    ANY = "any"
+    OFF = "off"
+
+
 class LogFormat(StrEnum):
     LOGFMT = "logfmt"
     JSON = "json"
@@ -70,6 +79,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     first_start: bool = False
     ephemeral_ttl_s: int = 0
     planes: tuple[str, ...] = ("fastdp", "sleeve")
+    wireguard: WireguardUse = WireguardUse.KERNEL
     trusted_subnets: tuple[str, ...] = ()
     mtu: int = MTU_DEFAULT
     mtu_explicit: bool = False

@@ -15,7 +15,7 @@ from weavenet.core.types import ZERO8, Bytes6, Bytes8, Bytes16, Label, Sentence,
 
 
 class PlaneOffer(msgspec.Struct, frozen=True, array_like=True):
-    """A data path this peer can receive on: kind (``fastdp``, later ``wireguard``, ``sleeve``), UDP port, inner MAC."""
+    """A data path this peer can receive on: kind (``fastdp``, ``wireguard``, ``sleeve``), UDP port, inner MAC."""
 
     kind: Label
     port: Uint

@@ -78,6 +78,7 @@ def test_filtered_vxlan_falls_to_sleeve_and_returns_without_a_restart(lab: Lab, 
         before = pings.answered()
         wait_until(lambda: pings.answered() > before, NOTICE_DEADLINE_S, "pings over fastdp again")
         counted = pings.stop()
+    print(f"the change to sleeve and back cost {counted.longest_gap * 10} ms in a row")
     assert counted.lost < counted.sent
     assert h1.daemon_pids() == pids
 

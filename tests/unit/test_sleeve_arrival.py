@@ -1,4 +1,4 @@
-"""What a receive brings is what was sent, whatever sizes follow each other and wherever the kernel was told to put it."""
+"""What a receive brings is what was sent, whatever sizes follow each other and wherever the kernel puts it."""
 
 from __future__ import annotations
 

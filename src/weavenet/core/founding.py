@@ -98,8 +98,7 @@ class Founding:
 
     def is_wanted_elsewhere(self) -> bool:
         """Some reachable peer waits for the ring; an observer can start the election that way."""
-        records = (self._mesh.peer_record(peer) for peer in self._mesh.reachable())
-        return any(record is not None and record.wants_genesis for record in records)
+        return self._mesh.is_genesis_wanted()
 
     def known_electors(self) -> tuple[PeerId, ...]:
         """Reachable peers that would vote on a genesis, ourselves included if we would."""

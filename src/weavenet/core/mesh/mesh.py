@@ -424,6 +424,11 @@ class Mesh:
     def peer_record(self, peer: PeerId) -> PeerRecord | None:
         return self._around.peer_record(peer)
 
+    def is_genesis_wanted(self) -> bool:
+        """Whether some reachable peer says that it waits for the first division of addresses, ourselves included."""
+        own = self.peer_record(self.config.peer)
+        return (own is not None and own.wants_genesis) or not self._around.wishing.isdisjoint(self.reachable())
+
     def unreachable_since(self, peer: PeerId) -> float | None:
         """None while ``peer`` is reachable; for one never heard of, since we started."""
         return self._around.unreachable_since(peer)

@@ -48,6 +48,8 @@ class Surroundings:
         self.routes = Routes(config.peer)
         self.changed: set[PeerId] = set()
         """Origins whose records changed since somebody emptied it."""
+        self.wishing: set[PeerId] = set()
+        """Others that wait for the first division of addresses, reachable or not."""
         self._expired: set[PeerId] = set()
         self._peer_records: dict[PeerId, tuple[bytes, PeerRecord | None]] = {}
         self._started_at = 0.0
@@ -90,8 +92,17 @@ class Surroundings:
                 self.want_discovery(now)
         if not is_restarted:  # A replaced record first comes and then goes, so the link it reports stays up.
             self._withdraw(origin, applied.removed)
+        if any(record.kind == KIND_PEER for record in (*applied.added, *applied.removed)):
+            self._follow_wish(origin)
         if origin in self.routes.reachable():
             self._records.set_reachable(now, origin, True)
+
+    def _follow_wish(self, origin: PeerId) -> None:
+        record = self.peer_record(origin)
+        if record is not None and record.wants_genesis:
+            self.wishing.add(origin)
+        else:
+            self.wishing.discard(origin)
 
     def _withdraw(self, origin: PeerId, records: Iterable[Record]) -> None:
         for record in records:
@@ -107,6 +118,7 @@ class Surroundings:
 
     def _forget(self, origin: Origin) -> None:
         self._peer_records.pop(origin.peer, None)
+        self.wishing.discard(origin.peer)
         self._withdraw(origin.peer, origin.live.values())
         self.changed.add(origin.peer)
         if len(self._expired) < PEERS_MAX:

@@ -27,7 +27,7 @@ def ring_of(seed: int) -> Ring:
     peers = [PeerId(hashlib.sha256(number.to_bytes(4, "big")).digest()[:16]) for number in range(PEERS)]
     bounds = [0, *sorted(rng.sample(range(1, ADDRESSES // 4), SEGMENTS - 1)), ADDRESSES // 4]
     return Ring(
-        ADDRESSES,
+        (ADDRESSES,),
         [
             Segment(low * 4, high * 4, Stamp(GENESIS_POSITION, rng.randint(1, 50), rng.choice(peers)))
             for low, high in pairwise(bounds)
@@ -52,7 +52,7 @@ def measure(options: Options, gate: Gate) -> Result:
     )
 
     def hashed() -> bytes:
-        return Ring(ADDRESSES, ring.segments).hash
+        return Ring((ADDRESSES,), ring.segments).hash
 
     actions: dict[str, Callable[[], object]] = {
         "merge one changed segment": lambda: ring.merge(change),

@@ -32,6 +32,7 @@ from weavenet.core.report import (
     NodeReport,
     OwnerReport,
     PeerReport,
+    RangeReport,
     RemovedReport,
     TargetReport,
 )
@@ -40,18 +41,27 @@ PEERS = ("11" * 16, "22" * 16, "33" * 16)
 NAMES = ("0a:00:00:00:00:01", "0a:00:00:00:00:02", "0a:00:00:00:00:03")
 
 
-def ipam_report(**changes: Any) -> IpamReport:
+def range_report(**changes: Any) -> RangeReport:
     fields: dict[str, Any] = dict(  # noqa: C408 - reads like the call it becomes
-        state="ready",
-        detail="",
         range="10.32.0.0/12",
-        range_addresses=1048576,
+        addresses=1048576,
         default_subnet="10.32.0.0/12",
         active=2,
         owners=(
             OwnerReport(PEERS[1], NAMES[1], "h2", 524288, 50.0, False, 75.0),
             OwnerReport(PEERS[0], NAMES[0], "h1", 524288, 50.0, True, None),
         ),
+    )
+    return RangeReport(**{**fields, **changes})
+
+
+def ipam_report(**changes: Any) -> IpamReport:
+    """``owners``, ``held_addresses``: of the only range."""
+    of_range = {key: changes.pop(key) for key in ("owners", "held_addresses") if key in changes}
+    fields: dict[str, Any] = dict(  # noqa: C408 - reads like the call it becomes
+        state="ready",
+        detail="",
+        ranges=(range_report(**of_range),),
         electors=(f"{NAMES[0]}(h1)", f"{NAMES[1]}(h2)"),
         is_elector=True,
         quorum=2,

@@ -18,9 +18,11 @@ from weavenet.core.messages import Body
 from weavenet.core.messages.gossip import RingDelta
 from weavenet.core.ring import Ipam, Log
 from weavenet.core.ring.log import genesis_entry
+from weavenet.core.ring.pages import delta_pages
 from weavenet.core.types import Genesis, LogEntry, PeerId
 
 RANGE = "10.32.0.0/26"
+BOTH = "10.32.0.0/26,fd00:77::/122"
 
 
 def peer_id(name: str) -> PeerId:
@@ -29,7 +31,7 @@ def peer_id(name: str) -> PeerId:
 
 def genesis_of(*names: str, cidr: str = RANGE) -> Genesis:
     peers = tuple(sorted(peer_id(name) for name in names))
-    return Genesis(b"cluster".ljust(16, b"\0"), (cidr,), peers, peers)
+    return Genesis(b"cluster".ljust(16, b"\0"), tuple(cidr.split(",")), peers, peers)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class State:
     """What one host tells another when they synchronise."""
 
     log: tuple[LogEntry, ...]
-    ring: RingDelta
+    ring: tuple[RingDelta, ...]
 
 
 Told = Body | State
@@ -76,7 +78,7 @@ class Host:
         """Take what the last call wants done, with ring news behind it, as a node does."""
         self.queue.extend(self.outbox.drain())
         while (delta := self.ipam.take_delta()) is not None:
-            self.queue.append(State(self.log.entries, delta))
+            self.queue.append(State(self.log.entries, (delta,)))
 
     def command(self, now: float, request: int, command: Command) -> None:
         assert self.ipam.command(now, request, command)
@@ -89,13 +91,14 @@ class Host:
             self.collect()
 
     def begin(self, now: float, genesis: Genesis) -> None:
-        self.learn(now, State((genesis_entry(genesis),), RingDelta(0, 0, ())))
+        self.learn(now, State((genesis_entry(genesis),), ()))
 
     def learn(self, now: float, state: State) -> None:
         had = self.log.genesis is not None
         if self.log.merge(0, state.log) and not had:
             self.ipam.adopt_genesis(now)
-        self.ipam.merge_ring(now, state.ring)
+        for delta in state.ring:
+            self.ipam.merge_ring(now, delta)
         self.collect()
 
     def receive(self, now: float, source: PeerId, told: Told) -> None:
@@ -106,7 +109,7 @@ class Host:
             self.collect()
 
     def state(self) -> State:
-        return State(self.log.entries, RingDelta(0, len(self.log), self.ipam.ring.segments))
+        return State(self.log.entries, tuple(delta_pages(self.ipam.ring.segments, len(self.log), 512)))
 
     def execute(self, effects: int | None = None) -> list[tuple[PeerId | None, Told]]:
         """Execute so many effects (all by default); the messages that left (None: to everybody)."""
@@ -238,7 +241,7 @@ class World:
 
 
 def _host(name: str, cidr: str, seed: int) -> Host:
-    config = NodeConfig(peer=peer_id(name), name=name, nickname=f"host-{name}", ranges=(cidr,))
+    config = NodeConfig(peer=peer_id(name), name=name, nickname=f"host-{name}", ranges=tuple(cidr.split(",")))
     return Host(name, config, seed=seed)
 
 

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from ring_world import World
+from ring_world import BOTH, RANGE, World
 from weavenet.core.commands import Addresses, Allocate, Claim, Destroyed, Died, Release
 from weavenet.core.effects import Change
 from weavenet.core.errors import InvariantBroken
@@ -40,9 +40,11 @@ idents = st.integers(0, 11).map(lambda number: f"c{number}")
 class Hosts(RuleBasedStateMachine):
     """``told`` is what clients were told and did not give back: (host, ident, address)."""
 
+    ranges = RANGE
+
     @initialize(seed=st.integers(0, 1000))
     def begin(self, seed: int) -> None:
-        self.world = World.of(*NAMES, owners=OWNERS, seed=seed)
+        self.world = World.of(*NAMES, owners=OWNERS, seed=seed, cidr=self.ranges)
         self.asked: dict[int, tuple[str, Allocate | Claim]] = {}
         self.told: set[tuple[str, str, str]] = set()
 
@@ -153,6 +155,25 @@ common = settings(
 )
 TestHosts = Hosts.TestCase
 TestHosts.settings = common
+
+
+class HostsOfTwoRanges(Hosts):
+    """An IPv6 range beside: whoever asks for nothing particular gets an address of each."""
+
+    ranges = BOTH
+
+    @rule(name=hosts, ident=idents, subnet=st.sampled_from(("fd00:77::/124", "fd00:77::3c/126", "fd00:77::/122")))
+    def allocate_ipv6(self, name: str, ident: str, subnet: str) -> None:
+        self.allocate(name, ident, subnet)
+
+    @rule(name=hosts, ident=idents, offset=st.integers(1, 62))
+    def claim_ipv6(self, name: str, ident: str, offset: int) -> None:
+        command = Claim(f"{name}-{ident}", f"fd00:77::{offset:x}/122")
+        self.asked[self.world.ask(name, command)] = (name, command)
+
+
+TestHostsOfTwoRanges = HostsOfTwoRanges.TestCase
+TestHostsOfTwoRanges.settings = settings(common, max_examples=40)
 
 
 # --- the machine above must notice these ---

@@ -30,7 +30,7 @@ def segment_lists(draw: st.DrawFn, max_size: int = 12) -> list[Segment]:
     return [Segment(start, min(SIZE, start + length), stamp) for (start, length), stamp in drawn]
 
 
-rings = segment_lists().map(lambda segments: Ring(SIZE, segments))
+rings = segment_lists().map(lambda segments: Ring((SIZE,), segments))
 
 
 def naive(segments: list[Segment] | tuple[Segment, ...]) -> dict[int, Stamp]:
@@ -68,7 +68,7 @@ def test_merge_is_idempotent(one: Ring, other: Ring) -> None:
 
 @given(segment_lists())
 def test_segments_mean_one_stamp_per_address(segments: list[Segment]) -> None:
-    ring = Ring(SIZE, segments)
+    ring = Ring((SIZE,), segments)
     ring.check()
     model = naive(segments)
     assert {offset: ring.stamp_at(offset) for offset in range(SIZE) if ring.stamp_at(offset)} == model
@@ -86,8 +86,8 @@ def test_merge_returns_exactly_what_changed(ring: Ring, segments: list[Segment])
     before, after = naive(ring.segments), naive(merged.segments)
     assert after == naive([*ring.segments, *segments])
     assert naive(changed) == {offset: stamp for offset, stamp in after.items() if before.get(offset) != stamp}
-    Ring(SIZE, changed).check()
-    assert Ring(SIZE, changed).segments == changed
+    Ring((SIZE,), changed).check()
+    assert Ring((SIZE,), changed).segments == changed
 
 
 @given(segment_lists(), st.randoms(use_true_random=False), st.lists(st.integers(0, SIZE), max_size=8))
@@ -99,7 +99,7 @@ def test_the_form_is_unique_however_it_was_cut_and_ordered(
         bounds = [segment.start, *sorted(cut for cut in set(cuts) if segment.start < cut < segment.end), segment.end]
         pieces += [Segment(low, high, segment.stamp) for low, high in pairwise(bounds)]
     rng.shuffle(pieces)
-    one, other = Ring(SIZE, segments), Ring(SIZE, pieces)
+    one, other = Ring((SIZE,), segments), Ring((SIZE,), pieces)
     assert one == other
     assert one.hash == other.hash
     assert one.bucket_hashes() == other.bucket_hashes()
@@ -123,7 +123,7 @@ def test_pages_in_any_order_and_repeated_are_the_whole(
 def test_hashes_survive_merging_and_tell_rings_apart(one: Ring, other: Ring) -> None:
     _ = one.hash  # so that the merge inherits digests
     joined = join(one, other)
-    fresh = Ring(SIZE, joined.segments)
+    fresh = Ring((SIZE,), joined.segments)
     assert (joined.hash, joined.bucket_hashes()) == (fresh.hash, fresh.bucket_hashes())
     assert (one.hash == other.hash) == (one == other)
 
@@ -141,13 +141,13 @@ def test_differing_buckets_are_enough_to_repair(one: Ring, other: Ring) -> None:
 @given(st.lists(segment_lists(4), max_size=5))
 def test_rows_follow_each_merge_and_load_the_same_ring(deltas: list[list[Segment]]) -> None:
     disk: dict[tuple[str, bytes], bytes] = {}
-    ring = Ring(SIZE)
+    ring = Ring((SIZE,))
     for delta in deltas:
         merged, changed = ring.merge(delta)
-        for change in ring_rows(0, ring, merged, changed):
+        for change in ring_rows(ring, merged, changed):
             _store(disk, change)
         ring = merged
-        assert load_ring(0, SIZE, disk) == ring
+        assert load_ring((SIZE,), disk) == ring
         assert len(disk) == len(ring.segments)
 
 

@@ -90,7 +90,7 @@ def test_takeover_of_named_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
         pieces = [piece for low, high in ranges for piece in self.ring.within(low, high)]
         self.space.hold(ranges)
         changed, rows = self.merge([Segment(p.start, p.end, self._inherited_stamp(p.stamp)) for p in pieces])
-        self.outbox.persist(*rows, self._held_row())
+        self.outbox.persist(*rows, *self._held_rows())
         return changed
 
     monkeypatch.setattr(Membership, "follow_log", follow)

@@ -102,7 +102,7 @@ def test_every_flag_reaches_the_settings(composed: Compose, tmp_path: Path) -> N
         conn_limit=10_000,
         ranges=("10.2.0.0/16",),
         range_explicit=True,
-        default_subnet="10.2.3.0/24",
+        default_subnets=("10.2.3.0/24",),
         mode=GenesisMode.SEED,
         seeds=("00:00:00:00:00:01", "00:00:00:00:00:02"),
         first_start=True,
@@ -168,6 +168,31 @@ def test_lock(composed: Compose) -> None:
     assert (settings.mode, settings.lock) == (GenesisMode.LOCK, "etcd://a,b/weave?x=1")
 
 
+@pytest.mark.parametrize(
+    ("text", "ranges"),
+    [
+        ("10.32.0.0/12,fd00:77::/64", ("10.32.0.0/12", "fd00:77::/64")),
+        ("FD00:77:0::/64, 10.32.0.0/12", ("10.32.0.0/12", "fd00:77::/64")),
+        ("fd00:77::/112", ("fd00:77::/112",)),
+    ],
+)
+def test_ranges_of_both_families_in_any_order(composed: Compose, text: str, ranges: tuple[str, ...]) -> None:
+    settings = composed({"ipalloc-range": text}).settings
+    assert (settings.ranges, settings.range_explicit) == (ranges, True)
+
+
+def test_ranges_from_the_environment_and_the_file(composed: Compose) -> None:
+    ranges = ("10.32.0.0/12", "fd00:77::/64")
+    text = ",".join(ranges)
+    assert composed(env={"WEAVE_IPALLOC_RANGE": text}).settings.ranges == ranges
+    assert composed(conf=f'ipalloc-range = "{text}"').settings.ranges == ranges
+
+
+def test_default_subnets_of_both_families(composed: Compose) -> None:
+    flags = {"ipalloc-range": "10.32.0.0/12,fd00:77::/64", "ipalloc-default-subnet": "fd00:77:0:0:1::/80,10.32.1.0/24"}
+    assert composed(flags).settings.default_subnets == ("10.32.1.0/24", "fd00:77:0:0:1::/80")
+
+
 def test_no_allocation(composed: Compose) -> None:
     settings = composed({"ipalloc-range": ""}).settings
     assert (settings.ranges, settings.range_explicit) == ((), True)
@@ -197,9 +222,25 @@ def test_no_allocation(composed: Compose) -> None:
         ({"ipalloc-range": "127.1.0.0/16"}, ["127.0.0.0/8"]),
         ({"ipalloc-range": "169.254.0.0/20"}, ["169.254.0.0/16"]),
         ({"ipalloc-range": "232.0.0.0/8"}, ["224.0.0.0/4"]),
-        ({"ipalloc-range": "fd00::/64"}, ["IPv4"]),
+        ({"ipalloc-range": "10.32.0.0/12,10.99.0.0/16"}, ["at most one IPv4 range and one IPv6", "leave one out"]),
+        ({"ipalloc-range": "10.0.0.0/8,10.32.0.0/12"}, ["at most one IPv4 range and one IPv6", "includes both"]),
+        ({"ipalloc-range": "fd00:1::/64,fd00:2::/64"}, ["at most one IPv4 range and one IPv6"]),
+        ({"ipalloc-range": "10.32.0.0/12,fd00::/48"}, ["at most 2^64 addresses", "'fd00::/48'", "fd00::/64"]),
+        ({"ipalloc-range": "fd00::1/64"}, ["network address", "fd00::/64"]),
+        ({"ipalloc-range": "fd00::"}, ["network address", "fd00::/64"]),
+        ({"ipalloc-range": "fd00::/127"}, ["at least 4", "/126"]),
+        ({"ipalloc-range": "fe80::/64"}, ["fe80::/10", "fd00:77::/64"]),
+        ({"ipalloc-range": "10.32.0.0/12,"}, ["CIDR", "''"]),
+        (
+            {"ipalloc-range": "10.0.0.0/16,fd00::/64", "ipalloc-default-subnet": "fd01::/80"},
+            ["within each range 10.0.0.0/16,fd00::/64"],
+        ),
+        (
+            {"ipalloc-range": "10.0.0.0/16,fd00::/64", "ipalloc-default-subnet": "10.0.1.0/24,10.0.2.0/24"},
+            ["one subnet within each range"],
+        ),
         ({"ipalloc-range": "rubbish"}, ["CIDR", "'rubbish'"]),
-        ({"ipalloc-range": "10.0.0.0/16", "ipalloc-default-subnet": "10.1.0.0/24"}, ["within the range 10.0.0.0/16"]),
+        ({"ipalloc-range": "10.0.0.0/16", "ipalloc-default-subnet": "10.1.0.0/24"}, ["within each range 10.0.0.0/16"]),
         ({"ipalloc-range": "", "ipalloc-default-subnet": "10.1.0.0/24"}, ["switches allocation off"]),
         ({"ephemeral": "59s"}, ["--ephemeral", "from 1m to 30d", "'59s'"]),
         ({"ephemeral": "soon"}, ["from 1m"]),
@@ -313,15 +354,47 @@ ROUTES = textwrap.dedent("""\
     """)
 
 
-def test_default_range_over_a_route_is_refused_and_a_chosen_one_warned_about() -> None:
+ROUTES6 = textwrap.dedent("""\
+    fd000077000000000000000000000000 40 00000000000000000000000000000000 00 00000000000000000000000000000000 00000100 00000001 00000000 00000001 eth0
+    fd000077000000000000000000000005 80 00000000000000000000000000000000 00 00000000000000000000000000000000 00000000 00000002 00000000 80200001 eth0
+    fd000077000000000000000000000000 40 00000000000000000000000000000000 00 00000000000000000000000000000000 00000100 00000001 00000000 00000001 weave
+    fe800000000000000000000000000000 40 00000000000000000000000000000000 00 00000000000000000000000000000000 00000100 00000001 00000000 00000001 eth0
+    00000000000000000000000000000000 00 00000000000000000000000000000000 00 fe800000000000000000000000000001 00000400 00000001 00000000 00000003 eth0
+    """)  # noqa: E501 - as the kernel writes it
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    (tmp_path / "route").write_text(ROUTES)
+    (tmp_path / "ipv6_route").write_text(ROUTES6)
+    return tmp_path
+
+
+def test_an_ipv6_range_over_a_route_is_warned_about(proc: Path) -> None:
+    chosen = Settings(ranges=("10.99.0.0/16", "fd00:77::/80"), range_explicit=True)
+    (warning,) = check_host(chosen, proc)
+    assert "fd00:77::/80 overlaps a route of this host (fd00:77::/64 on eth0)" in warning
+    assert check_host(Settings(ranges=("10.99.0.0/16", "fd00:78::/64"), range_explicit=True), proc) == ()
+
+
+def test_an_ipv6_range_on_a_host_without_ipv6_is_refused_in_words(proc: Path) -> None:
+    (proc / "ipv6_route").unlink()
     with pytest.raises(Ended) as caught:
-        check_host(Settings(), ROUTES)
+        check_host(Settings(ranges=("10.99.0.0/16", "fd00:78::/64"), range_explicit=True), proc)
+    assert "expected a kernel with IPv6 for the range fd00:78::/64" in caught.value.sentence
+    assert "ipv6.disable=1" in caught.value.sentence
+    assert check_host(Settings(ranges=("10.99.0.0/16",)), proc) == ()
+
+
+def test_default_range_over_a_route_is_refused_and_a_chosen_one_warned_about(proc: Path) -> None:
+    with pytest.raises(Ended) as caught:
+        check_host(Settings(), proc)
     assert caught.value.status == 1
     assert "10.32.0.0/16 on eth0" in caught.value.sentence.replace("10.32.0.0/12", "")
-    (warning,) = check_host(Settings(range_explicit=True), ROUTES)
+    (warning,) = check_host(Settings(range_explicit=True), proc)
     assert "eth0" in warning
-    assert check_host(Settings(ranges=("10.99.0.0/16",)), ROUTES) == ()
-    assert check_host(Settings(ranges=()), ROUTES) == ()
+    assert check_host(Settings(ranges=("10.99.0.0/16",)), proc) == ()
+    assert check_host(Settings(ranges=()), proc) == ()
 
 
 def test_options_have_one_variable_each() -> None:

@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from fake_daemon import NAMES, PEERS, RunningDaemon, ipam_report, running
+from fake_daemon import NAMES, PEERS, RunningDaemon, ipam_report, range_report, running
 from weavenet.cli.main import run
 from weavenet.cli.printing import Progress
 from weavenet.core.commands import Done, GetReport, RemovePeers
 from weavenet.core.errors import Code, Failure
+from weavenet.core.report import OwnerReport
 from weavenet.lab.waiting import wait_until
 
 CapFd = pytest.CaptureFixture[str]
@@ -149,6 +150,33 @@ def test_absent_peers_are_listed_with_since_when_and_how_much(fake: RunningDaemo
     assert longest.endswith(f"(2h 0m) {PEERS[2]}")
     assert "  524288 IPs (50.0% of total) absent since 2" in holder
     assert total == "2 absent peers, 524288 addresses, 50.0% of the range"
+
+
+def test_what_the_absent_hold_of_two_ranges(fake: RunningDaemon, capfd: CapFd) -> None:
+    """The threshold is reached when it is in one of them."""
+    little = range_report(
+        range="fd00:77::/64",
+        addresses=1 << 40,
+        owners=(
+            OwnerReport(PEERS[1], NAMES[1], "h2", 1 << 39, 62.5, False, 75.0),
+            OwnerReport(PEERS[0], NAMES[0], "h1", 1 << 39, 37.5, True, None),
+        ),
+    )
+    reporting(fake, ranges=(range_report(), msgspec.structs.replace(little, addresses=5 << 37)))
+    assert run(["status", "ipam", "--unreachable"]) == 0
+    _, holder, total = capfd.readouterr().out.splitlines()
+    assert "524288 IPs (50.0% of 10.32.0.0/12), 549755813888 IPs (62.5% of fd00:77::/64) absent since 2" in holder
+    assert total == (
+        "2 absent peers, 524288 addresses, 50.0% of 10.32.0.0/12, 549755813888 addresses, 80.0% of fd00:77::/64"
+    )
+    assert run(["status", "ipam", "--unreachable", "--threshold", "70%"]) == 2
+    assert "weave rmpeer h2" in capfd.readouterr().err
+    assert run(["status", "ipam", "--unreachable", "--threshold", "90%"]) == 0
+    capfd.readouterr()
+    assert run(["status", "ipam", "--unreachable", "-o", "json"]) == 0
+    document = json.loads(capfd.readouterr().out)
+    assert document["Size"] == 524288
+    assert [each["Size"] for each in document["Ranges"]] == [524288, 1 << 39]
 
 
 def test_absence_counts_from_the_age_asked_for(fake: RunningDaemon, capfd: CapFd) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from fake_daemon import FakeDaemon, ipam_report, node_report
+from fake_daemon import FakeDaemon, ipam_report, node_report, range_report
 from weavenet.control.metrics import render
 from weavenet.core.report import NodeReport
 
@@ -36,7 +36,7 @@ def test_the_figures_are_those_of_the_report() -> None:
     assert total(report, "weave_peers") == len(report.peers)
     assert total(report, "weave_connections") == len(report.connections)
     assert total(report, "weave_ipam_owned_addresses") == sum(owner.addresses for owner in report.ipam.owners)
-    assert total(report, "weave_ipam_range_addresses") == report.ipam.range_addresses
+    assert total(report, "weave_ipam_range_addresses") == report.ipam.ranges[0].addresses
     assert total(report, "weave_attachments") == report.attachments
 
 
@@ -45,8 +45,20 @@ def test_absent_owners_are_counted_as_an_alert_needs_it() -> None:
     absent = msgspec.structs.replace(own, peer="22" * 16, is_self=False, unreachable_s=4000.0)
     report = node_report(ipam=ipam_report(owners=(own, absent)))
     assert total(report, "weave_ipam_unreachable_addresses") == absent.addresses
-    assert total(report, "weave_ipam_unreachable_ratio") == absent.addresses / report.ipam.range_addresses
+    assert total(report, "weave_ipam_unreachable_ratio") == absent.addresses / report.ipam.ranges[0].addresses
     assert total(report, "weave_ipam_owner_absent_seconds") == 4000.0
+
+
+def test_figures_of_two_ranges_have_a_label() -> None:
+    second = range_report(range="fd00:77::/64", addresses=1 << 40, active=1, held_addresses=7)
+    found = samples(node_report(ipam=ipam_report(ranges=(range_report(), second))))
+    label = (("range", "fd00:77::/64"),)
+    assert found["weave_ipam_range_addresses", label] == 1 << 40
+    assert found["weave_ipam_active_addresses", label] == 1
+    assert found["weave_ipam_held_addresses", label] == 7
+    assert found["weave_ipam_unreachable_ratio", (("range", "10.32.0.0/12"),)] == 0.5
+    assert sum(1 for name, _ in found if name == "weave_ipam_owned_addresses") == 4
+    assert sum(1 for name, _ in found if name == "weave_ipam_owner_absent_seconds") == 1
 
 
 def test_names_that_others_chose_cannot_make_up_lines() -> None:

@@ -332,7 +332,7 @@ def test_status_port_is_read_only(tmp_path: Path) -> None:
         assert "Verdict" in tcp(port, "GET", "/status")[1]
         assert tcp(port, "GET", "/status/peers")[0] == 200
         assert json.loads(tcp(port, "GET", "/report")[1])["Ready"] is True
-        assert "weave_ipam_range_addresses 1.048576e+06" in tcp(port, "GET", "/metrics")[1]
+        assert 'weave_ipam_range_addresses{range="10.32.0.0/12"} 1.048576e+06' in tcp(port, "GET", "/metrics")[1]
         assert tcp(port, "POST", "/v1/stop")[0] == 404
         assert tcp(port, "POST", "/v1/allocate")[0] == 404
         assert tcp(port, "POST", "/v1/rmpeer")[0] == 404

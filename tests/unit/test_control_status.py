@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fake_daemon import NAMES, FakeDaemon, ipam_report, node_report
+from fake_daemon import NAMES, FakeDaemon, ipam_report, node_report, range_report
 from weavenet.control import report as report_json
 from weavenet.control.status import SECTIONS, render
+from weavenet.core.report import IpamReport, OwnerReport
 from weavenet.core.words import duration
 
 IDENTITY = FakeDaemon().identity
@@ -76,6 +77,44 @@ def test_ipam_lists_self_first_with_shares_and_absence() -> None:
     lines = render(node_report(), IDENTITY, "ipam").splitlines()
     assert lines[0] == "0a:00:00:00:00:01(h1)                   524288 IPs (50.0% of total) (2 active)"
     assert lines[1].endswith("524288 IPs (50.0% of total) - unreachable! (for 1m 15s)")
+
+
+def two_ranges() -> IpamReport:
+    owners = (
+        OwnerReport("22" * 16, NAMES[1], "h2", 1 << 63, 50.0, False, 75.0),
+        OwnerReport("11" * 16, NAMES[0], "h1", (1 << 63) - 1, 50.0, True, None),
+    )
+    second = range_report(
+        range="fd00:77::/64",
+        addresses=(1 << 64) - 1,
+        default_subnet="fd00:77:0:0:1::/80",
+        active=1,
+        owners=owners,
+        held_addresses=7,
+    )
+    return ipam_report(ranges=(range_report(), second))
+
+
+def test_two_ranges_are_told_apart() -> None:
+    lines = render(node_report(ipam=two_ranges()), IDENTITY, "ipam").splitlines()
+    assert lines[0] == "0a:00:00:00:00:01(h1)                   524288 IPs (50.0% of 10.32.0.0/12) (2 active)"
+    assert lines[2].endswith(" 9223372036854775807 IPs (50.0% of fd00:77::/64) (1 active)")
+    assert lines[3].endswith(" 9223372036854775808 IPs (50.0% of fd00:77::/64) - unreachable! (for 1m 15s)")
+    assert "          Range: fd00:77::/64 (18446744073709551615 addresses)" in lines
+    assert "  DefaultSubnet: fd00:77:0:0:1::/80" in lines
+    text = summary(ipam=two_ranges())
+    assert "          Range: 10.32.0.0/12,fd00:77::/64\n" in text
+    assert "  DefaultSubnet: 10.32.0.0/12,fd00:77:0:0:1::/80\n" in text
+    assert "3 addresses in use on this host" in text
+
+
+def test_the_report_has_each_range_and_the_first_as_before() -> None:
+    document = json.loads(msgspec.json.encode(report_json.document(node_report(ipam=two_ranges()), IDENTITY)))
+    first, second = document["IPAM"]["Ranges"]
+    assert {key: document["IPAM"][key] for key in first} == first
+    assert (second["Range"], second["RangeNumIPs"], second["HeldIPs"]) == ("fd00:77::/64", (1 << 64) - 1, 7)
+    assert sum(entry["Size"] for entry in second["Entries"]) == second["RangeNumIPs"]
+    assert second["Unreachable"] == {"Peers": 1, "Size": 1 << 63, "Percent": 50.0}
 
 
 def test_ipam_shows_removals_what_is_held_and_who_was_removed() -> None:

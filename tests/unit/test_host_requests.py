@@ -72,7 +72,7 @@ def test_choosing_addresses_to_detach(texts: tuple[str, ...], expected: tuple[st
 def test_requests_and_addresses_stay_parallel() -> None:
     old = attachment()
     wanted = requests.parse_all(("net:default", "net:10.50.0.0/24"))
-    requested, held = requests.merge(old, wanted, ("10.32.0.1/12", "10.50.0.1/24"))
+    requested, held = requests.merge(old, wanted, (("10.32.0.1/12",), ("10.50.0.1/24",)))
     assert list(zip(requested, held, strict=True))[-1] == ("net:10.50.0.0/24", "10.50.0.1/24")
     assert len(held) == 4
     assert requests.without(old, ("10.40.0.9/24",)) == (
@@ -81,9 +81,19 @@ def test_requests_and_addresses_stay_parallel() -> None:
     )
 
 
+def test_the_default_subnet_may_be_one_of_each_range() -> None:
+    wanted = requests.parse_all(())
+    requested, held = requests.merge(None, wanted, (("10.32.0.1/12", "fd00:77::1/64"),))
+    assert (requested, held) == (["net:default", "net:default"], ["10.32.0.1/12", "fd00:77::1/64"])
+    both = Attachment("web", "netns:web", b"\2" * 6, tuple(requested), tuple(held), True, False)
+    assert requests.chosen(both, ("net:default",)) == tuple(held)
+    assert requests.chosen(both, ("net:fd00:77::/64",)) == ("fd00:77::1/64",)
+    assert requests.parse_all(both.requested) == wanted, "asked for once when it comes back"
+
+
 def test_remembered_request_without_addresses_starts_afresh() -> None:
     gone = Attachment("web", "netns:web", b"\2" * 6, ("net:default",), (), True, False)
-    assert requests.merge(gone, requests.parse_all(gone.requested), ("10.32.0.5/12",)) == (
+    assert requests.merge(gone, requests.parse_all(gone.requested), (("10.32.0.5/12",),)) == (
         ["net:default"],
         ["10.32.0.5/12"],
     )

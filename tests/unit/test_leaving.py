@@ -153,7 +153,7 @@ def stamped(start: int, end: int, owner: PeerId, version: int = 1) -> Segment:
 
 def test_a_transfer_is_complete_when_ring_and_log_are_confirmed() -> None:
     outbox = Outbox()
-    ring = Ring(256, (stamped(0, 128, A), stamped(128, 256, B)))
+    ring = Ring((256,), (stamped(0, 128, A), stamped(128, 256, B)))
     transfer = Transfer(C, random.Random(1))
     assert not transfer.is_complete(ring, 2)
     transfer.send(0.0, ring, 2, outbox)
@@ -183,7 +183,7 @@ def test_surrender_levels_the_free_space_of_the_heirs() -> None:
     estate, _ = estate_of((A, B))
     estate.learn((stamped(0, 8, A, 5), stamped(16, 24, A, 5)))
     before = estate.ring.shares[A]
-    estate.surrender({B: 0, C: 100})
+    estate.surrender({B: (0,), C: (100,)})
     shares = estate.ring.shares
     assert A not in shares
     assert shares[B] + shares.get(C, 0) == 256
@@ -194,7 +194,7 @@ def test_space_in_use_is_not_surrendered() -> None:
     estate, _ = estate_of((A, B))
     estate.space.hold(((0, 4),))
     with pytest.raises(InvariantBroken):
-        estate.surrender({B: 0})
+        estate.surrender({B: (0,)})
 
 
 def test_what_strays_to_the_departed_is_its_heirs_and_not_that_of_the_removed() -> None:

@@ -64,7 +64,11 @@ def test_the_range_taken_over_from_a_peer_is_shown_before_it_is_divided() -> Non
     node.handle(101.0, LinkOpened(1, None, OTHER, "::2", "192.0.2.2", 40_000))
     node.handle(101.0, Received(1, hello))
     ipam = node_report(node, 102.0).ipam
-    assert (ipam.range, ipam.range_addresses, ipam.default_subnet) == ("10.40.0.0/16", 65_536, "10.40.0.0/16")
+    assert (ipam.range, ipam.ranges[0].addresses, ipam.ranges[0].default_subnet) == (
+        "10.40.0.0/16",
+        65_536,
+        "10.40.0.0/16",
+    )
 
 
 def config_of(**changed: object) -> NodeConfig:

@@ -260,7 +260,7 @@ def test_addresses_per_container_are_bounded() -> None:
 
 
 def test_the_default_subnet_is_used_when_none_is_named() -> None:
-    config = NodeConfig(peer=peer_id("a"), name="a", nickname="a", ranges=(RANGE,), default_subnet="10.32.0.32/28")
+    config = NodeConfig(peer=peer_id("a"), name="a", nickname="a", ranges=(RANGE,), default_subnets=("10.32.0.32/28",))
     host = Host("a", config)
     host.begin(1.0, genesis_of("a"))
     host.command(1.0, 1, Allocate("web"))

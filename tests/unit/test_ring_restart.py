@@ -304,9 +304,9 @@ def test_news_are_pushed_once_and_repeat_what_others_need() -> None:
     ]
     delta = world["a"].ipam.buckets(0, differing)
     assert delta.log_length == 1
-    world["c"].learn(world.now, State(world["a"].log.entries, delta))
+    world["c"].learn(world.now, State(world["a"].log.entries, (delta,)))
     assert world["c"].ipam.ring_hash == world["a"].ipam.ring_hash
-    assert world["c"].ipam.all_segments() == (world["a"].ipam.ring.segments,)
+    assert world["c"].ipam.ring.segments == world["a"].ipam.ring.segments
     assert world["c"].ipam.owns_space(B)
     assert not world["c"].ipam.owns_space(Z)
 
@@ -323,8 +323,8 @@ def test_the_report_says_what_is_true() -> None:
 
     report = world["c"].ipam.report(world.now, label=label, unreachable_since=lambda peer: world.now - 2.0)
     assert waiting not in world["c"].replies
-    assert (report.state, report.range, report.range_addresses) == ("all owners unreachable", RANGE, 64)
-    assert report.default_subnet == RANGE
+    assert (report.state, report.range, report.ranges[0].addresses) == ("all owners unreachable", RANGE, 64)
+    assert report.ranges[0].default_subnet == RANGE
     assert [(owner.addresses, owner.percent, owner.is_self) for owner in report.owners] == [(32, 50.0, False)] * 2
     assert [owner.unreachable_s for owner in report.owners] == [None, 2.0]
     assert report.pending == ("db: the address 10.32.0.40/26, since 3 s: no owner is reachable (b(host-b))",)

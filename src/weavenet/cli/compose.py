@@ -127,15 +127,10 @@ def _addresses(layers: Layers) -> dict[str, Any]:
         return {"ranges": (), "range_explicit": True}
     fields: dict[str, Any] = {}
     if given is not None:
-        fields = {"ranges": (str(values.subnet(given)),), "range_explicit": True}
-        for text in fields["ranges"]:
-            values.check_assignable(Given(text, given.source))
+        fields = {"ranges": tuple(map(str, values.ranges(given))), "range_explicit": True}
     if default is not None and default.text:
-        whole = values.subnet(given or Given(Settings().ranges[0], "the default range"))
-        subnet = values.subnet(default)
-        if not subnet.overlaps(whole):
-            wrong(default, f"a subnet within the range {whole}", "choose one there, or another --ipalloc-range")
-        fields["default_subnet"] = str(subnet)
+        wholes = values.ranges(given or Given(",".join(Settings().ranges), "the default range"))
+        fields["default_subnets"] = tuple(map(str, values.default_subnets(default, wholes)))
     return fields
 
 

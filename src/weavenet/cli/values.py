@@ -18,6 +18,7 @@ from weavenet.core.limits import (
     LEASE_TTL_MIN_S,
     TRUSTED_SUBNETS_MAX,
 )
+from weavenet.core.ranges import IPV6_PREFIX_MIN
 
 PASSWORD_FILE_BYTES_MAX = 64 * 1024
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -140,33 +141,70 @@ def nickname(given: Given) -> str:
     return given.text
 
 
-NO_CONTAINERS = tuple(map(ipaddress.IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4")))
-"""This network, loopback, link-local and multicast (RFC 6890): no container can have an address there."""
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def check_assignable(given: Given) -> None:
-    """Refuse a range to divide, well-formed, from which no container could use an address."""
-    network = ipaddress.ip_network(given.text)
+def ranges(given: Given) -> tuple[Network, ...]:
+    """The ranges to divide, separated by commas: at most one IPv4 CIDR and one IPv6 CIDR, in this order."""
+    found: dict[int, Network] = {}
+    for text in given.text.split(","):
+        network = subnet(Given(text.strip(), given.source))
+        if network.version in found:
+            step = "leave one out, or choose one CIDR that includes both"
+            wrong(given, "at most one IPv4 range and one IPv6 range", step)
+        _check_range(Given(str(network), given.source), network)
+        found[network.version] = network
+    return tuple(found[version] for version in sorted(found))
+
+
+NO_CONTAINERS = tuple(
+    map(
+        ipaddress.ip_network,
+        ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::/8", "fe80::/10", "ff00::/8"),
+    )
+)
+"""This network, loopback, link-local and multicast (RFC 6890, RFC 4291): no container can have an address there."""
+
+
+def _check_range(given: Given, network: Network) -> None:
+    """Refuse a range to divide, well-formed, that is too large or from which no container could use an address."""
+    if network.version == 6 and network.prefixlen < IPV6_PREFIX_MIN:
+        step = f"choose one /{IPV6_PREFIX_MIN} in it, such as {network.network_address}/{IPV6_PREFIX_MIN}"
+        wrong(given, f"an IPv6 range of at most 2^64 addresses (/{IPV6_PREFIX_MIN} or longer)", step)
     for special in NO_CONTAINERS:
         if network.version == special.version and network.overlaps(special):
             step = "choose one below 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16"
+            if network.version == 6:
+                step = "choose one below fd00::/8, such as fd00:77::/64"
             wrong(given, f"a range that containers can have addresses from, so none that overlaps {special}", step)
 
 
-def subnet(given: Given) -> ipaddress.IPv4Network:
-    """An IPv4 CIDR of at least 4 addresses without host bits."""
+def default_subnets(given: Given, wholes: tuple[Network, ...]) -> tuple[Network, ...]:
+    """Subnets of containers that ask for none, separated by commas, each within the range of its family."""
+    found: dict[int, Network] = {}
+    for text in given.text.split(","):
+        network = subnet(Given(text.strip(), given.source))
+        fitting = [whole for whole in wholes if whole.version == network.version and network.overlaps(whole)]
+        if not fitting or network.version in found:
+            which = ",".join(map(str, wholes))
+            wrong(given, f"one subnet within each range {which}", "choose one there, or another --ipalloc-range")
+        found[network.version] = network
+    return tuple(found[version] for version in sorted(found))
+
+
+def subnet(given: Given) -> Network:
+    """A CIDR of at least 4 addresses without host bits."""
     try:
         network = ipaddress.ip_network(given.text, strict=False)
     except ValueError:
         wrong(given, "a CIDR such as 10.32.0.0/12")
-    if not isinstance(network, ipaddress.IPv4Network):
-        wrong(given, "an IPv4 CIDR; this version does not divide IPv6 ranges")
     if "/" not in given.text or ipaddress.ip_interface(given.text).ip != network.network_address:
         prefixed = "/" in given.text
-        step = f"did you mean {network}?" if prefixed else f"add how long its prefix is, as in {given.text}/16"
+        length = 16 if network.version == 4 else 64
+        step = f"did you mean {network}?" if prefixed else f"add how long its prefix is, as in {given.text}/{length}"
         wrong(given, "a CIDR that starts at its network address", step)
     if network.num_addresses < 4:
-        wrong(given, "a subnet of at least 4 addresses (/30)", "choose a larger one")
+        wrong(given, f"a subnet of at least 4 addresses (/{network.max_prefixlen - 2})", "choose a larger one")
     return network
 
 

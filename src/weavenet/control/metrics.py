@@ -120,26 +120,41 @@ def _paths(connections: tuple[ConnectionReport, ...]) -> Iterator[Metric]:
 
 
 def _ipam(ipam: IpamReport) -> Iterator[Metric]:
-    labels = ("peer", "name", "nickname")
-    owners = [((owner.peer, owner.name, owner.nickname), owner) for owner in ipam.owners]
-    absent = [(who, owner) for who, owner in owners if owner.unreachable_s is not None]
-    lost = sum(owner.addresses for _, owner in absent)
+    who = ("peer", "name", "nickname")
+    owners = {(owner.peer, owner.name, owner.nickname): owner for owner in ipam.owners}
     yield _gauge("weave_ipam_state", "State of address allocation; always 1.", ("state",), [((ipam.state,), 1)])
-    yield _single("weave_ipam_range_addresses", "Addresses of the whole range.", ipam.range_addresses)
     yield _gauge(
-        "weave_ipam_owned_addresses", "Share of each owner.", labels, [(who, owner.addresses) for who, owner in owners]
+        "weave_ipam_owned_addresses",
+        "Share of each owner.",
+        ("range", *who),
+        [
+            ((each.range, owner.peer, owner.name, owner.nickname), owner.addresses)
+            for each in ipam.ranges
+            for owner in each.owners
+        ],
     )
     yield _gauge(
         "weave_ipam_owner_absent_seconds",
         "How long an owner has been out of reach.",
-        labels,
-        [(who, owner.unreachable_s or 0.0) for who, owner in absent],
+        who,
+        [(peer, owner.unreachable_s) for peer, owner in owners.items() if owner.unreachable_s is not None],
     )
-    yield _single("weave_ipam_unreachable_addresses", "Addresses whose owners are out of reach.", lost)
-    ratio = lost / ipam.range_addresses if ipam.range_addresses else 0.0
-    yield _single("weave_ipam_unreachable_ratio", "The same as a share of the range, 0 to 1.", ratio)
-    yield _single("weave_ipam_active_addresses", "Addresses in use on this host.", ipam.active)
-    yield _single("weave_ipam_held_addresses", "Inherited addresses that are not usable yet.", ipam.held_addresses)
+    lost = [sum(owner.addresses for owner in each.owners if owner.unreachable_s is not None) for each in ipam.ranges]
+    shares = [size / each.addresses for size, each in zip(lost, ipam.ranges, strict=True)]
+    figures = (
+        ("weave_ipam_range_addresses", "Addresses of the whole range.", [each.addresses for each in ipam.ranges]),
+        ("weave_ipam_unreachable_addresses", "Addresses whose owners are out of reach.", lost),
+        ("weave_ipam_unreachable_ratio", "The same as a share of the range, 0 to 1.", shares),
+        ("weave_ipam_active_addresses", "Addresses in use on this host.", [each.active for each in ipam.ranges]),
+        (
+            "weave_ipam_held_addresses",
+            "Inherited addresses that are not usable yet.",
+            [each.held_addresses for each in ipam.ranges],
+        ),
+    )
+    for name, text, found in figures:
+        ranges = [(each.range,) for each in ipam.ranges]
+        yield _gauge(name, text, ("range",), list(zip(ranges, found, strict=True)))
     yield _single("weave_ipam_blocked_addresses", "Addresses lost to another peer, blocked here.", len(ipam.blocked))
     yield _single(
         "weave_ipam_conflicts", "Addresses outside of the range, used here twice or elsewhere too.", len(ipam.conflicts)

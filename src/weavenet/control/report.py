@@ -16,6 +16,7 @@ from weavenet.core.report import (
     NodeReport,
     OwnerReport,
     PeerReport,
+    RangeReport,
     RemovedReport,
     TargetReport,
 )
@@ -182,20 +183,15 @@ def _ipam(ipam: IpamReport) -> Document:
             "Lease": ipam.lease,
             "Missing": list(ipam.electors_missing),
         },
-        "Range": ipam.range,
-        "RangeNumIPs": ipam.range_addresses,
-        "ActiveIPs": ipam.active,
-        "DefaultSubnet": ipam.default_subnet,
-        "Entries": [_owner(owner) for owner in ipam.owners],
+        **(_range(ipam.ranges[0]) if ipam.ranges else {}),
+        "Ranges": [_range(each) for each in ipam.ranges],
         "Segments": ipam.segments,
         "PendingAllocates": list(ipam.pending),
         "Blocked": list(ipam.blocked),
         "Conflicts": list(ipam.conflicts),
-        "Unreachable": _unreachable(ipam),
         "RemovalState": ipam.removal_state,
         "Removals": list(ipam.removals),
         "Held": list(ipam.held),
-        "HeldIPs": ipam.held_addresses,
         "WaitingFor": list(ipam.waiting_for),
         "Leaving": ipam.leaving,
         "LeavingNeeds": list(ipam.leaving_needs),
@@ -203,9 +199,21 @@ def _ipam(ipam: IpamReport) -> Document:
     }
 
 
-def _unreachable(ipam: IpamReport) -> Document:
+def _range(report: RangeReport) -> Document:
+    return {
+        "Range": report.range,
+        "RangeNumIPs": report.addresses,
+        "ActiveIPs": report.active,
+        "DefaultSubnet": report.default_subnet,
+        "Entries": [_owner(owner) for owner in report.owners],
+        "Unreachable": _unreachable(report),
+        "HeldIPs": report.held_addresses,
+    }
+
+
+def _unreachable(report: RangeReport) -> Document:
     """What owners out of reach hold together."""
-    absent = [owner for owner in ipam.owners if owner.unreachable_s is not None]
+    absent = [owner for owner in report.owners if owner.unreachable_s is not None]
     return {
         "Peers": len(absent),
         "Size": sum(owner.addresses for owner in absent),

@@ -15,7 +15,7 @@ import msgspec
 from weavenet.control.report import reachable_others, warnings_of
 from weavenet.control.service import Identity
 from weavenet.core.limits import PROTOCOL_MAX, PROTOCOL_MIN
-from weavenet.core.report import ConnectionReport, DnsReport, IpamReport, NodeReport, OwnerReport, TargetReport
+from weavenet.core.report import ConnectionReport, DnsReport, IpamReport, NodeReport, RangeReport, TargetReport
 from weavenet.core.words import duration, titled
 
 LABEL_COLUMNS = 15
@@ -138,7 +138,7 @@ def _ipam_summary(ipam: IpamReport) -> list[tuple[str, str]]:
         ("Service", "ipam"),
         ("Status", _ipam_status(ipam)),
         ("Range", ipam.range),
-        ("DefaultSubnet", ipam.default_subnet),
+        ("DefaultSubnet", ",".join(each.default_subnet for each in ipam.ranges)),
         ("Active", f"{ipam.active} address{'' if ipam.active == 1 else 'es'} in use on this host"),
     ]
     if ipam.role:
@@ -229,11 +229,12 @@ def _ipam(report: NodeReport) -> str:
     ipam = report.ipam
     if ipam.state == "off":
         return "address allocation is off on this peer (--ipalloc-range '')\n"
-    owners = sorted(ipam.owners, key=lambda owner: (not owner.is_self, owner.name))
-    lines = [_owner_line(owner, ipam.active) for owner in owners]
-    head = [("Status", _ipam_status(ipam)), ("Range", f"{ipam.range} ({ipam.range_addresses} addresses)")]
-    if ipam.default_subnet != ipam.range:
-        head.append(("DefaultSubnet", ipam.default_subnet))
+    lines = [line for each in ipam.ranges for line in _owner_lines(each, "total" if len(ipam.ranges) == 1 else "")]
+    head = [("Status", _ipam_status(ipam))]
+    for each in ipam.ranges:
+        head.append(("Range", f"{each.range} ({each.addresses} addresses)"))
+        if each.default_subnet != each.range:
+            head.append(("DefaultSubnet", each.default_subnet))
     if ipam.electors or not ipam.owners:
         role = ipam.role or ("elector" if ipam.is_elector else "not an elector")
         head.append(("Quorum", f"{ipam.quorum}, known: {ipam.electors_known}, this peer: {role}"))
@@ -289,14 +290,19 @@ def _removal_rows(ipam: IpamReport) -> list[tuple[str, str]]:
     return rows
 
 
-def _owner_line(owner: OwnerReport, active: int) -> str:
-    share = f"{owner.addresses:>8} IPs ({owner.percent:04.1f}% of total)"
-    note = ""
-    if owner.is_self:
-        note = f" ({active} active)"
-    elif owner.unreachable_s is not None:
-        note = f" - unreachable! (for {duration(owner.unreachable_s)})"
-    return f"{titled(owner.name, owner.nickname) or owner.peer[:12]:<37} {share}{note}\n"
+def _owner_lines(report: RangeReport, whole: str) -> list[str]:
+    """This peer first. ``whole``: what the shares are of, else the range itself."""
+    lines = []
+    width = max((len(str(owner.addresses)) for owner in report.owners), default=0)
+    for owner in sorted(report.owners, key=lambda owner: (not owner.is_self, owner.name)):
+        share = f"{owner.addresses:>{max(8, width)}} IPs ({owner.percent:04.1f}% of {whole or report.range})"
+        note = ""
+        if owner.is_self:
+            note = f" ({report.active} active)"
+        elif owner.unreachable_s is not None:
+            note = f" - unreachable! (for {duration(owner.unreachable_s)})"
+        lines.append(f"{titled(owner.name, owner.nickname) or owner.peer[:12]:<37} {share}{note}\n")
+    return lines
 
 
 def _label(label: str) -> str:

@@ -22,7 +22,8 @@ from weavenet.core.messages.gossip import Push, RingDelta
 from weavenet.core.messages.link import Hello, Refusal
 from weavenet.core.removal.fence import Rejoin, rejoined
 from weavenet.core.ring import Ipam, Log
-from weavenet.core.types import Genesis, LogEntry, PeerId, Segment
+from weavenet.core.ring.pages import delta_pages
+from weavenet.core.types import Genesis, LogEntry, PeerId
 
 TABLE = "cluster"
 _ENROLLED = b"enrolled"
@@ -185,7 +186,7 @@ class Cluster:
             return None  # yields its range with its cluster
         return Refusal(
             RefusalCode.RANGE,
-            f"expected --ipalloc-range {' '.join(ours)}, found {' '.join(hello.ranges)}; "
+            f"expected --ipalloc-range {','.join(ours)}, found {','.join(hello.ranges)}; "
             "next: launch with the cluster's range, or without --ipalloc-range to adopt it",
         )
 
@@ -275,10 +276,8 @@ class Cluster:
         log = self.log_from(log_start)
         length = len(self._log)
         pages = [Push(log_start, log, (), (), repair=True)]
-        for range_index, segments in enumerate(self._ipam.all_segments()):
-            for first in range(0, len(segments), _PAGE_SEGMENTS):
-                part: tuple[Segment, ...] = segments[first : first + _PAGE_SEGMENTS]
-                pages.append(Push(0, (), (RingDelta(range_index, length, part),), (), repair=True))
+        for delta in delta_pages(self._ipam.ring.segments, length, _PAGE_SEGMENTS):
+            pages.append(Push(0, (), (delta,), (), repair=True))
         return pages
 
     def merge_page(self, now: float, page: Push) -> bool:

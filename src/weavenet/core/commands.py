@@ -9,8 +9,9 @@ from weavenet.core.report import NodeReport
 
 
 class Allocate(msgspec.Struct, frozen=True):
-    """An address for ``ident`` in ``subnet`` (CIDR; empty: the default subnet). The same ident and subnet get the same
-    address again. Waits without limit for the ring and for space. Result: ``Addresses`` of one."""
+    """An address for ``ident`` in ``subnet`` (CIDR; empty: one in the default subnet of each range). The same ident and
+    subnet get the same address again. Waits without limit for the ring and for space. Result: ``Addresses``, in the
+    order of the ranges."""
 
     ident: str
     subnet: str = ""

@@ -25,10 +25,11 @@ VOTING_MODES = frozenset({GenesisMode.CONSENSUS, GenesisMode.LOCK})
 
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """``ranges``: CIDRs; empty switches IPAM off. ``count``: N of ``consensus=N``, 0 when not given. ``seeds``:
-    sorted peer names of ``seed=``. ``seed_salt``: public fingerprint of the password's CA; shares of seeds and the
-    record of a lock depend on it. ``lock``: the URL of ``lock=``. ``conf_targets`` come from the
-    configuration file, ``launch_targets`` from the command line (None: none were given, resume the persisted ones).
+    """``ranges``: CIDRs, at most one per address family; empty switches IPAM off. ``default_subnets``: of containers
+    that ask for none, at most one per family; where none is given, the whole range. ``count``: N of ``consensus=N``,
+    0 when not given. ``seeds``: sorted peer names of ``seed=``. ``seed_salt``: public fingerprint of the password's CA;
+    shares of seeds and the record of a lock depend on it. ``lock``: the URL of ``lock=``. ``conf_targets`` come from
+    the configuration file, ``launch_targets`` from the command line (None: none were given, resume the persisted ones).
     ``local_hosts``: addresses of this host, to recognise ourselves among targets.
     ``trusted_subnets``: CIDRs of the underlay; with a password, frames go unencrypted only between two peers that
     trust each other's address. ``dns_domain``: absolute, lower case, with trailing dot; only names below it are entered
@@ -41,7 +42,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     port: int = PORT_DEFAULT
     ranges: tuple[str, ...] = ("10.32.0.0/12",)
     range_explicit: bool = False
-    default_subnet: str = ""
+    default_subnets: tuple[str, ...] = ()
     mode: GenesisMode = GenesisMode.CONSENSUS
     count: int = 0
     seeds: tuple[str, ...] = ()

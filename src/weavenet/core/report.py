@@ -78,16 +78,25 @@ class RemovedReport(msgspec.Struct, frozen=True):
     heir_nickname: str
 
 
+class RangeReport(msgspec.Struct, frozen=True):
+    """One of the ranges that the cluster divides. ``active``: addresses in use on this host. ``held_addresses``: how
+    many inherited ones are not usable yet, those included that are not stamped as ours so far."""
+
+    range: str
+    addresses: int
+    default_subnet: str
+    active: int = 0
+    owners: tuple[OwnerReport, ...] = ()
+    held_addresses: int = 0
+
+
 class IpamReport(msgspec.Struct, frozen=True):
-    """``state``: ready, idle, awaiting consensus, awaiting seeds, waiting for space, all owners unreachable, off."""
+    """``state``: ready, idle, awaiting consensus, awaiting seeds, waiting for space, all owners unreachable, off.
+    ``ranges``: at most one per address family; none when it is off."""
 
     state: str
     detail: str
-    range: str
-    range_addresses: int
-    default_subnet: str
-    active: int
-    owners: tuple[OwnerReport, ...]
+    ranges: tuple[RangeReport, ...]
     electors: tuple[str, ...]
     is_elector: bool
     quorum: int
@@ -113,8 +122,6 @@ class IpamReport(msgspec.Struct, frozen=True):
     removal_state: str = ""
     """``pending`` while a removal asked for here is not decided, ``held`` while what the removed owned waits for
     confirmations, else empty."""
-    held_addresses: int = 0
-    """How many inherited addresses are not usable yet, those included that are not stamped as ours so far."""
     removed: tuple[RemovedReport, ...] = ()
     """The latest removal first."""
     conflicts: tuple[str, ...] = ()
@@ -123,6 +130,26 @@ class IpamReport(msgspec.Struct, frozen=True):
     """``seeking`` while `weave reset` may still be given up, ``surrendering`` when not, else empty."""
     leaving_needs: tuple[str, ...] = ()
     """What leaving waits for; each a clause."""
+
+    @property
+    def range(self) -> str:
+        """All ranges, as given to ``--ipalloc-range``."""
+        return ",".join(each.range for each in self.ranges)
+
+    @property
+    def active(self) -> int:
+        """Addresses in use on this host."""
+        return sum(each.active for each in self.ranges)
+
+    @property
+    def owners(self) -> tuple[OwnerReport, ...]:
+        """Of every range, one after the other."""
+        return tuple(owner for each in self.ranges for owner in each.owners)
+
+    @property
+    def held_addresses(self) -> int:
+        """How many inherited addresses are not usable yet."""
+        return sum(each.held_addresses for each in self.ranges)
 
 
 class NameReport(msgspec.Struct, frozen=True):

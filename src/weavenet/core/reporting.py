@@ -13,6 +13,7 @@ from weavenet.core.limits import MTU_DEFAULT
 from weavenet.core.names import EXPOSE
 from weavenet.core.overlay.conflicts import address_conflicts
 from weavenet.core.overlay.reporting import mtu_warnings, with_plane
+from weavenet.core.ranges import RANGE_BITS, Ranges
 from weavenet.core.report import (
     ConnectionReport,
     DnsReport,
@@ -22,7 +23,8 @@ from weavenet.core.report import (
     PeerReport,
     RemovedReport,
 )
-from weavenet.core.types import AddressRange, PeerId, peer_text
+from weavenet.core.ring.reporting import range_reports
+from weavenet.core.types import PeerId, peer_text
 from weavenet.core.words import duration
 
 if TYPE_CHECKING:
@@ -107,13 +109,8 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
         state = "awaiting consensus" if waiting else "idle"
         detail = _consensus_detail(node, now, len(electors), waiting)
         # Perhaps that of a peer whose operator chose one: it will be divided, whatever we were launched with.
-        area = AddressRange.parse(node.cluster.ranges[0])
-        report = msgspec.structs.replace(
-            report,
-            range=area.cidr,
-            range_addresses=area.size,
-            default_subnet=node.config.default_subnet or area.cidr,
-        )
+        area = Ranges.parse(node.cluster.ranges)
+        report = msgspec.structs.replace(report, ranges=range_reports(area, node.config.default_subnets))
     if node.ipam.awaits_seeds:
         missing = ", ".join(_missing_seeds(node)) or "none, it takes a moment"
         state, detail = "awaiting seeds", f"a seed that has taken its share, or all other seeds; missing: {missing}"
@@ -135,7 +132,7 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
         conflicts=address_conflicts(node),
         leaving=_leaving(node),
         leaving_needs=membership.leaving.needs,
-        **(_removed(node, removals) if genesis else {}),
+        **(_removed(node, report, removals) if genesis else {}),
     )
 
 
@@ -156,7 +153,7 @@ def _lease(node: Node, now: float) -> dict[str, Any]:
     return {"lease": f"TTL {duration(lease.ttl_s)}, {since}{stopped}", "is_lease_over": is_over}
 
 
-def _removed(node: Node, removals: tuple[str, ...]) -> dict[str, Any]:
+def _removed(node: Node, report: IpamReport, removals: tuple[str, ...]) -> dict[str, Any]:
     """Fields of the report about removed peers, and how far unfinished removals are."""
     membership, log = node.membership, node.log
     known = {each.peer: (each.name, each.nickname) for each in membership.directory()}
@@ -166,16 +163,26 @@ def _removed(node: Node, removals: tuple[str, ...]) -> dict[str, Any]:
         heir = log.heir(peer)
         return RemovedReport(peer_text(peer), *known.get(peer, ("", "")), peer_text(heir), *known.get(heir, ("", "")))
 
-    held = sum(high - low for low, high in node.ipam.held)
-    inherited = (owner for owner in node.ring.shares if owner in log.removed and log.heir(owner) == node.config.peer)
-    held += sum(node.ring.shares[owner] for owner in inherited)  # not stamped before everybody has applied the removal
+    ranges = tuple(
+        msgspec.structs.replace(each, held_addresses=_held_of(node, number))
+        for number, each in enumerate(report.ranges)
+    )
+    held = sum(each.held_addresses for each in ranges)
     is_waiting = bool(held or removals or membership.collect.waiting_for)
     latest = sorted(log.removed, key=lambda peer: (log.removed[peer][1], peer), reverse=True)
     return {
         "removal_state": "pending" if membership.removals.is_undecided else "held" if is_waiting else "",
-        "held_addresses": held,
+        "ranges": ranges,
         "removed": tuple(removed(peer) for peer in latest),
     }
+
+
+def _held_of(node: Node, number: int) -> int:
+    """Addresses of range ``number`` that this peer inherits and cannot use yet."""
+    held = sum(high - low for low, high in node.ipam.held if low >> RANGE_BITS == number)
+    me, log, shares = node.config.peer, node.log, node.ring.shares_of(number)
+    inherited = (owner for owner in shares if owner in log.removed and log.heir(owner) == me)
+    return held + sum(shares[owner] for owner in inherited)  # not stamped before everybody has applied the removal
 
 
 def _consensus_detail(node: Node, now: float, known: int, waiting: bool) -> str:
@@ -240,8 +247,8 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
     elif not node.log.genesis and node.founding.locked is not None and node.founding.locked.failure:
         warnings.append(node.founding.locked.words())  # nobody waits any more, but somebody will
     if ipam.state == "all owners unreachable":
-        absent = [owner for owner in ipam.owners if not owner.is_self]
-        names = " ".join(owner.nickname or owner.peer for owner in absent[:OWNERS_NAMED])
+        absent = dict.fromkeys(owner.nickname or owner.peer for owner in ipam.owners if not owner.is_self)
+        names = " ".join(list(absent)[:OWNERS_NAMED])
         warnings.append(
             f"no addresses: {ipam.detail}; next: bring an owner back, or if all of them are gone for good: "
             f"weave rmpeer --force {names}"
@@ -255,8 +262,8 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
         )
     if genesis and node.config.range_explicit and node.config.ranges not in {(), genesis.ranges}:
         warnings.append(
-            f"--ipalloc-range {' '.join(node.config.ranges)} has no effect: this cluster has divided "
-            f"{' '.join(genesis.ranges)}; next: launch without --ipalloc-range"
+            f"--ipalloc-range {','.join(node.config.ranges)} has no effect: this cluster has divided "
+            f"{','.join(genesis.ranges)}; next: launch without --ipalloc-range"
         )
     refused = [report for report in connections if report.state in {"refused", "failed"}]
     for report in refused[:3]:

@@ -7,7 +7,6 @@ only ever appended. Addresses are *offsets* within an :class:`AddressRange`; tex
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, NewType
@@ -137,25 +136,6 @@ def is_ip_address(text: str) -> bool:
     return True
 
 
-def ranges_problem(ranges: Sequence[str]) -> str:
-    """What keeps texts of another peer from being ranges to divide; empty when nothing does."""
-    for text in ranges:
-        try:
-            AddressRange.parse(text)
-        except ValueError as error:
-            return str(error)
-    return ""
-
-
-def genesis_problem(genesis: Genesis) -> str:
-    """Why ``genesis`` can be no cluster record; empty when it can. To be asked before it is accepted durably: a log
-    refuses such a record, so electors that accepted one could never decide again."""
-    if not genesis.ranges or not genesis.owners:
-        return "the genesis divides no range, or among nobody"
-    problem = ranges_problem(genesis.ranges)
-    return f"the genesis has no readable range: {problem}" if problem else ""
-
-
 @dataclass(frozen=True, slots=True)
 class AddressRange:
     """A CIDR that owns offsets ``0 … size-1``.
@@ -176,8 +156,11 @@ class AddressRange:
 
     @property
     def size(self) -> int:
-        width = 32 if self.version == 4 else 128
-        return int(min(1 << (width - self.prefix_length), (1 << 64) - 1))
+        return min(self._span, (1 << 64) - 1)
+
+    @property
+    def _span(self) -> int:
+        return 1 << ((32 if self.version == 4 else 128) - self.prefix_length)
 
     @property
     def cidr(self) -> str:
@@ -203,5 +186,5 @@ class AddressRange:
         if subnet.version != self.version:
             return None
         low = max(subnet.base, self.base) - self.base
-        high = min(subnet.base + subnet.size, self.base + self.size) - self.base
+        high = min(subnet.base + subnet._span, self.base + self.size) - self.base
         return (low, high) if low < high else None

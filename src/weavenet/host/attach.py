@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.types import PeerId
-from weavenet.host import announce, sysctl
+from weavenet.host import announce, ipv6, sysctl
 from weavenet.host.bridge import CONTAINER_PORT, Bridge, port_name
 from weavenet.host.kernel import Kernel
 from weavenet.host.links import Link
@@ -99,6 +99,7 @@ class Attacher:
             if host_end is None or interface is None:
                 host_end, interface = await self._make_pair(container, inner)
             sysctl.write(container.namespace, settings())
+            ipv6.allow(container.namespace, INTERFACE, addresses, container.reference)
             held = await inner.netlink.addresses(interface.index)
             for address in addresses:
                 if address not in held:

@@ -176,12 +176,13 @@ class Attachments:
         old = self._known.get(ident)
         before = await self._held(ident)
         self._deaths.watch(ident, is_name=is_named(container.reference), pidfd=container.pidfd)
-        taken: list[str] = []
+        answers: list[tuple[str, ...]] = []
         try:
             for item in wanted:
-                taken.append(await self._obtain(ident, item))
+                answers.append(await self._obtain(ident, item))
+            taken = tuple(dict.fromkeys(address for answer in answers for address in answer))
             mac = await self._attacher.plug(container, taken, multicast_route=wishes.multicast_route)
-            merged, held = requests.merge(old, wanted, taken)
+            merged, held = requests.merge(old, wanted, answers)
             attachment = Attachment(
                 ident,
                 container.reference,
@@ -201,10 +202,10 @@ class Attachments:
             await asyncio.shield(self._give_back(container, old, before))
             raise
         self._known[ident] = attachment
-        return Addresses(tuple(taken))
+        return Addresses(taken)
 
-    async def _obtain(self, ident: str, item: Wanted) -> str:
-        """One address from IPAM, unless the container goes away while we wait."""
+    async def _obtain(self, ident: str, item: Wanted) -> tuple[str, ...]:
+        """What IPAM gives, unless the container goes away while we wait."""
         gone = self._waiting.setdefault(ident, asyncio.Event())
         asking = asyncio.ensure_future(self._request(item.command(ident)))
         leaving = asyncio.ensure_future(gone.wait())
@@ -222,8 +223,8 @@ class Attachments:
         if isinstance(result, Failure):
             raise WeaveError(result)
         if isinstance(result, Addresses) and result.addresses:
-            return result.addresses[0]
-        return item.address  # a claim is answered by Done
+            return result.addresses
+        return (item.address,)  # a claim is answered by Done
 
     async def _give_back(self, container: netns.Container, old: Attachment | None, before: frozenset[str]) -> None:
         """Undo a call: whatever the ident holds now and did not before. Asked of IPAM, because an answer may have been

@@ -35,7 +35,7 @@ from weavenet.core.commands import (
 )
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.names import EXPOSE, absolute_name
-from weavenet.host import announce, requests, sysctl
+from weavenet.host import announce, ipv6, requests, sysctl
 from weavenet.host.bridge import BRIDGE, Bridge
 from weavenet.host.exposure_rules import Exposed
 from weavenet.host.firewall import Firewall
@@ -116,17 +116,18 @@ class Exposure:
                 taken = await self._expose(wanted, masquerade=masquerade)
                 if absolute:
                     await self._must(AddName(absolute, EXPOSE, tuple(map(_bare, taken)) if requested else ()))
-            return Addresses(tuple(taken))
+            return Addresses(taken)
         except WeaveError as error:
             return error.failure
 
-    async def _expose(self, wanted: Sequence[requests.Wanted], *, masquerade: bool) -> list[str]:
+    async def _expose(self, wanted: Sequence[requests.Wanted], *, masquerade: bool) -> tuple[str, ...]:
         old, before = self._known, await self._held()
-        taken: list[str] = []
+        answers: list[tuple[str, ...]] = []
         try:
             for item in wanted:
-                taken.append(await self._obtain(item))
-            asked, held = requests.merge(old, wanted, taken)
+                answers.append(await self._obtain(item))
+            taken = tuple(dict.fromkeys(address for answer in answers for address in answer))
+            asked, held = requests.merge(old, wanted, answers)
             new = msgspec.structs.replace(old, requested=tuple(asked), addresses=tuple(held), masquerade=masquerade)
             new = await self._applied(new)
             await self._must(PutAttachment(new))
@@ -138,8 +139,8 @@ class Exposure:
             announce.send(self._kernel.namespace, BRIDGE, [(new.mac, _bare(address)) for address in taken])
         return taken
 
-    async def _obtain(self, item: requests.Wanted) -> str:
-        """One address from IPAM, unless this host leaves the network while we wait."""
+    async def _obtain(self, item: requests.Wanted) -> tuple[str, ...]:
+        """What IPAM gives, unless this host leaves the network while we wait."""
         asking = asyncio.ensure_future(self._must(item.command(EXPOSE)))
         leaving = asyncio.ensure_future(self._leaving.wait())
         try:
@@ -151,8 +152,8 @@ class Exposure:
             for task in (asking, leaving):
                 task.cancel()
         if isinstance(answer, Addresses) and answer.addresses:
-            return answer.addresses[0]
-        return item.address  # a claim is answered by Done
+            return answer.addresses
+        return (item.address,)  # a claim is answered by Done
 
     async def _give_back(self, old: Attachment, before: frozenset[str]) -> None:
         taken = sorted(await self._held() - before)
@@ -227,6 +228,8 @@ class Exposure:
             bridge = await self._bridge.ensure()
             held = await self._kernel.netlink.addresses(bridge.index)
             await self._take_off([each for each in wanted.addresses if each not in shown and each in held])
+            if set(shown) - set(held):
+                ipv6.allow(self._kernel.namespace, BRIDGE, shown, "this host")
             for address in shown:
                 if address not in held:
                     await self._kernel.netlink.add_address(bridge.index, address)

@@ -200,6 +200,17 @@ async def range_conflicts(ranges: Sequence[str], namespace: int | None = None) -
         return tuple(checks) or (Check("range", True, True, f"{' '.join(ranges) or 'none'}: no route overlaps"),)
 
 
+def ipv6(ranges: Sequence[str], proc: Path = Path("/proc/net")) -> tuple[Check, ...]:
+    """Whether there is IPv6 for an IPv6 range; nothing where none was asked for."""
+    wanted = [text for text in ranges if ":" in text]
+    if not wanted:
+        return ()
+    if (proc / "if_inet6").exists():
+        return (Check("IPv6", True, True, f"there, for {wanted[0]}"),)
+    found = f"this kernel was started without it, and {wanted[0]} is to be divided"
+    return (Check("IPv6", False, True, found, "boot without ipv6.disable=1, or leave the IPv6 range out everywhere"),)
+
+
 def kernel_settings(namespace: int | None = None) -> tuple[Check, ...]:
     """Settings worth knowing when frames vanish."""
     bridged = sysctl.read(namespace, "bridge/bridge-nf-call-iptables")
@@ -215,6 +226,7 @@ async def everything(ranges: Sequence[str], port: int = PORT_DEFAULT) -> tuple[C
     return (
         first,
         *await features(),
+        *ipv6(ranges),
         *ports(port),
         *await range_conflicts(ranges),
         *kernel_settings(),

@@ -1,7 +1,7 @@
 """The address arguments of ``weave attach`` and ``weave detach``: text to meaning. Pure.
 
 ``[ip:]IP/PREFIX`` asks for exactly that address, ``net:CIDR`` for any of that subnet, ``net:default`` for any of the
-default subnet. Whether an address is inside the range, and free, is IPAM's knowledge.
+default subnet, one of each range. Whether an address is inside the range, and free, is IPAM's knowledge.
 """
 
 from __future__ import annotations
@@ -105,15 +105,19 @@ def _means(wanted: Wanted, request: str, address: str) -> bool:
     return request == wanted.text
 
 
-def merge(old: Attachment | None, wanted: Iterable[Wanted], addresses: Iterable[str]) -> tuple[list[str], list[str]]:
-    """(requested, addresses) in parallel: what was there, then what is new."""
+def merge(
+    old: Attachment | None, wanted: Iterable[Wanted], answers: Iterable[Sequence[str]]
+) -> tuple[list[str], list[str]]:
+    """(requested, addresses) in parallel: what was there, then what is new. ``answers``: what each of ``wanted`` got;
+    the default subnet may be one per range."""
     requested = list(old.requested) if old else []
     held = list(old.addresses) if old else []
     del requested[len(held) :]
-    for item, address in zip(wanted, addresses, strict=True):
-        if address not in held:
-            requested.append(item.text)
-            held.append(address)
+    for item, addresses in zip(wanted, answers, strict=True):
+        for address in addresses:
+            if address not in held:
+                requested.append(item.text)
+                held.append(address)
     return requested, held
 
 

@@ -51,7 +51,7 @@ def node_config(settings: Settings, me: Me, *, port: int, software: str) -> Node
         port=port,
         ranges=settings.ranges,
         range_explicit=settings.range_explicit,
-        default_subnet=settings.default_subnet,
+        default_subnets=settings.default_subnets,
         mode=settings.mode,
         count=settings.count,
         seeds=settings.seeds,

@@ -71,7 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     conn_limit: int = CONN_LIMIT_DEFAULT
     ranges: tuple[str, ...] = ("10.32.0.0/12",)
     range_explicit: bool = False
-    default_subnet: str = ""
+    default_subnets: tuple[str, ...] = ()
     mode: GenesisMode = GenesisMode.CONSENSUS
     count: int = 0
     seeds: tuple[str, ...] = ()

@@ -21,8 +21,9 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from weavenet.core.effects import Change
+from weavenet.core.ranges import RANGE_BITS, Ranges, base
 from weavenet.core.ring.segments import Ring
-from weavenet.core.types import AddressRange, PeerId, Position, Segment, Stamp, entry_hash
+from weavenet.core.types import PeerId, Position, Segment, Stamp, entry_hash
 from weavenet.sim.host import Host
 from weavenet.sim.violation import Violation
 
@@ -56,9 +57,7 @@ class Checker:
     """``is_genesis_unique``: all electors of this history agree on N, so two geneses are a violation. ``is_forced``: an
     operator's error gave addresses to two peers; what remains promised is that nobody sees both (I5)."""
 
-    def __init__(
-        self, hosts: list[Host], area: AddressRange, *, is_genesis_unique: bool, is_forced: bool = False
-    ) -> None:
+    def __init__(self, hosts: list[Host], area: Ranges, *, is_genesis_unique: bool, is_forced: bool = False) -> None:
         self._hosts = hosts
         self._area = area
         self._offsets: dict[str, int | None] = {}
@@ -200,7 +199,7 @@ class Checker:
         node = host.node
         assert node is not None
         self._check_canonical(host, ring)
-        if node.log.genesis is not None and ring.segments and not _covers(ring):
+        if node.log.genesis is not None and ring.segments and not _covers(ring, self._area):
             raise Violation("I1", f"{host.label}: ring is not full after genesis")
         limit = node.log.position
         changed = _differences(ledger.ring.segments if ledger.ring is not None else (), ring.segments)
@@ -219,7 +218,9 @@ class Checker:
     def _check_canonical(self, host: Host, ring: Ring) -> None:
         previous: Segment | None = None
         for segment in ring.segments:
-            if not 0 <= segment.start < segment.end <= ring.size:
+            number = segment.start >> RANGE_BITS
+            end = base(number) + (self._area.sizes[number] if number < len(self._area.sizes) else 0)
+            if not 0 <= segment.start < segment.end <= end:
                 raise Violation("I1", f"{host.label}: segment {segment} is empty or outside")
             if previous is not None and (
                 previous.end > segment.start or (previous.end == segment.start and previous.stamp == segment.stamp)
@@ -372,13 +373,16 @@ def _allocations(rows: dict[tuple[str, bytes], bytes]) -> dict[str, set[str]]:
     return found
 
 
-def _covers(ring: Ring) -> bool:
-    at = 0
-    for segment in ring.segments:
-        if segment.start != at:
+def _covers(ring: Ring, area: Ranges) -> bool:
+    """Whether every address has a stamp, range by range."""
+    for number, size in enumerate(area.sizes):
+        at = base(number)
+        for segment in ring.segments:
+            if segment.start == at:
+                at = segment.end
+        if at != base(number) + size:
             return False
-        at = segment.end
-    return at == ring.size
+    return True
 
 
 def _without(intervals: list[tuple[int, int]], holes: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from weavenet.core.commands import AddName, Attachment, Command, RemoveName
 from weavenet.core.limits import DNS_DOMAIN_DEFAULT
 from weavenet.core.names import EXTERNAL
 from weavenet.core.names.registrations import Registration, packed
-from weavenet.core.types import AddressRange
+from weavenet.core.ranges import Ranges
 from weavenet.sim.host import Host
 
 NAMES = 6
@@ -69,7 +69,7 @@ def _addresses(host: Host, registration: Registration) -> set[bytes]:
     return (mine - blocked) | set(registration.addresses)
 
 
-def names_unrest(members: list[Host], area: AddressRange, is_held: Callable[[str], bool]) -> str:
+def names_unrest(members: list[Host], area: Ranges, is_held: Callable[[str], bool]) -> str:
     """What is wrong with the answers of ``members``, or an empty string. ``is_held``: whether a living container of
     theirs has the address."""
     expected = expected_answers(members)

@@ -19,6 +19,10 @@ CLUSTER_NAME = "cluster.test"
 """A DNS name that stands for every host."""
 
 
+IPV6_SHARE = 0.25
+"""Of random histories, with an IPv6 range."""
+
+
 class Bootstrap(Enum):
     FULL_LIST = "full-list"
     COUNT = "count"
@@ -43,7 +47,8 @@ _WEIGHTS = {
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """``electors``: hosts 0 … electors-1 vote; the others are observers."""
+    """``electors``: hosts 0 … electors-1 vote; the others are observers. ``range_cidr``: as ``--ipalloc-range``, so
+    two ranges with a comma."""
 
     peers: int = 3
     bootstrap: Bootstrap = Bootstrap.FULL_LIST
@@ -64,6 +69,10 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     ttl_s: int = 20
     seed_twin: bool = False
     """The last host claims the seed name of host 0: an operator's error."""
+
+    @property
+    def ranges(self) -> tuple[str, ...]:
+        return tuple(self.range_cidr.split(","))
 
     @property
     def is_genesis_unique(self) -> bool:
@@ -93,6 +102,18 @@ def draw_setup(rng: random.Random, peers_min: int, peers_max: int) -> Setup:
         ttl_s=rng.choice((5, 15, 40)),
         discovery=rng.random() < 0.8,
     )
+
+
+def with_ipv6(setup: Setup, rng: random.Random) -> Setup:
+    """``setup``, with an IPv6 range beside its own in some histories, or in its place in a few."""
+    kind = rng.random()
+    if kind >= IPV6_SHARE:
+        return setup
+    cidr = rng.choice(("fd00:77::/64", "fd00:77::/120", "fd00:77::/122", "fd00:77::/124"))
+    more = rng.choice((("",), ("fd00:77::/125",), ("fd00:77::/124", "fd00:77::8/125")))
+    if kind < IPV6_SHARE / 10:
+        return msgspec.structs.replace(setup, range_cidr=cidr, subnets=("", *more))
+    return msgspec.structs.replace(setup, range_cidr=f"{setup.range_cidr},{cidr}", subnets=(*setup.subnets, *more))
 
 
 def configure(setup: Setup, host: Host) -> NodeConfig:
@@ -132,7 +153,7 @@ def configure(setup: Setup, host: Host) -> NodeConfig:
         peer=host.peer,
         name=seeds[0] if setup.seed_twin and host.index == setup.peers - 1 else host.name,
         nickname=host.label,
-        ranges=(setup.range_cidr,),
+        ranges=setup.ranges,
         mode=mode,
         count=count if mode is GenesisMode.CONSENSUS else 0,
         seeds=seeds if mode is GenesisMode.SEED else (),

@@ -38,7 +38,7 @@ from weavenet.core.commands import (
 )
 from weavenet.core.errors import Failure
 from weavenet.core.events import Cancelled, PlaneTraffic, Requested
-from weavenet.core.types import AddressRange
+from weavenet.core.ranges import Ranges
 from weavenet.sim.checkers import Checker
 from weavenet.sim.host import Host
 from weavenet.sim.naming import name_command
@@ -77,7 +77,7 @@ class Workload:
         scheduler: Scheduler,
         rng: random.Random,
         checker: Checker,
-        area: AddressRange,
+        area: Ranges,
         subnets: tuple[str, ...],
         removals: float = 0.0,
         forced_removals: float = 0.0,
@@ -154,7 +154,9 @@ class Workload:
         if self._rng.random() < 0.2:
             text = f"172.30.0.{self._rng.randint(1, 20)}/24"
         else:
-            text = f"{self._area.address(self._rng.randrange(min(self._area.size, 4096)))}/{self._area.prefix_length}"
+            areas = self._area.areas
+            area = areas[0] if len(areas) == 1 else self._rng.choice(areas)
+            text = f"{area.address(self._rng.randrange(min(area.size, 4096)))}/{area.prefix_length}"
         container = self._new(host)
         self.request(host, Claim(container.ident, text), container)
 
@@ -355,7 +357,16 @@ class Workload:
                 self.containers[host.index].pop(container.ident, None)
             return
         assert isinstance(result, Addresses)
-        text = result.addresses[0]
+        for number, text in enumerate(result.addresses):
+            self._has(host, container, f"{key}#{number}" if number else key, text)
+        if container.held and not container.dead and self._rng.random() < 0.5:
+            mac = b"\x02" + hashlib.sha256(f"{host.index}/{container.ident}".encode()).digest()[:5]
+            addresses = tuple(container.held.values())
+            attachment = Attachment(container.ident, container.ident, mac, (), addresses, False, True)
+            self._scheduler.after(0.001, self._plug, host, container, attachment)
+
+    def _has(self, host: Host, container: Container, key: str, text: str) -> None:
+        """The client was told ``text``, for what it asked as ``key``."""
         address = text.partition("/")[0]
         before = container.held.get(key)
         if before is not None and before != text:
@@ -366,11 +377,6 @@ class Workload:
             return
         container.held[key] = text
         self._checker.told(host, container.ident, address)
-        if self._rng.random() < 0.5:
-            mac = b"\x02" + hashlib.sha256(f"{host.index}/{container.ident}".encode()).digest()[:5]
-            addresses = tuple(container.held.values())
-            attachment = Attachment(container.ident, container.ident, mac, (), addresses, False, True)
-            self._scheduler.after(0.001, self._plug, host, container, attachment)
 
     def _plug(self, host: Host, container: Container, attachment: Attachment) -> None:
         if host.is_running and container.held and not container.leaving:

@@ -17,6 +17,7 @@ import msgspec
 
 from weavenet.core.commands import Allocate, Claim, Connect, Consense, RemovePeers, Result
 from weavenet.core.effects import Change
+from weavenet.core.ranges import Ranges
 from weavenet.core.types import AddressRange
 from weavenet.sim.checkers import Checker
 from weavenet.sim.dataplane import DataPlane
@@ -27,7 +28,7 @@ from weavenet.sim.naming import names_unrest
 from weavenet.sim.network import Network
 from weavenet.sim.recordlock import RecordLock
 from weavenet.sim.scheduler import Scheduler
-from weavenet.sim.setup import CLUSTER_NAME, Bootstrap, Setup, configure, draw_setup
+from weavenet.sim.setup import CLUSTER_NAME, Bootstrap, Setup, configure, draw_setup, with_ipv6
 from weavenet.sim.storm import Storm
 from weavenet.sim.trace import Trace
 from weavenet.sim.violation import Violation
@@ -70,6 +71,7 @@ def draw_options(seed: int, *, peers_min: int = 5, peers_max: int = 7, steps: in
     removals = rng.choice((0.0, 4.0, 10.0))
     if removals:  # a peer is out of reach for others only after some seconds of silence
         faults = msgspec.structs.replace(faults, outage_max_s=rng.choice((15.0, 40.0)))
+    setup = with_ipv6(setup, random.Random(f"ranges {seed}"))
     return HistoryOptions(
         setup=msgspec.structs.replace(setup, sleeve=random.Random(f"planes {seed}").random() < SLEEVE_SHARE),
         faults=faults,
@@ -98,7 +100,7 @@ class World:
         self.network = Network(self.scheduler, self.rng, options.faults)
         self.record_lock = RecordLock(self.scheduler, self.rng, options.faults)
         self.steps = 0
-        area = AddressRange.parse(options.setup.range_cidr)
+        area = Ranges.parse(options.setup.ranges)
         self.hosts: list[Host] = []
         for index in range(options.setup.peers):
             self.hosts.append(self._make_host(index))
@@ -304,8 +306,8 @@ class World:
                     return f"{host.label} has not answered {command}"
                 continue
             assert isinstance(command, Allocate)
-            window = AddressRange.parse(command.subnet or self.options.setup.range_cidr)
-            if self._free_within(host, window):
+            windows = (command.subnet,) if command.subnet else self.options.setup.ranges
+            if all(self._free_within(host, AddressRange.parse(window)) for window in windows):
                 return f"{host.label} still waits for {command}"
         return ""
 
@@ -324,9 +326,8 @@ class World:
         if clipped is None or asker.node is None:
             return False
         low, high = clipped
-        if window.base >= self.area.base:
-            low += window.base == self.area.base + low
-        high -= window.base + window.size == self.area.base + high
+        low += self.area.address(low) == window.address(0)
+        high -= self.area.address(high - 1) == window.address(window.size - 1)
         for host in self.hosts:
             node = host.node
             if node is None or node.cluster.id != asker.node.cluster.id:

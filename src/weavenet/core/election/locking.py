@@ -35,7 +35,8 @@ from weavenet.core.limits import (
     LOCK_RETRY_FACTOR,
     LOCK_RETRY_FIRST_S,
 )
-from weavenet.core.types import Genesis, PeerId, genesis_problem
+from weavenet.core.ranges import genesis_problem
+from weavenet.core.types import Genesis, PeerId
 
 TABLE = "election"
 _DRAFT = b"draft"
@@ -210,8 +211,8 @@ class LockedGenesis:
     def _check_ranges(self, genesis: Genesis) -> None:
         if self._expected_ranges and self._expected_ranges != genesis.ranges:
             raise RecordRefused(
-                f"expected --ipalloc-range {' '.join(self._expected_ranges)}; found a cluster with "
-                f"{' '.join(genesis.ranges)}; next: launch with the cluster's range, or without --ipalloc-range"
+                f"expected --ipalloc-range {','.join(self._expected_ranges)}; found a cluster with "
+                f"{','.join(genesis.ranges)}; next: launch with the cluster's range, or without --ipalloc-range"
             )
 
     def _fail(self, now: float, text: str) -> None:

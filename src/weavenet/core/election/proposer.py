@@ -22,7 +22,8 @@ from weavenet.core.election.acceptor import Acceptor
 from weavenet.core.election.electorate import Electorate
 from weavenet.core.limits import ELECTION_GRACE_S, ELECTION_RETRY_S
 from weavenet.core.messages.unicast import Accept, Accepted, Nack, Prepare, Promise
-from weavenet.core.types import ZERO_BALLOT, Ballot, Genesis, PeerId, genesis_problem
+from weavenet.core.ranges import genesis_problem
+from weavenet.core.types import ZERO_BALLOT, Ballot, Genesis, PeerId
 
 RESEND_S = 0.25
 """Silent electors are asked again this often within one ballot."""

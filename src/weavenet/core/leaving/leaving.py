@@ -324,7 +324,7 @@ class Leaving:
         return self._ipam.owns_space(self._me.peer)
 
     def _give(self, now: float) -> None:
-        heirs = {peer: answer.free for peer, answer in self._prospects.heirs(now).items()}
+        heirs = {peer: (answer.free, *answer.further) for peer, answer in self._prospects.heirs(now).items()}
         chosen = dict(list(heirs.items())[:HEIRS_MAX])
         if not chosen:
             return
@@ -452,9 +452,10 @@ class Leaving:
             case LeaveQuery():
                 stays = self._log.genesis is not None and (not self.is_leaving or source < self._me.peer)
                 elector = not self._around.own_ids.isdisjoint(self._log.electors)
-                free = self._ipam.free_addresses
+                free, *further = self._ipam.free_addresses or (0,)
                 owns = stays and self._ipam.could_own
-                answer = LeaveAnswer(body.session, stays, owns, self.is_leaving or self._is_ephemeral, elector, free)
+                leaves = self.is_leaving or self._is_ephemeral
+                answer = LeaveAnswer(body.session, stays, owns, leaves, elector, free, tuple(further))
                 self._outbox.unicast(source, answer)
             case LeaveAnswer():
                 if self.is_leaving and body.session == self._session:

@@ -14,6 +14,8 @@ from weavenet.core.effects import Outbox
 from weavenet.core.limits import LEAVE_RETRY_S, PAGE_BYTES_MAX
 from weavenet.core.messages.gossip import RingDelta
 from weavenet.core.messages.unicast import StampPage
+from weavenet.core.ranges import placed
+from weavenet.core.ring.pages import delta_pages
 from weavenet.core.ring.segments import Ring
 from weavenet.core.types import PeerId
 
@@ -39,7 +41,7 @@ class Transfer:
 
     def _missing(self, ring: Ring) -> tuple[object, ...]:
         confirmed = self._confirmed
-        if confirmed is None or confirmed.size != ring.size:
+        if confirmed is None or confirmed.sizes != ring.sizes:
             return ring.segments
         return () if confirmed.segments == ring.segments else confirmed.merge(ring.segments)[1]
 
@@ -55,10 +57,9 @@ class Transfer:
             self._next_page += 1
 
     def _pages(self, ring: Ring, log_length: int) -> Iterator[RingDelta]:
-        confirmed = self._confirmed or Ring(ring.size)
+        confirmed = self._confirmed or Ring(ring.sizes)
         missing = confirmed.merge(ring.segments)[1]
-        for first in range(0, len(missing), _SEGMENTS_PER_PAGE):
-            yield RingDelta(0, log_length, missing[first : first + _SEGMENTS_PER_PAGE])
+        yield from delta_pages(missing, log_length, _SEGMENTS_PER_PAGE)
         if not missing and self._log_length < log_length:
             yield RingDelta(0, log_length, ())
 
@@ -66,8 +67,8 @@ class Transfer:
         delta = self._sent.pop(page, None)
         if delta is None:
             return
-        confirmed = self._confirmed if self._confirmed is not None else Ring(ring.size)
-        self._confirmed = confirmed.merge(delta.segments)[0]
+        confirmed = self._confirmed if self._confirmed is not None else Ring(ring.sizes)
+        self._confirmed = confirmed.merge(placed(delta.range_index, delta.segments))[0]
         if not self._sent:
             self._send_at = 0.0
             self._log_length = max(self._log_length, delta.log_length)

@@ -15,7 +15,8 @@ from weavenet.core.mesh.records import Records
 from weavenet.core.mesh.shared import Shared
 from weavenet.core.messages.gossip import Mark
 from weavenet.core.messages.link import Hello, PlaneOffer, Refusal
-from weavenet.core.types import peer_text, plane_mac, ranges_problem
+from weavenet.core.ranges import ranges_problem
+from weavenet.core.types import peer_text, plane_mac
 
 _PLANE_PORTS = {"fastdp": VXLAN_PORT}
 

@@ -36,7 +36,7 @@ class LeaveQuery(msgspec.Struct, frozen=True, array_like=True, tag=72):
 class LeaveAnswer(msgspec.Struct, frozen=True, array_like=True, tag=73):
     """``stays``: I can remember it: I am a member and not leaving, or leaving after you, since my id is greater.
     ``leaves``: that, or I am ephemeral, so take others first. ``owns``: I may also be given space; ``free``: how many
-    free addresses I have."""
+    free addresses I have in the first range, ``further`` in each of the others."""
 
     session: Uint
     stays: bool
@@ -44,6 +44,7 @@ class LeaveAnswer(msgspec.Struct, frozen=True, array_like=True, tag=73):
     leaves: bool
     elector: bool
     free: Uint
+    further: tuple[Uint, ...] = ()
 
 
 class CustodyOffer(msgspec.Struct, frozen=True, array_like=True, tag=74):

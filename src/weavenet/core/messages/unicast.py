@@ -121,8 +121,9 @@ class DecreeNack(msgspec.Struct, frozen=True, array_like=True, tag=10):
 
 
 class SpaceRequest(msgspec.Struct, frozen=True, array_like=True, tag=16):
-    """Give me free space within offsets [low, high) of the range; ``exact`` asks for just these (a claim). ``request``
-    grows with every request of a peer (incarnation in the high bits), so a donor can repeat its answer."""
+    """Give me free space within offsets [low, high) of range number ``range_index``; ``exact`` asks for just these (a
+    claim). ``request`` grows with every request of a peer (incarnation in the high bits), so a donor can repeat its
+    answer."""
 
     request: Uint
     range_index: Uint

@@ -38,6 +38,7 @@ from weavenet.core.messages.unicast import (
     StampPage,
 )
 from weavenet.core.ring import Ipam, Log
+from weavenet.core.ring.pages import delta_pages
 from weavenet.core.types import Bytes16, PeerId, Remove, Uint
 
 TABLE = "collect"
@@ -209,11 +210,7 @@ class Collect:
     def _stamp(self, now: float) -> None:
         self._ipam.inherit()
         segments = self._ipam.held_segments()
-        length = self._state.log_length()
-        self._stamps = [
-            RingDelta(0, length, segments[first : first + _SEGMENTS_PER_PAGE])
-            for first in range(0, len(segments), _SEGMENTS_PER_PAGE)
-        ]
+        self._stamps = list(delta_pages(segments, self._state.log_length(), _SEGMENTS_PER_PAGE))
         self._session = self._rng.getrandbits(62)
         for answers in self._answers.values():
             answers.stamped.clear()

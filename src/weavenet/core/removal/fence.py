@@ -17,7 +17,8 @@ from collections.abc import Mapping
 import msgspec
 
 from weavenet.core.effects import Change
-from weavenet.core.types import AddressRange, Bytes16, Genesis, Label, LogEntry
+from weavenet.core.ranges import Ranges, offset_key
+from weavenet.core.types import Bytes16, Genesis, Label, LogEntry
 
 REJOIN_TABLE = "rejoin"
 _REJOIN = b"cluster"
@@ -55,12 +56,12 @@ def fenced_disk(disk: Mapping[tuple[str, bytes], bytes]) -> tuple[Change, ...]:
         return tuple(changes)
     rejoin = Rejoin(genesis.cluster, genesis.ranges)
     changes.append(Change(REJOIN_TABLE, _REJOIN, msgspec.msgpack.encode(rejoin)))
-    area = AddressRange.parse(genesis.ranges[0])
+    area = Ranges.parse(genesis.ranges)
     for table, key in sorted(disk):
         if table == "alloc":
             offset = area.offset(key.decode().partition("\0")[2])
             if offset is not None:
-                changes.append(Change("blocked", offset.to_bytes(8, "big"), msgspec.msgpack.encode("")))
+                changes.append(Change("blocked", offset_key(offset), msgspec.msgpack.encode("")))
     return tuple(changes)
 
 

@@ -2,7 +2,7 @@
 
 ``segments`` and ``log`` are the replicated state, ``genesis`` the first division, ``free`` a set of intervals. ``ipam``
 composes the rest: ``subnets`` (what was asked for), ``holdings`` (who uses what here), ``space`` (what we may use),
-``granting`` and ``seeking`` (space between peers), ``reporting`` (words for people).
+``granting`` and ``seeking`` (space between peers), ``pages`` (a ring as it is sent), ``reporting`` (words for people).
 """
 
 from __future__ import annotations

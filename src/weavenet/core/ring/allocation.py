@@ -5,13 +5,16 @@ come first served, without limit of time: for the ring, for space, or for the ow
 PENDING_REQUESTS_MAX wait, a further one fails as busy.
 
 Invariants: a waiting request is answered exactly once, or cancelled; the same container and subnet get the same
-address. It does not obtain space; :meth:`Allocation.serve` says what is needed.
+address. Who asks for no subnet gets an address of each range; one that is there is held while the other is waited for,
+so that two who lack different ones do not pass them to and fro.
+
+It does not obtain space; :meth:`Allocation.serve` says what is needed.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from weavenet.core.commands import (
@@ -34,7 +37,7 @@ from weavenet.core.limits import ADDRESSES_PER_IDENT_MAX, DEAD_KEEP_S, IDENT_BYT
 from weavenet.core.ring.estate import Estate
 from weavenet.core.ring.holdings import Holding
 from weavenet.core.ring.seeking import Need
-from weavenet.core.ring.subnets import Place, Window, claimed_place, subnet_window
+from weavenet.core.ring.subnets import Place, Window, claimed_place, default_windows, subnet_window
 
 WINDOWS_CACHED_MAX = 1024
 
@@ -61,10 +64,10 @@ class Waiting:
 class Allocation:
     """``stirred`` is set when something came to wait or became free, and cleared by :meth:`serve`."""
 
-    def __init__(self, estate: Estate, default_subnet: str) -> None:
+    def __init__(self, estate: Estate, default_subnets: Sequence[str]) -> None:
         self._estate = estate
-        self._default_subnet = default_subnet
-        self._windows: dict[str, Window | Failure] = {}
+        self._default_subnets = default_subnets
+        self._windows: dict[str, tuple[Window, ...] | Failure] = {}
         self._windows_of = estate.area
         self._dead: OrderedDict[str, float] = OrderedDict()
         self.waiting: dict[int, Waiting] = {}
@@ -190,24 +193,33 @@ class Allocation:
         return outcome
 
     def _allocate(self, now: float, ident: str, subnet: str) -> Result | Wait:
-        estate = self._estate
-        window = self._window(subnet)
-        if isinstance(window, Failure):
-            return window
-        held = estate.holdings.find(ident, window.cidr)
-        if held is not None:
-            return Addresses((held.text,))
-        if self._has_too_many(ident):
+        windows = self._windows_for(subnet)
+        if isinstance(windows, Failure):
+            return windows
+        held = [self._estate.holdings.find(ident, window.cidr) for window in windows]
+        missing = held.count(None)
+        if missing and self._has_too_many(ident, missing):
             return _too_many(ident)
-        if not estate.has_ring:
+        if missing and not self._estate.has_ring:
             return _FOR_RING
+        texts = []
+        for window, present in zip(windows, held, strict=True):
+            holding = present or self._take(now, ident, window)
+            if holding is None:
+                # Only what we could use: else two who wait would pass the subnet's end addresses to and fro.
+                return Wait(Need(window.first, window.stop, exact=False))
+            texts.append(holding.text)
+        return Addresses(tuple(texts))
+
+    def _take(self, now: float, ident: str, window: Window) -> Holding | None:
+        """The lowest free address of ours in the window, held from now on."""
+        estate = self._estate
         offset = estate.space.take(now, window.first, window.stop) if estate.may_use else None
         if offset is None:
-            # Only what we could use: else two who wait would pass the subnet's end addresses to and fro.
-            return Wait(Need(window.first, window.stop, exact=False))
+            return None
         holding = Holding(ident, window.area.address(offset), window.cidr, window.prefix_length, claimed=False)
         estate.hold(holding, offset)
-        return Addresses((holding.text,))
+        return holding
 
     def _claim(self, ident: str, text: str) -> Result | Wait:
         estate = self._estate
@@ -241,11 +253,12 @@ class Allocation:
         estate.hold(holding, offset)
         return Addresses((place.text,))
 
-    def _has_too_many(self, ident: str) -> bool:
+    def _has_too_many(self, ident: str, more: int = 1) -> bool:
         held = self._estate.holdings.by_ident.get(ident)
-        return held is not None and len(held) >= ADDRESSES_PER_IDENT_MAX
+        return held is not None and len(held) + more > ADDRESSES_PER_IDENT_MAX
 
-    def _window(self, subnet: str) -> Window | Failure:
+    def _windows_for(self, subnet: str) -> tuple[Window, ...] | Failure:
+        """That of ``subnet``, or one per range when it is empty."""
         area = self._estate.area
         if area is None or not self._estate.is_on:
             expected = "an allocation range to take an address from"
@@ -253,10 +266,15 @@ class Allocation:
             return Failure(Code.IPAM_OFF, expected, found, "give the address as IP/PREFIX, or launch with a range")
         if area is not self._windows_of or len(self._windows) > WINDOWS_CACHED_MAX:
             self._windows, self._windows_of = {}, area
-        window = self._windows.get(subnet)
-        if window is None:
-            window = self._windows[subnet] = subnet_window(area, subnet or self._default_subnet or area.cidr)
-        return window
+        windows = self._windows.get(subnet)
+        if windows is None:
+            window = subnet_window(area, subnet) if subnet else None
+            if window is None:
+                windows = default_windows(area, self._default_subnets)
+            else:
+                windows = window if isinstance(window, Failure) else (window,)
+            self._windows[subnet] = windows
+        return windows
 
     # --- release, look-up ---
 
@@ -272,10 +290,10 @@ class Allocation:
     def _lookup(self, command: Lookup) -> Result:
         cidr = ""
         if command.subnet:
-            window = self._window(command.subnet)
-            if isinstance(window, Failure):
-                return window
-            cidr = window.cidr
+            windows = self._windows_for(command.subnet)
+            if isinstance(windows, Failure):
+                return windows
+            cidr = windows[0].cidr
         holdings = self._estate.holdings
         if command.ident:
             return Addresses(_texts(holdings.of(command.ident), cidr))

@@ -15,6 +15,7 @@ import msgspec
 
 from weavenet.core.effects import Change
 from weavenet.core.limits import SPACE_RETRY_S
+from weavenet.core.ranges import offset_key
 from weavenet.core.ring.holdings import Holdings
 from weavenet.core.ring.segments import unreadable_row
 
@@ -32,7 +33,7 @@ class Block:
 
 
 class Blocked:
-    """Blocked addresses by offset in the range."""
+    """Blocked addresses by offset in the ranges."""
 
     def __init__(self, holdings: Holdings, disk: Mapping[tuple[str, bytes], bytes]) -> None:
         """Raises WeaveError for rows that this program cannot have written."""
@@ -75,7 +76,7 @@ class Blocked:
             return []
         del self._blocks[offset]
         self._sorted = None
-        return [Change(BLOCKED_TABLE, _key(offset), None)]
+        return [Change(BLOCKED_TABLE, offset_key(offset), None)]
 
     def refused(self, now: float, offset: int, words: str) -> list[Change]:
         """The peer we asked did not give it back; ``words`` say who uses it there, or nothing if it is not the owner
@@ -115,9 +116,5 @@ class Blocked:
         self._sorted = None
 
 
-def _key(offset: int) -> bytes:
-    return offset.to_bytes(8, "big")
-
-
 def _row(offset: int, words: str) -> Change:
-    return Change(BLOCKED_TABLE, _key(offset), msgspec.msgpack.encode(words))
+    return Change(BLOCKED_TABLE, offset_key(offset), msgspec.msgpack.encode(words))

@@ -10,13 +10,14 @@ It decides nothing: allocation, grants and binding are others' business.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
 from weavenet.core.config import NodeConfig
 from weavenet.core.effects import Change, Outbox
 from weavenet.core.errors import InvariantBroken
+from weavenet.core.ranges import RANGE_BITS, Ranges, base
 from weavenet.core.ring.blocking import Blocked
 from weavenet.core.ring.genesis import initial_ring
 from weavenet.core.ring.granting import next_stamp
@@ -24,7 +25,7 @@ from weavenet.core.ring.holdings import Holding, Holdings, freed_rows, held_rows
 from weavenet.core.ring.log import Log
 from weavenet.core.ring.segments import RING_TABLE, Ring, SegmentsInvalid, load_ring, ring_rows, unreadable_row
 from weavenet.core.ring.space import OwnSpace
-from weavenet.core.types import AddressRange, PeerId, Position, Segment, Stamp, Uint
+from weavenet.core.types import PeerId, Position, Segment, Stamp, Uint
 
 META_TABLE = "meta"
 _USED = b"used"
@@ -44,7 +45,7 @@ class Estate:
         self.log = log
         self.outbox = outbox
         self.used = (META_TABLE, _USED) in disk
-        self._configured = AddressRange.parse(config.ranges[0]) if config.ranges else None
+        self._configured = Ranges.parse(config.ranges) if config.ranges else None
         self.area = self._area()
         self.holdings = Holdings(disk)
         self.space = OwnSpace(self.me, self.holdings)
@@ -85,16 +86,16 @@ class Estate:
         self._repairs = []
 
     def adopt_genesis(self) -> None:
-        """The log has a genesis: take its range and make its ring."""
+        """The log has a genesis: take its ranges and make its ring."""
         genesis = self.log.genesis
         if genesis is None or self.has_ring:
             return
         before = self.area
         self.area = self._area()
         if before is not None and self.area != before and self.area is not None:
-            self.outbox.note("info", "ipam", f"the cluster divides {self.area.cidr}, not {before.cidr}: using that")
+            self.outbox.note("info", "ipam", f"the cluster divides {self.area.text}, not {before.text}: using that")
         ring = initial_ring(genesis)
-        self._repairs += ring_rows(0, Ring(ring.size), ring, ring.segments)
+        self._repairs += ring_rows(Ring(ring.sizes), ring, ring.segments)
         self._occupy(ring)
         self.store_repairs()
 
@@ -104,24 +105,25 @@ class Estate:
             raise InvariantBroken("a peer whose addresses are in use cannot give up its ring")
         old = self.ring
         self.space.held.clear()
-        self._repairs.append(self._held_row())
-        self._repairs += [Change(RING_TABLE, row.key, None) for row in ring_rows(0, Ring(old.size), old, old.segments)]
+        self._repairs += self._held_rows()
+        rows = ring_rows(Ring(old.sizes), old, old.segments)
+        self._repairs += [Change(RING_TABLE, row.key, None) for row in rows]
         self.area = self._area()
-        self._occupy(Ring(old.size))
+        self._occupy(Ring())
         self.store_repairs()
 
-    def _area(self) -> AddressRange | None:
+    def _area(self) -> Ranges | None:
         genesis = self.log.genesis
-        return self._configured if genesis is None else AddressRange.parse(genesis.ranges[0])
+        return self._configured if genesis is None else Ranges.parse(genesis.ranges)
 
     def _load(self, disk: Mapping[tuple[str, bytes], bytes]) -> tuple[Ring, list[Change]]:
         genesis, area = self.log.genesis, self.area
         if genesis is None or area is None:
-            return Ring(0), [Change(RING_TABLE, key, None) for table, key in disk if table == RING_TABLE]
-        ring = load_ring(0, area.size, disk)
+            return Ring(), [Change(RING_TABLE, key, None) for table, key in disk if table == RING_TABLE]
+        ring = load_ring(area.sizes, disk)
         if not ring.segments:
             ring = initial_ring(genesis)
-            return ring, ring_rows(0, Ring(area.size), ring, ring.segments)
+            return ring, ring_rows(Ring(area.sizes), ring, ring.segments)
         if not ring.is_full:
             raise unreadable_row(RING_TABLE, b"", "rows are missing: some addresses have no owner")
         if self._is_ahead(ring.segments):
@@ -165,7 +167,7 @@ class Estate:
             return ()
         self.space.hold((piece.start, piece.end) for piece in pieces)
         changed, rows = self.merge(tuple(pieces))
-        self.outbox.persist(*rows, self._held_row())
+        self.outbox.persist(*rows, *self._held_rows())
         return changed
 
     def _inherited_stamp(self, old: Stamp) -> Stamp:
@@ -185,17 +187,19 @@ class Estate:
 
     # --- leaving, and those who left ---
 
-    def surrender(self, heirs: Mapping[PeerId, int]) -> tuple[Segment, ...]:
-        """Give all our space to ``heirs`` (→ their free addresses), each segment to whoever has least by then; one step
-        to disk. Raises InvariantBroken while addresses are in use or on hold."""
+    def surrender(self, heirs: Mapping[PeerId, Sequence[int]]) -> tuple[Segment, ...]:
+        """Give all our space to ``heirs`` (→ their free addresses of each range), each segment to whoever has least of
+        that range by then; one step to disk. Raises InvariantBroken while addresses are in use or on hold."""
         if self.holdings.by_offset or self.space.held.total:
             raise InvariantBroken("space in use or on hold cannot be given away")
-        free = dict(heirs)
+        numbers = range(len(self.ring.sizes))
+        free = [{peer: has[number] if number < len(has) else 0 for peer, has in heirs.items()} for number in numbers]
         given: list[Segment] = []
         owned = [piece for piece in self.ring.segments if piece.stamp.owner == self.me]
         for piece in sorted(owned, key=lambda piece: (piece.start - piece.end, piece.start)):
-            heir = min(free, key=lambda peer: (free[peer], peer))
-            free[heir] += piece.end - piece.start
+            left = free[piece.start >> RANGE_BITS]
+            heir = min(left, key=lambda peer: (left[peer], peer))
+            left[heir] += piece.end - piece.start
             given.append(Segment(piece.start, piece.end, next_stamp((piece,), heir)))
         changed, rows = self.merge(tuple(given))
         self.outbox.persist(*rows, *self.use())
@@ -218,16 +222,23 @@ class Estate:
         released = list(self.space.held)
         total = self.space.held.total
         self.space.release()
-        rows = [self._held_row()]
+        rows = self._held_rows()
         for low, high in released:
             for offset in self.holdings.within(low, high):
                 rows += self.blocked.unblock(offset)
         self.outbox.persist(*rows)
         return total
 
-    def _held_row(self) -> Change:
-        held = tuple(self.space.held)
-        return Change(HELD_TABLE, _HELD, msgspec.msgpack.encode(held) if held else None)
+    def _held_rows(self) -> list[Change]:
+        """One row per range."""
+        found: dict[int, list[tuple[int, int]]] = {number: [] for number in range(len(self.ring.sizes))}
+        for low, high in self.space.held:
+            number = low >> RANGE_BITS
+            found[number].append((low - base(number), high - base(number)))
+        return [
+            Change(HELD_TABLE, _held_key(number), msgspec.msgpack.encode(held) if held else None)
+            for number, held in found.items()
+        ]
 
     def merge(self, segments: tuple[Segment, ...]) -> tuple[tuple[Segment, ...], list[Change]]:
         """The pieces of ``segments`` that were new, and the rows that store them: ring, and addresses lost or regained
@@ -243,13 +254,13 @@ class Estate:
             return (), []
         if not changed:
             return (), []
-        rows = ring_rows(0, old, new, changed)
+        rows = ring_rows(old, new, changed)
         self.space.follow(new, changed)
         for piece in changed:
             for offset in self.holdings.within(piece.start, piece.end):
                 rows += self.blocked.unblock(offset) if self.space.owns(offset) else self._block(offset)
         if self.space.held.total != held:
-            rows.append(self._held_row())
+            rows += self._held_rows()
         return changed, rows
 
     def _block(self, offset: int) -> list[Change]:
@@ -316,12 +327,18 @@ class Estate:
             raise InvariantBroken("addresses are held here, yet nothing counts as used")
 
 
-def _load_held(disk: Mapping[tuple[str, bytes], bytes]) -> _Intervals:
+def _held_key(number: int) -> bytes:
+    return _HELD if number == 0 else _HELD + bytes([number])
+
+
+def _load_held(disk: Mapping[tuple[str, bytes], bytes]) -> Iterator[tuple[int, int]]:
     """Raises WeaveError for a row that this program cannot have written."""
-    row = disk.get((HELD_TABLE, _HELD))
-    if row is None:
-        return ()
-    try:
-        return msgspec.msgpack.decode(row, type=_Intervals)
-    except msgspec.DecodeError as error:
-        raise unreadable_row(HELD_TABLE, _HELD, str(error)) from error
+    for (table, key), row in disk.items():
+        if table != HELD_TABLE:
+            continue
+        try:
+            intervals = msgspec.msgpack.decode(row, type=_Intervals)
+        except msgspec.DecodeError as error:
+            raise unreadable_row(HELD_TABLE, key, str(error)) from error
+        start = base(key[-1]) if key != _HELD else 0
+        yield from ((start + low, start + high) for low, high in intervals)

@@ -7,34 +7,36 @@ computes the same ring without being told.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import msgspec
 
 from weavenet.core.limits import SUBNET_ADDRESSES_MIN
+from weavenet.core.ranges import Ranges, base
 from weavenet.core.ring.segments import Ring
 from weavenet.core.types import GENESIS_POSITION, AddressRange, Genesis, PeerId, Segment, Stamp
 
 
-def initial_ring(genesis: Genesis, range_index: int = 0) -> Ring:
-    """Equal shares in the order of the owners' PeerIds, bounds rounded down to multiples of 4.
+def initial_ring(genesis: Genesis) -> Ring:
+    """Of each range equal shares in the order of the owners' PeerIds, bounds rounded down to multiples of 4.
 
     With more owners than blocks of 4 some get nothing and live by grants. Raises ValueError without owners.
     """
-    size = AddressRange.parse(genesis.ranges[range_index]).size
+    sizes = Ranges.parse(genesis.ranges).sizes
     owners = sorted(set(genesis.owners))
     if not owners:
         raise ValueError("a cluster record without owners would leave every address to nobody")
+    return Ring(sizes, [share for number, size in enumerate(sizes) for share in _shares(base(number), size, owners)])
+
+
+def _shares(start: int, size: int, owners: Sequence[PeerId]) -> Iterator[Segment]:
     step = SUBNET_ADDRESSES_MIN
-    bounds = [size * index // len(owners) // step * step for index in range(len(owners))] + [size]
-    return Ring(
-        size,
-        [
-            Segment(low, high, Stamp(GENESIS_POSITION, 1, owner))
-            for owner, low, high in zip(owners, bounds, bounds[1:], strict=False)
-            if low < high
-        ],
-    )
+    whole = -(-size // step) * step  # of a /64, which lacks its last address: its halves still begin where a /65 does
+    bounds = [start + whole * index // len(owners) // step * step for index in range(len(owners))] + [start + size]
+    for owner, (low, high) in zip(owners, pairwise(bounds), strict=True):
+        if low < high:
+            yield Segment(low, high, Stamp(GENESIS_POSITION, 1, owner))
 
 
 def seed_owner(name: str, salt: bytes) -> PeerId:

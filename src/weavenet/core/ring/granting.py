@@ -25,10 +25,11 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Given(msgspec.Struct, frozen=True, array_like=True):
-    """The last grant to one requester."""
+    """The last grant to one requester: ``segments`` of range number ``range_index``, counted from its start."""
 
     request: Uint
     segments: tuple[Segment, ...]
+    range_index: Uint = 0
 
 
 _decoder: msgspec.msgpack.Decoder[Given] = msgspec.msgpack.Decoder(Given)

@@ -14,8 +14,9 @@ import msgspec
 
 from weavenet.core.effects import Change
 from weavenet.core.errors import InvariantBroken
+from weavenet.core.ranges import Ranges
 from weavenet.core.ring.segments import unreadable_row
-from weavenet.core.types import AddressRange, Uint
+from weavenet.core.types import Uint
 
 ALLOC_TABLE = "alloc"
 
@@ -53,14 +54,14 @@ def freed_rows(holding: Holding) -> tuple[Change, ...]:
 
 
 class Holdings:
-    """All holdings of this host, by container and by offset in the range."""
+    """All holdings of this host, by container and by offset in the ranges."""
 
     def __init__(self, disk: Mapping[tuple[str, bytes], bytes]) -> None:
         """Raises WeaveError for rows that are no holdings."""
         self.by_ident: dict[str, dict[str, Holding]] = {}
         self.by_offset: dict[int, Holding] = {}
         self._doubled: dict[int, list[Holding]] = {}
-        self._area: AddressRange | None = None
+        self._area: Ranges | None = None
         for (table, key), value in disk.items():
             if table != ALLOC_TABLE:
                 continue
@@ -79,7 +80,7 @@ class Holdings:
         for held in self.by_ident.values():
             yield from held.values()
 
-    def enter(self, area: AddressRange | None) -> None:
+    def enter(self, area: Ranges | None) -> None:
         """Index by offsets in ``area``. Raises WeaveError for a row whose address cannot be read."""
         self._area = area
         self.by_offset = {}

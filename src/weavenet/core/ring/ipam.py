@@ -24,6 +24,7 @@ from weavenet.core.effects import Change, Outbox
 from weavenet.core.limits import SEGMENTS_MAX, STAMP_VERSION_MAX
 from weavenet.core.messages.gossip import RingDelta
 from weavenet.core.messages.unicast import SpaceDenied, SpaceGrant, SpaceRequest
+from weavenet.core.ranges import RANGE_BITS, base, by_range, placed, told
 from weavenet.core.report import IpamReport
 from weavenet.core.ring.allocation import Allocation, taken
 from weavenet.core.ring.estate import META_TABLE, Estate
@@ -61,7 +62,7 @@ class Ipam:
         self._log = log
         self._outbox = outbox
         self.estate = Estate(config, log, disk, outbox)
-        self.allocation = Allocation(self.estate, config.default_subnet)
+        self.allocation = Allocation(self.estate, config.default_subnets)
         self.seeker = Seeker(incarnation, outbox, rng)
         self._grants = Grants(disk)
         self._reachable: frozenset[PeerId] = frozenset()
@@ -124,17 +125,13 @@ class Ipam:
         return self.estate.usable(offset)
 
     def bucket_hashes(self, range_index: int) -> tuple[bytes, ...]:
-        return (self.estate.ring if range_index == 0 else Ring(0)).bucket_hashes()
+        return self.estate.ring.bucket_hashes(range_index)
 
     def buckets(self, range_index: int, buckets: Sequence[int]) -> RingDelta:
         """The ring's content in the given 64ths of the range."""
-        ring = self.estate.ring if range_index == 0 else Ring(0)
-        pieces = [piece for bucket in buckets for piece in ring.within(*ring.bucket_bounds(bucket))]
-        return RingDelta(range_index, len(self._log), Ring(ring.size, pieces).segments)
-
-    def all_segments(self) -> tuple[tuple[Segment, ...], ...]:
-        """Segments per range."""
-        return (self.estate.ring.segments,)
+        ring = self.estate.ring
+        pieces = [piece for bucket in buckets for piece in ring.within(*ring.bucket_bounds(bucket, range_index))]
+        return RingDelta(range_index, len(self._log), told(range_index, Ring(ring.sizes, pieces).segments))
 
     def report(
         self,
@@ -151,7 +148,7 @@ class Ipam:
             waiting=self.allocation.waiting.values(),
             seeker=self.seeker,
             reachable=self._reachable,
-            default_subnet=self._config.default_subnet,
+            default_subnets=self._config.default_subnets,
             label=lambda peer: self._label(peer, label),
             unreachable_since=unreachable_since,
             container=container,
@@ -195,14 +192,17 @@ class Ipam:
 
     def merge_ring(self, now: float, delta: RingDelta) -> RingDelta | None:
         """Merge what others know; what was new, durable here, to be passed on."""
-        if delta.range_index != 0 or self._log.chain.ring_gap(delta.log_length, delta.segments) is not None:
+        if not self._is_range(delta) or self._log.chain.ring_gap(delta.log_length, delta.segments) is not None:
             return None
-        changed = self.estate.learn(self._credible(delta.segments))
+        changed = self.estate.learn(self._credible(placed(delta.range_index, delta.segments)))
         if not changed:
             return None
         self._after_change(now, changed)
         self._pump(now)
-        return RingDelta(0, len(self._log), changed)
+        return RingDelta(delta.range_index, len(self._log), told(delta.range_index, changed))
+
+    def _is_range(self, body: RingDelta | SpaceRequest | SpaceGrant) -> bool:
+        return body.range_index < len(self.estate.ring.sizes)
 
     def set_leased(self, now: float, is_leased: bool) -> None:
         """False for an ephemeral peer without a lease: it neither gives out nor grants."""
@@ -247,10 +247,10 @@ class Ipam:
 
     def dominates(self, delta: RingDelta) -> bool:
         """Whether our ring already says all that ``delta`` does, or something newer."""
-        if delta.range_index != 0:
+        if not self._is_range(delta):
             return False
         try:
-            return not self.estate.ring.merge(delta.segments)[1]
+            return not self.estate.ring.merge(placed(delta.range_index, delta.segments))[1]
         except SegmentsInvalid:
             return False
 
@@ -264,8 +264,13 @@ class Ipam:
     # --- leaving, and those who left ---
 
     @property
-    def free_addresses(self) -> int:
-        return self.estate.space.free.total + len(self.estate.space.resting)
+    def free_addresses(self) -> tuple[int, ...]:
+        """Of each range."""
+        space = self.estate.space
+        free = [space.free.count(base(n), base(n) + size) for n, size in enumerate(space.ring.sizes)]
+        for offset in space.resting:
+            free[offset >> RANGE_BITS] += 1
+        return tuple(free)
 
     def set_leaving(self, now: float, is_leaving: bool) -> None:
         """While leaving nothing is allocated, granted, asked for or bound."""
@@ -278,8 +283,8 @@ class Ipam:
         self.allocation.close(now)
         self._pump(now)
 
-    def surrender(self, heirs: Mapping[PeerId, int]) -> None:
-        """Give all our space to ``heirs`` (→ their free addresses)."""
+    def surrender(self, heirs: Mapping[PeerId, Sequence[int]]) -> None:
+        """Give all our space to ``heirs`` (→ their free addresses of each range)."""
         self._news.extend(self.estate.surrender(heirs))
 
     def succeed(self, now: float) -> None:
@@ -303,11 +308,14 @@ class Ipam:
             self._pump(now)
 
     def take_delta(self) -> RingDelta | None:
-        """Own ring changes to push, a page at a time; None when all were taken."""
+        """Own ring changes to push, a page of one range at a time; None when all were taken."""
         if not self._news:
             return None
-        page, self._news = self._news[:DELTA_SEGMENTS_MAX], self._news[DELTA_SEGMENTS_MAX:]
-        return RingDelta(0, len(self._log), Ring(self.estate.ring.size, page).segments)
+        number = self._news[0].start >> RANGE_BITS
+        page = [piece for piece in self._news[:DELTA_SEGMENTS_MAX] if piece.start >> RANGE_BITS == number]
+        rest = [piece for piece in self._news[:DELTA_SEGMENTS_MAX] if piece.start >> RANGE_BITS != number]
+        self._news = rest + self._news[DELTA_SEGMENTS_MAX:]
+        return RingDelta(number, len(self._log), told(number, Ring(self.estate.ring.sizes, page).segments))
 
     # --- commands and time ---
 
@@ -355,15 +363,16 @@ class Ipam:
             return
         denial = ""
         chosen: tuple[int, int] | None = None
-        if body.range_index == 0 and body.low < body.high <= estate.ring.size and estate.may_use:
+        if self._is_range(body) and body.low < body.high <= estate.ring.sizes[body.range_index] and estate.may_use:
+            low, high = base(body.range_index) + body.low, base(body.range_index) + body.high
             if len(estate.ring.segments) + 2 > SEGMENTS_MAX:
                 self._outbox.note("warning", "ipam", f"gave no space: the ring has {SEGMENTS_MAX} segments")
             elif body.exact:
-                denial = self._holder_within(body.low, body.high)
-                chosen = None if denial or not estate.space.owns_all(body.low, body.high) else (body.low, body.high)
+                denial = self._holder_within(low, high)
+                chosen = None if denial or not estate.space.owns_all(low, high) else (low, high)
             else:
                 estate.space.wake(now)
-                chosen = choose_block(estate.space.free, body.low, body.high)
+                chosen = choose_block(estate.space.free, low, high)
         if chosen is None:
             self._outbox.unicast(source, SpaceDenied(body.request, denial))
         else:
@@ -372,7 +381,8 @@ class Ipam:
     def _give(self, now: float, requester: PeerId, request: int, low: int, high: int) -> None:
         """One step to disk: the space is the requester's, and the answer is remembered."""
         segment = Segment(low, high, next_stamp(self.estate.ring.within(low, high), requester))
-        given = Given(request, (segment,))
+        ((number, segments),) = by_range((segment,))
+        given = Given(request, segments, number)
         rows = self.retire(segment)
         self._outbox.persist(*rows, self._grants.remember(requester, given), *self.estate.use())
         self._answer(requester, given)
@@ -384,7 +394,7 @@ class Ipam:
         return self.estate.merge((segment,))[1]
 
     def _answer(self, requester: PeerId, given: Given) -> None:
-        self._outbox.unicast(requester, SpaceGrant(given.request, 0, len(self._log), given.segments))
+        self._outbox.unicast(requester, SpaceGrant(given.request, given.range_index, len(self._log), given.segments))
 
     def _holder_within(self, low: int, high: int) -> str:
         """Who here uses an address of [low, high), in words; empty when nobody does."""
@@ -394,9 +404,9 @@ class Ipam:
         return f"{self.estate.holdings.by_offset[held[0]].ident} on {self._config.nickname or self._config.name}"
 
     def _granted(self, now: float, source: PeerId, body: SpaceGrant) -> None:
-        if body.range_index != 0 or self._log.chain.ring_gap(body.log_length, body.segments) is not None:
+        if not self._is_range(body) or self._log.chain.ring_gap(body.log_length, body.segments) is not None:
             return  # asked again until our log has caught up
-        changed = self.estate.learn(self._credible(body.segments))
+        changed = self.estate.learn(self._credible(placed(body.range_index, body.segments)))
         ask = self.seeker.answered(source, body.request)
         if changed:
             self._after_change(now, changed)

@@ -21,6 +21,7 @@ import msgspec
 
 from weavenet.core.effects import Change, Outbox
 from weavenet.core.limits import VOTERS_MAX
+from weavenet.core.ranges import genesis_problem
 from weavenet.core.ring.segments import unreadable_row
 from weavenet.core.types import (
     GENESIS_POSITION,
@@ -35,7 +36,6 @@ from weavenet.core.types import (
     Remove,
     Segment,
     entry_hash,
-    genesis_problem,
 )
 
 LOG_TABLE = "log"

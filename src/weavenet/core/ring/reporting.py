@@ -5,13 +5,17 @@ Everything is derived at the moment of asking; nothing here changes anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
 
 from weavenet.core.commands import Allocate
-from weavenet.core.report import IpamReport, OwnerReport
+from weavenet.core.ranges import RANGE_BITS, Ranges
+from weavenet.core.report import IpamReport, OwnerReport, RangeReport
 from weavenet.core.ring.allocation import Waiting
 from weavenet.core.ring.estate import Estate
 from weavenet.core.ring.seeking import Need, Seeker
+from weavenet.core.ring.subnets import default_cidrs
 from weavenet.core.types import PeerId, peer_text
 
 PENDING_SHOWN_MAX = 50
@@ -28,7 +32,7 @@ def ipam_report(
     waiting: Iterable[Waiting],
     seeker: Seeker,
     reachable: frozenset[PeerId],
-    default_subnet: str,
+    default_subnets: Sequence[str],
     label: Label,
     unreachable_since: Callable[[PeerId], float | None],
     container: Callable[[str], str],
@@ -45,11 +49,14 @@ def ipam_report(
     return IpamReport(
         state=state,
         detail=detail,
-        range=estate.area.cidr if estate.area else "",
-        range_addresses=estate.area.size if estate.area else 0,
-        default_subnet=default_subnet or (estate.area.cidr if estate.area else ""),
-        active=len(estate.holdings.by_offset),
-        owners=tuple(_owners(now, estate, reachable, label, unreachable_since)),
+        ranges=tuple(
+            msgspec.structs.replace(
+                empty,
+                active=_active(estate, number),
+                owners=tuple(_owners(now, estate, number, reachable, label, unreachable_since)),
+            )
+            for number, empty in enumerate(range_reports(estate.area, default_subnets) if estate.area else ())
+        ),
         electors=tuple(words.name(peer) for peer in estate.log.electors) if genesis else (),
         is_elector=estate.me in estate.log.electors,
         quorum=0,
@@ -61,15 +68,27 @@ def ipam_report(
     )
 
 
-def _owners(
+def range_reports(area: Ranges, default_subnets: Sequence[str]) -> tuple[RangeReport, ...]:
+    """The ranges themselves, without what became of them."""
+    subnets = default_cidrs(area, default_subnets)
+    return tuple(RangeReport(part.cidr, part.size, subnet) for part, subnet in zip(area.areas, subnets, strict=True))
+
+
+def _active(estate: Estate, number: int) -> int:
+    held = estate.holdings.by_offset  # of which there may be a hundred thousand
+    return len(held) if len(estate.ring.sizes) < 2 else sum(1 for offset in held if offset >> RANGE_BITS == number)
+
+
+def _owners(  # noqa: PLR0917
     now: float,
     estate: Estate,
+    number: int,
     reachable: frozenset[PeerId],
     label: Label,
     unreachable_since: Callable[[PeerId], float | None],
 ) -> Iterable[OwnerReport]:
     shares: dict[PeerId, int] = {}
-    for peer, addresses in estate.ring.shares.items():
+    for peer, addresses in estate.ring.shares_of(number).items():
         heir = estate.log.heir(peer)
         shares[heir] = shares.get(heir, 0) + addresses
     for peer, addresses in sorted(shares.items()):
@@ -80,7 +99,7 @@ def _owners(
             name=name,
             nickname=nickname,
             addresses=addresses,
-            percent=100.0 * addresses / estate.ring.size,
+            percent=100.0 * addresses / estate.ring.sizes[number],
             is_self=peer == estate.me,
             unreachable_s=None if since is None else max(0.0, now - since),
         )

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from weavenet.core.effects import Outbox
 from weavenet.core.limits import SPACE_RETRY_S
 from weavenet.core.messages.unicast import SpaceRequest
+from weavenet.core.ranges import RANGE_BITS, base
 from weavenet.core.types import PeerId
 
 TRIES_MAX = 5
@@ -25,7 +26,7 @@ TRIES_MAX = 5
 
 
 class Need(NamedTuple):
-    """Space wanted within offsets [low, high); ``exact``: exactly these."""
+    """Space wanted within offsets [low, high) of one range; ``exact``: exactly these."""
 
     low: int
     high: int
@@ -150,4 +151,6 @@ class Seeker:
     def _send(self, now: float, ask: Ask) -> None:
         ask.retry_at = now + SPACE_RETRY_S
         need = ask.need
-        self._outbox.unicast(ask.donor, SpaceRequest(ask.request, 0, need.low, need.high, need.exact))
+        number = need.low >> RANGE_BITS
+        low, high = need.low - base(number), need.high - base(number)
+        self._outbox.unicast(ask.donor, SpaceRequest(ask.request, number, low, high, need.exact))

@@ -1,13 +1,13 @@
-"""The ring: who owns which address, as a canonical tuple of stamped segments of one range.
+"""The ring: who owns which address, as a canonical tuple of stamped segments of all ranges of a cluster.
 
 A ring denotes a function f: offset → Stamp ∪ {⊥}. **Merge is the pointwise maximum** (⊥ least), so it is commutative,
 associative, idempotent and total: there is no inconsistent ring, no refused merge, no deletion.
 
-Invariants: segments are sorted and disjoint, each is non-empty and inside the range, and touching neighbours differ in
+Invariants: segments are sorted and disjoint, each is non-empty and inside one range, and touching neighbours differ in
 stamp. Hence equal functions have equal segments (the canonical form is unique) and equal hashes.
 
 Cost: a merge walks the delta and what it overlaps, found by bisection; the rest is copied by slicing. Hashes are kept
-per 1/64 of the range and only recomputed where something changed.
+per 1/64 of a range and only recomputed where something changed.
 
 It does not know the log, its own peer, allocations, or whether a stamp may be made (see ``ipam``); it never makes one.
 """
@@ -24,6 +24,7 @@ import msgspec
 from weavenet.core.effects import Change
 from weavenet.core.errors import Code, Failure, InvariantBroken, WeaveError
 from weavenet.core.limits import DIGEST_BUCKETS
+from weavenet.core.ranges import RANGE_BITS, base, local, placed, told
 from weavenet.core.types import PeerId, Position, Segment, Stamp
 
 RING_TABLE = "ring"
@@ -34,7 +35,7 @@ _decoder: msgspec.msgpack.Decoder[Segment] = msgspec.msgpack.Decoder(Segment)
 
 
 class SegmentsInvalid(Exception):
-    """A segment is empty or outside the range: input from elsewhere that must not be stored."""
+    """A segment is empty or not inside one range: input from elsewhere that must not be stored."""
 
 
 def wins(new: Stamp, old: Stamp) -> bool:
@@ -43,31 +44,32 @@ def wins(new: Stamp, old: Stamp) -> bool:
 
 
 class Ring:
-    """An immutable ring of a range with ``size`` addresses; partial rings (deltas, pages) are rings too."""
+    """An immutable ring of ranges with so many addresses each (``sizes``); partial rings (deltas, pages) are rings
+    too. The ring before genesis has no range."""
 
-    __slots__ = ("_digests", "_hash", "_shares", "segments", "size")
+    __slots__ = ("_digests", "_hash", "_shares", "segments", "sizes")
 
-    size: int
+    sizes: tuple[int, ...]
     segments: tuple[Segment, ...]
 
-    def __init__(self, size: int, segments: Iterable[Segment] = ()) -> None:
+    def __init__(self, sizes: tuple[int, ...] = (), segments: Iterable[Segment] = ()) -> None:
         """``segments`` may come in any order and overlap: the larger stamp holds. Raises SegmentsInvalid."""
-        self.size = size
-        self.segments = canonical(size, tuple(segments))
-        self._digests: list[bytes | None] = [None] * DIGEST_BUCKETS
+        self.sizes = sizes
+        self.segments = canonical(sizes, tuple(segments))
+        self._digests: list[bytes | None] = [None] * (DIGEST_BUCKETS * max(1, len(sizes)))
         self._hash: bytes | None = None
         self._shares: dict[PeerId, int] | None = None
 
     def merge(self, segments: Iterable[Segment]) -> tuple[Ring, tuple[Segment, ...]]:
         """The pointwise maximum, and the pieces of it that differ from this ring. Raises SegmentsInvalid."""
-        merged, changed = _merge(self.segments, canonical(self.size, tuple(segments)))
+        merged, changed = _merge(self.segments, canonical(self.sizes, tuple(segments)))
         if not changed:
             return self, ()
-        ring = Ring(self.size)
+        ring = Ring(self.sizes)
         ring.segments = tuple(merged)
         ring._digests = list(self._digests)
         for piece in changed:
-            first, last = (offset * DIGEST_BUCKETS // self.size for offset in (piece.start, piece.end - 1))
+            first, last = map(self._bucket, (piece.start, piece.end - 1))
             ring._digests[first : last + 1] = [None] * (last + 1 - first)
         return ring, tuple(changed)
 
@@ -104,7 +106,7 @@ class Ring:
 
     @property
     def shares(self) -> Mapping[PeerId, int]:
-        """Owner → number of addresses stamped with it."""
+        """Owner → number of addresses stamped with it, of all ranges together."""
         if self._shares is None:
             self._shares = {}
             for segment in self.segments:
@@ -112,15 +114,26 @@ class Ring:
                 self._shares[owner] = self._shares.get(owner, 0) + segment.end - segment.start
         return self._shares
 
+    def shares_of(self, number: int) -> dict[PeerId, int]:
+        """The same of range ``number`` alone."""
+        shares: dict[PeerId, int] = {}
+        for segment in self.segments:
+            if segment.start >> RANGE_BITS == number:
+                owner = segment.stamp.owner
+                shares[owner] = shares.get(owner, 0) + segment.end - segment.start
+        return shares
+
     @property
     def is_full(self) -> bool:
         """Whether every address has a stamp (true from genesis on)."""
-        at = 0
+        number, at = 0, 0
         for segment in self.segments:
+            if number < len(self.sizes) and at == base(number) + self.sizes[number]:
+                number, at = number + 1, base(number + 1)
             if segment.start != at:
                 return False
             at = segment.end
-        return at == self.size
+        return not self.sizes or (number == len(self.sizes) - 1 and at == base(number) + self.sizes[number])
 
     @property
     def position(self) -> Position | None:
@@ -134,22 +147,31 @@ class Ring:
             self._hash = hashlib.sha256(b"".join(self._bucket_digests())).digest()[:16]
         return self._hash
 
-    def bucket_hashes(self) -> tuple[bytes, ...]:
-        """8 bytes for each 1/64 of the range, for finding where two rings differ."""
-        return tuple(digest[:8] for digest in self._bucket_digests())
+    def bucket_hashes(self, number: int = 0) -> tuple[bytes, ...]:
+        """8 bytes for each 1/64 of range ``number``, for finding where two rings differ."""
+        first = number * DIGEST_BUCKETS
+        if first >= len(self._digests):
+            return Ring().bucket_hashes()
+        return tuple(digest[:8] for digest in self._bucket_digests()[first : first + DIGEST_BUCKETS])
 
-    def bucket_bounds(self, bucket: int) -> tuple[int, int]:
-        """Offsets [low, high) of one 1/64 of the range."""
-        low = -(-bucket * self.size // DIGEST_BUCKETS)
-        high = -(-(bucket + 1) * self.size // DIGEST_BUCKETS)
-        return low, high
+    def bucket_bounds(self, bucket: int, number: int = 0) -> tuple[int, int]:
+        """Offsets [low, high) of one 1/64 of range ``number``."""
+        size = self.sizes[number] if number < len(self.sizes) else 0
+        low = -(-bucket * size // DIGEST_BUCKETS)
+        high = -(-(bucket + 1) * size // DIGEST_BUCKETS)
+        return base(number) + low, base(number) + high
+
+    def _bucket(self, offset: int) -> int:
+        """The index in ``_digests`` that ``offset`` belongs to."""
+        number = offset >> RANGE_BITS
+        return number * DIGEST_BUCKETS + local(offset) * DIGEST_BUCKETS // self.sizes[number]
 
     def check(self) -> None:
         """Raises InvariantBroken unless the segments are canonical."""
         previous: Segment | None = None
         for segment in self.segments:
-            if not 0 <= segment.start < segment.end <= self.size:
-                raise InvariantBroken(f"segment {segment} is empty or outside 0..{self.size}")
+            if not _fits(self.sizes, segment):
+                raise InvariantBroken(f"segment {segment} is empty or not inside one of {self.sizes}")
             if previous is not None and previous.end > segment.start:
                 raise InvariantBroken(f"segments {previous} and {segment} overlap")
             if previous is not None and previous.end == segment.start and previous.stamp == segment.stamp:
@@ -157,31 +179,39 @@ class Ring:
             previous = segment
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ring) and self.size == other.size and self.segments == other.segments
+        return isinstance(other, Ring) and self.sizes == other.sizes and self.segments == other.segments
 
     def __hash__(self) -> int:
-        return hash((self.size, self.segments))
+        return hash((self.sizes, self.segments))
 
     def __repr__(self) -> str:
-        return f"Ring({self.size}, {self.segments!r})"
+        return f"Ring({self.sizes}, {self.segments!r})"
 
     def _bucket_digests(self) -> Sequence[bytes]:
         digests: list[bytes] = []
-        for bucket, known in enumerate(self._digests):
+        for index, known in enumerate(self._digests):
             digest = known
             if digest is None:
-                digest = hashlib.sha256(_encode(self.within(*self.bucket_bounds(bucket)))).digest()[:16]
-                self._digests[bucket] = digest
+                number, bucket = divmod(index, DIGEST_BUCKETS)
+                content = told(number, self.within(*self.bucket_bounds(bucket, number)))
+                digest = hashlib.sha256(_encode(content)).digest()[:16]
+                self._digests[index] = digest
             digests.append(digest)
         return digests
 
 
-def canonical(size: int, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+def canonical(sizes: tuple[int, ...], segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
     """Sorted, disjoint, joined form of any collection of segments. Raises SegmentsInvalid."""
     for segment in segments:
-        if not 0 <= segment.start < segment.end <= size:
-            raise SegmentsInvalid(f"segment {segment.start}..{segment.end} is empty or outside 0..{size}")
+        if not _fits(sizes, segment):
+            raise SegmentsInvalid(f"segment {segment.start}..{segment.end} is empty or not inside one of {sizes}")
     return _canonical(segments)
+
+
+def _fits(sizes: tuple[int, ...], segment: Segment) -> bool:
+    """Not empty, and inside one range."""
+    number = segment.start >> RANGE_BITS
+    return 0 <= number < len(sizes) and segment.start < segment.end <= base(number) + sizes[number]
 
 
 def _canonical(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
@@ -270,41 +300,42 @@ def _clipped(segments: tuple[Segment, ...], low: int, high: int) -> Iterator[Seg
 # --- rows ---
 
 
-def ring_key(range_index: int, start: int) -> bytes:
-    return bytes([range_index]) + start.to_bytes(8, "big")
+def ring_key(start: int) -> bytes:
+    """The number of the range, and the offset within it."""
+    return start.to_bytes(9, "big")
 
 
-def ring_rows(range_index: int, old: Ring, new: Ring, changed: Iterable[Segment]) -> list[Change]:
+def ring_rows(old: Ring, new: Ring, changed: Iterable[Segment]) -> list[Change]:
     """Row changes that turn the stored ``old`` into ``new``; they differ only at ``changed`` (as merge returned it)."""
     stale: dict[int, Segment] = {}
     fresh: dict[int, Segment] = {}
     for piece in changed:
         stale.update((segment.start, segment) for segment in old.touching(piece.start, piece.end))
         fresh.update((segment.start, segment) for segment in new.touching(piece.start, piece.end))
-    rows = [Change(RING_TABLE, ring_key(range_index, start), None) for start in stale if start not in fresh]
+    rows = [Change(RING_TABLE, ring_key(start), None) for start in stale if start not in fresh]
     rows += [
-        Change(RING_TABLE, ring_key(range_index, start), _encode(segment))
+        Change(RING_TABLE, ring_key(start), _encode(*told(start >> RANGE_BITS, (segment,))))
         for start, segment in fresh.items()
         if stale.get(start) != segment
     ]
     return rows
 
 
-def load_ring(range_index: int, size: int, disk: Mapping[tuple[str, bytes], bytes]) -> Ring:
+def load_ring(sizes: tuple[int, ...], disk: Mapping[tuple[str, bytes], bytes]) -> Ring:
     """The ring as persisted, empty when there are no rows. Raises WeaveError for rows that no ring can have."""
-    segments = []
+    segments: list[Segment] = []
     for (table, key), value in disk.items():
-        if table == RING_TABLE and key[:1] == bytes([range_index]):
+        if table == RING_TABLE:
             try:
                 segment = _decoder.decode(value)
             except msgspec.DecodeError as error:
                 raise unreadable_row(RING_TABLE, key, str(error)) from error
-            if key != ring_key(range_index, segment.start):
+            if key[1:] != segment.start.to_bytes(8, "big"):
                 raise unreadable_row(RING_TABLE, key, f"the row says it starts at {segment.start}")
-            segments.append(segment)
+            segments += placed(key[0], (segment,))
     segments.sort(key=attrgetter("start"))
     try:
-        ring = Ring(size, segments)
+        ring = Ring(sizes, segments)
     except SegmentsInvalid as error:
         raise unreadable_row(RING_TABLE, b"", str(error)) from error
     if ring.segments != tuple(segments):

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from weavenet.core.errors import InvariantBroken
 from weavenet.core.limits import FREED_QUIET_S
+from weavenet.core.ranges import base
 from weavenet.core.ring.free import FreeSpace
 from weavenet.core.ring.holdings import Holdings
 from weavenet.core.ring.segments import Ring
@@ -29,7 +30,7 @@ class OwnSpace:
     def __init__(self, me: PeerId, holdings: Holdings) -> None:
         self._me = me
         self._holdings = holdings
-        self.ring = Ring(0)
+        self.ring = Ring()
         self.free = FreeSpace()
         self.held = FreeSpace()
         self.resting: OrderedDict[int, float] = OrderedDict()  # a dict would walk what was deleted in front
@@ -61,8 +62,8 @@ class OwnSpace:
     def _keep_owned(self) -> None:
         """Nothing is held that is another's."""
         owned = self.ring.owned(self._me) if self.held.total else ()
-        at = 0
-        for low, high in (*owned, (self.ring.size, self.ring.size)):
+        at, end = 0, base(len(self.ring.sizes))
+        for low, high in (*owned, (end, end)):
             if at < low:
                 self.held.remove(at, low)
             at = high

@@ -1,4 +1,4 @@
-"""What a subnet or an address argument means within the cluster's range, or why it is refused.
+"""What a subnet or an address argument means within the cluster's ranges, or why it is refused.
 
 Pure functions of text; nothing here knows who owns or uses an address.
 """
@@ -6,19 +6,21 @@ Pure functions of text; nothing here knows who owns or uses an address.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weavenet.core.errors import Code, Failure
 from weavenet.core.limits import SUBNET_ADDRESSES_MIN
+from weavenet.core.ranges import Ranges
 from weavenet.core.types import AddressRange
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A subnet clipped to the range ``area``: offsets [first, stop) may be allocated (the first and last
-    address of the subnet itself never are)."""
+    """A subnet clipped to the range of its family in ``area``: offsets [first, stop) may be allocated (the first and
+    last address of the subnet itself never are)."""
 
-    area: AddressRange
+    area: Ranges
     cidr: str
     prefix_length: int
     first: int
@@ -39,7 +41,25 @@ class Place:
         return f"{self.address}/{self.prefix_length}"
 
 
-def subnet_window(area: AddressRange, text: str) -> Window | Failure:
+def default_windows(area: Ranges, default_subnets: Sequence[str]) -> tuple[Window, ...] | Failure:
+    """Where a container that asks for nothing particular gets addresses: one window per range, in their order: the
+    default subnet of its family, else the whole range."""
+    windows = []
+    for cidr in default_cidrs(area, default_subnets):
+        window = subnet_window(area, cidr)
+        if isinstance(window, Failure):
+            return window
+        windows.append(window)
+    return tuple(windows)
+
+
+def default_cidrs(area: Ranges, default_subnets: Sequence[str]) -> tuple[str, ...]:
+    """The subnets behind :func:`default_windows`."""
+    chosen = {AddressRange.parse(text).version: text for text in default_subnets}
+    return tuple(chosen.get(part.version, part.cidr) for part in area.areas)
+
+
+def subnet_window(area: Ranges, text: str) -> Window | Failure:
     """The allocatable part of the subnet ``text`` within ``area``."""
     try:
         interface = ipaddress.ip_interface(text)
@@ -57,17 +77,17 @@ def subnet_window(area: AddressRange, text: str) -> Window | Failure:
     if window is None:
         return Failure(
             Code.OUT_OF_RANGE,
-            f"expected a subnet inside the allocation range {area.cidr}",
+            f"expected a subnet inside the allocation range {area.text}",
             network.with_prefixlen,
             "allocate inside the range, or give the address yourself as IP/PREFIX",
         )
     low, high = window
-    first = max(low, subnet.base - area.base + 1)
-    stop = min(high, subnet.base - area.base + network.num_addresses - 1)
+    first = low + (area.address(low) == str(network.network_address))
+    stop = high - (area.address(high - 1) == str(network.broadcast_address))
     return Window(area, network.with_prefixlen, network.prefixlen, first, stop)
 
 
-def claimed_place(area: AddressRange | None, text: str) -> Place | Failure:
+def claimed_place(area: Ranges | None, text: str) -> Place | Failure:
     """What the claim of ``text`` (``ip/prefix``) names. The two addresses of an in-range subnet that no host may have
     are refused; outside the range everything is the operator's business."""
     try:

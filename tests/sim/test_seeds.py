@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from test_removals import NOTICED_S, end, remove
 
-from weavenet.core.commands import Consense, Done, GetReport
+from weavenet.core.commands import Consense, Done, GetReport, RemovePeers
 from weavenet.core.limits import VOTER_ABSENT_S
 from weavenet.core.report import NodeReport
 from weavenet.sim.host import Host
@@ -108,3 +108,33 @@ def test_a_seed_that_is_gone_for_ten_minutes_is_replaced_and_may_vote_again_late
     assert stage.answer(stage.ask(gone, Consense())) == Done("standby")
     stage.settle()
     assert gone.generation == 0
+
+
+def test_a_fenced_seed_does_not_vote_again_as_its_seed() -> None:
+    """*seed-votes-twice*: a decree needs its vote, its disk is set back, and under its new identity it meets the one
+    who has heard neither of that decree nor of the share that was taken."""
+    stage = Stage(7, 3, bootstrap=Bootstrap.SEED)
+    first, voter, behind = stage.hosts
+    stage.partition((first, voter), (behind,))
+    stage.start()
+    stage.allocate(behind, "on-the-other-side")
+    stage.until(lambda: first.node is not None and voter.peer in first.open_peers, 60, "a data path")
+    early, before = dict(voter.disk.durable), voter.peer
+    voter.kill()
+    voter.start()
+    assert voter.node is not None and first.node is not None
+    started, mesh = voter.node.incarnation, first.node.mesh
+    stage.until(lambda: mesh.incarnation(before) == started, 30, "news of the start")
+    unseen = stage.ask(first, RemovePeers((behind.name,), wait=False))  # by name: it was never met
+    stage.until(lambda: len(first.node.log.removed) == 1 if first.node else False, 30, "the decree")
+    assert isinstance(stage.answer(unseen), Done)
+    voter.set_back(early)
+    voter.start()
+    stage.until(lambda: voter.peer != before, 60, "the fence")
+    stage.heal()
+    stage.partition((first,), (voter, behind))
+    stage.advance(NOTICED_S)
+    request = stage.ask(behind, RemovePeers((first.name,)))
+    stage.advance(60)
+    assert request not in stage.answers
+    end(stage)

@@ -41,6 +41,7 @@ def a_disk() -> dict[tuple[str, bytes], bytes]:
         ("meta", b"incarnation"): b"\x05",
         ("meta", b"used"): b"1",
         ("meta", b"bound"): b"1",
+        ("meta", b"binder"): b"1",
     }
 
 
@@ -48,7 +49,8 @@ def test_a_fenced_disk_keeps_what_people_asked_for_and_blocks_its_addresses() ->
     after = fenced(a_disk())
     assert {table for table, _ in after} == {"targets", "attachments", "alloc", "meta", "blocked", "rejoin"}
     assert ("blocked", (7).to_bytes(8, "big")) in after
-    assert ("meta", b"bound") not in after
+    assert ("meta", b"bound") in after
+    assert ("meta", b"binder") not in after
     assert ("meta", b"incarnation") in after
     rejoin = rejoin_of(after)
     assert rejoin is not None

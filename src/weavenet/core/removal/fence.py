@@ -4,6 +4,10 @@ Everything it believed about the cluster goes: ring, log, votes, open data paths
 that it comes back under a PeerId nobody has removed. What people asked for stays: name, targets, attachments and the
 addresses of its containers, all of which are blocked at the bridge until their owner grants them one by one.
 
+A seed that had taken its share does not take it again (``Ipam`` remembers that): it voted as that seed, and has
+forgotten how. Those who have not heard of the removal would let it, and count a second vote (history
+*seed-votes-twice*).
+
 It comes back as a member of the same cluster, never as a founder of another: without the cluster record it waits for
 somebody who has it (``Rejoin``).
 
@@ -26,7 +30,7 @@ DROPPED_TABLES = frozenset(
     {"ring", "log", "acceptor", "planes", "election", "cluster", "grants", "held", "removals", "collect", "known"}
     | {"unseen", "left", "leaving", "leases"}
 )
-_DROPPED_META = frozenset({b"bound", b"binder"})
+_DROPPED_META = frozenset({b"binder"})
 
 
 class Rejoin(msgspec.Struct, frozen=True, array_like=True):

@@ -62,6 +62,11 @@ class Surroundings(Protocol):
         """As it calls itself, a seed like whoever stands for it; without names when nobody here ever heard them."""
         ...
 
+    @property
+    def own_ids(self) -> frozenset[PeerId]:
+        """Ourselves, and the seed that we stand for."""
+        ...
+
     def ids_of(self, peer: PeerId) -> tuple[PeerId, ...]:
         """``peer`` and the seed that it stands for."""
         ...
@@ -190,13 +195,13 @@ class Removals:
             for known in directory:
                 absent_s = self._around.unreachable_for(now, known.peer)
                 is_gone = absent_s is not None and absent_s >= command.older_than_s
-                if is_gone and known.peer != self._me and not self._log.is_gone(known.peer):
+                if is_gone and known.peer not in self._around.own_ids and not self._log.is_gone(known.peer):
                     found.add(known.peer)
             if not found:
                 return Done("nobody is unreachable")
         if not found:
             return Failure(Code.INVALID, "expected the name of a peer", "none", "weave rmpeer NAME")
-        if self._me in found:
+        if found & self._around.own_ids:
             text = "expected the name of another peer"
             return Failure(Code.INVALID, text, "this peer itself", "run `weave reset` here to leave the cluster")
         reachable = [peer for peer in found if not self._log.is_gone(peer) and self._around.is_reachable(peer)]

@@ -66,7 +66,8 @@ class Ipam:
         self.seeker = Seeker(incarnation, outbox, rng)
         self._grants = Grants(disk)
         self._reachable: frozenset[PeerId] = frozenset()
-        self._bound = (META_TABLE, _BOUND) in disk and log.genesis is not None
+        seed = msgspec.msgpack.encode(seed_owner(config.name, config.seed_salt))
+        self._bound = disk.get((META_TABLE, _BOUND)) == seed  # of this name: a copied disk may be launched with another
         self._is_binder = self._bound and (META_TABLE, _BINDER) in disk
         self._may_bind = False
         self._reclaiming: Need | None = None

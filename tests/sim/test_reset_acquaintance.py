@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from test_resets import NOTICED_S, all_open, end, formed, has_left, reset
 
-from weavenet.core.commands import Consense, Done, RemovePeers
+from weavenet.core.commands import Connect, Consense, Done, RemovePeers
+from weavenet.core.messages.gossip import Push
 from weavenet.core.messages.link import Hello
+from weavenet.core.types import PeerId
 from weavenet.sim.host import sim_peer_id
 from weavenet.sim.setup import Bootstrap
 from weavenet.sim.stage import Stage
+
+
+def remove(*peers: PeerId) -> RemovePeers:
+    return RemovePeers(tuple(peer.hex() for peer in peers))
 
 
 def test_reset_while_others_already_count_the_link_as_up() -> None:
@@ -66,3 +72,44 @@ def test_a_departure_outlives_a_restart_of_everybody() -> None:
     stage.until(lambda: all_open(rest), 60, "data paths")
     assert all(host.node and sim_peer_id(0, 0) not in host.node.membership.witnesses for host in rest)
     end(stage, leaver)
+
+
+def test_reset_in_one_of_two_clusters_that_a_newcomer_was_between() -> None:
+    """It passed on who is there before it joined one of them. What happens in the one is not said in the other, where
+    an operator has to remove those strangers; then the smaller can be reset, as the refusal of either advises."""
+    stage = Stage(134, 6, bootstrap=Bootstrap.ALONE)
+    *larger, leaver, smaller, partner, newcomer = stage.hosts
+    for members in ((*larger, leaver), (smaller, partner)):
+        stage.start(*members)
+        for host in members[1:]:
+            stage.answer(stage.ask(host, Connect((members[0].host,))))
+        stage.answer(stage.ask(members[0], Consense()))
+    stage.advance(5)
+    assert len(stage.clusters()) == 2
+    stage.network.intercept = lambda source, message: not (isinstance(message, Push) and message.log)
+    stage.start(newcomer)
+    stage.answer(stage.ask(newcomer, Connect((larger[0].host, smaller.host))))
+    stage.until(
+        lambda: smaller.node is not None and leaver.peer in smaller.node.membership.witnesses,
+        20,
+        "one cluster to hear of the other",
+        every_s=0.01,
+    )
+    stage.network.intercept = None
+    stage.settle()
+    left = leaver.peer
+    has_left(stage, leaver, reset(stage, leaver))
+    stage.settle()
+    assert all(host.node is not None and left not in host.node.membership.witnesses for host in larger)
+    assert smaller.node is not None
+    assert left in smaller.node.membership.witnesses
+    stage.advance(NOTICED_S)
+    known = {host: host.peer for host in stage.hosts}
+    assert isinstance(stage.answer(stage.ask(smaller, remove(left, *(known[host] for host in larger)))), Done)
+    gone = (newcomer, partner, smaller)
+    for host in gone:
+        has_left(stage, host, reset(stage, host))
+    stage.advance(NOTICED_S)
+    assert isinstance(stage.answer(stage.ask(larger[0], remove(*(known[host] for host in gone)))), Done)
+    end(stage, leaver, *gone)
+    assert [host.peer for host in larger] == [known[host] for host in larger]

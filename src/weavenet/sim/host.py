@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from weavenet.core.commands import Result, Vacated
 from weavenet.core.config import NodeConfig
 from weavenet.core.effects import NameRecord, PlanePeer, VxlanUse
@@ -66,6 +68,13 @@ class Watcher(Protocol):
         ...
 
 
+class Departure(msgspec.Struct, frozen=True):
+    """What a leaver belonged to: its ``cluster``, empty for none, and whom the log there had ``removed`` by then."""
+
+    cluster: bytes = b""
+    removed: frozenset[PeerId] = frozenset()
+
+
 class Host:
     def __init__(
         self,
@@ -88,8 +97,8 @@ class Host:
         self.port = 6783
         self.name = f"00:00:00:00:{index >> 8:02x}:{index & 255:02x}"
         self.generation = 0
-        self.departed: dict[PeerId, frozenset[PeerId]] = {}
-        """As whom it left → whom its log had removed by then."""
+        self.departed: dict[PeerId, Departure] = {}
+        """As whom it left → what."""
         self.is_blanked = False
         """Its disk was lost, or it left: whoever is started here has never been before."""
         self.peer = sim_peer_id(index, 0)
@@ -210,7 +219,9 @@ class Host:
 
     def depart(self) -> None:
         """The node has left the cluster: nothing of it remains; whoever is started here again is somebody new."""
-        self.departed[self.peer] = frozenset() if self.node is None else frozenset(self.node.log.removed)
+        node = self.node
+        left = Departure() if node is None else Departure(node.cluster.id, frozenset(node.log.removed))
+        self.departed[self.peer] = left
         self.kill(kernel_lost=True)
         self.disk.write_now(departed_disk(self.disk.durable))
         self.is_blanked = True

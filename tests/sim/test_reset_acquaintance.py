@@ -40,6 +40,29 @@ def test_reset_while_others_already_count_the_link_as_up() -> None:
     end(stage, leaver)
 
 
+def test_reset_before_the_hello_of_those_who_accepted_ours() -> None:
+    """As far as they can tell it may know them from then on; but it has heard of nobody, and is off at once."""
+    stage = Stage(78, 4, bootstrap=Bootstrap.SEED)
+    *others, leaver = stage.hosts
+    stage.start(*others)
+    stage.answer(stage.ask(others[0], Consense()))
+    stage.advance(5)
+    stage.network.intercept = lambda source, message: source.host == leaver.host
+    stage.start(leaver)
+    stage.until(
+        lambda: all(host.node is not None and leaver.peer in host.node.membership.acquaintances for host in others),
+        20,
+        "the others to accept its hello",
+        every_s=0.01,
+    )
+    has_left(stage, leaver, reset(stage, leaver))
+    stage.network.intercept = None
+    for host in others:
+        host.kill()
+        host.start()
+    end(stage, leaver)
+
+
 def test_reset_of_a_voter_that_removed_the_living() -> None:
     """Nobody is left who could tell the removed one; it goes on with what it owns, and may remove the other in turn."""
     stage = formed(77, 2)

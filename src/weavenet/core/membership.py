@@ -99,8 +99,6 @@ class Membership:
         """Peers whose paths were closed for want of a confirmation; the node hands over to them again."""
         self.withdraw: Callable[[float], str] = lambda now: ""
         """Founding's: undo what it left outside of the cluster."""
-        self._unconfirmed: set[PeerId] = set()
-        """Known only because we accepted a hello of theirs; whether they accept ours is not said yet."""
         self.fenced = ""
         """The reason, once this peer met its own removal."""
         self.gate = Gate(planes=planes, outbox=outbox, rng=rng)
@@ -269,23 +267,23 @@ class Membership:
     def linked(self, changes: MeshChanges) -> None:
         """Links came up, or may have at their other end: whoever was told that we accept its hello may know of us from
         then on, whatever we hear of it (history: a leaver that took itself for alone between the two)."""
-        self._meet_linked(changes.links_up)
-        self._unconfirmed |= self._meet_linked(changes.greeted)
-        self._unconfirmed.difference_update(changes.links_up)
-        strangers = self._unconfirmed.intersection(changes.rejected)
-        self._unconfirmed -= strangers
+        if changes.greeted or changes.links_up:
+            self._meet_linked((*changes.greeted, *changes.links_up))
+        strangers = self.known.unconfirmed.intersection(changes.rejected)
         self.known.forget(strangers - self._mesh.known_peers())
 
-    def _meet_linked(self, peers: Iterable[PeerId]) -> set[PeerId]:
-        """Who of them was not known yet. One that was removed here and is let in for its greater epoch counts only when
-        our log is replaced by its."""
-        fresh = set()
+    def _meet_linked(self, peers: Iterable[PeerId]) -> None:
+        """One that was removed here and is let in for its greater epoch counts only when our log is replaced by its."""
+        established = self._mesh.established_peers()
         for peer in peers:
             hello = self._mesh.greeting(peer)
-            if hello is not None and peer not in self.known.peers and not self._log.is_gone(peer):
-                self.known.meet((Named(peer, hello.name, hello.nickname),))
-                fresh.add(peer)
-        return fresh
+            if hello is None or self._log.is_gone(peer):
+                continue
+            named = Named(peer, hello.name, hello.nickname)
+            if peer not in established:
+                self.known.may_be_known_to((named,))
+            elif peer not in self.known.peers or peer in self.known.unconfirmed:
+                self.known.meet((named,))
 
     def met(self, now: float, peers: Iterable[PeerId]) -> None:
         """Records of ``peers`` changed."""
@@ -533,13 +531,19 @@ class Membership:
 
     @property
     def witnesses(self) -> frozenset[PeerId]:
-        """Everybody known who is not removed, without us. Nobody is behind a seed that was never started."""
-        peers = {*self.known.peers, *self._mesh.known_peers(), *self._ipam.ring.shares, *self._log.electors}
+        """Everybody whose word we wait for: known and not removed, without us. Nobody is behind a seed that was never
+        started."""
+        confirmed = self.known.peers - self.known.unconfirmed
+        peers = {*confirmed, *self._mesh.known_peers(), *self._ipam.ring.shares, *self._log.electors}
         peers |= self.departed.stand_ins
         without = {self._config.peer, *self._log.removed, *self._log.departed}
         return frozenset(peers - without - self._directory.virtual - self._directory.stand_ins.keys())
 
     # --- what leaving asks (leaving.Surroundings) ---
+
+    @property
+    def acquaintances(self) -> frozenset[PeerId]:
+        return self.witnesses | self.known.unconfirmed
 
     @property
     def holds(self) -> bool:

@@ -234,13 +234,13 @@ class Leaving:
 
     def _ask(self, now: float) -> None:
         self._ask_at = now + LEAVE_RETRY_S
-        for peer in sorted(self._around.witnesses & self._around.reachable()):
+        for peer in sorted(self._around.acquaintances & self._around.reachable()):
             self._outbox.unicast(peer, LeaveQuery(self._session))
 
     # --- step 1 ---
 
     def _seek(self, now: float) -> None:
-        others = self._around.witnesses
+        others = self._around.acquaintances
         if self._log.genesis is None:
             if others and self._around.has_promised():
                 self.needs = ("the first division of addresses, in which this peer voted, is not decided yet",)
@@ -303,7 +303,7 @@ class Leaving:
         self._vacate_at = now
 
     def _surrender(self, now: float) -> None:
-        if not self._around.witnesses:
+        if not self._around.acquaintances:
             self._leave_last(now, "done: no other peer was known any more, so there was nothing to hand over")
             return
         needs: list[str] = list(self._lacks(now)) if self._is_elector else []
@@ -403,7 +403,7 @@ class Leaving:
             self._end(now, reason)
 
     def _force(self, now: float) -> None:
-        others = self._around.witnesses
+        others = self._around.acquaintances
         if self._phase is Phase.GONE:
             self._answer(Done(self._reason))
             return

@@ -43,8 +43,8 @@ class Surroundings(Protocol):
     """What a leaver needs to know of the rest of the node."""
 
     @property
-    def witnesses(self) -> frozenset[PeerId]:
-        """Everybody known who is not gone, without us."""
+    def acquaintances(self) -> frozenset[PeerId]:
+        """Everybody who may wait for our word: known and not gone, without us."""
         ...
 
     @property

@@ -24,7 +24,7 @@ class Prospects:
         self._answers[source] = (now, answer)
 
     def _fresh(self, now: float) -> dict[PeerId, LeaveAnswer]:
-        present = self._around.reachable() & self._around.witnesses
+        present = self._around.reachable() & self._around.acquaintances
         return {
             peer: answer
             for peer, (heard_at, answer) in sorted(self._answers.items())
@@ -50,7 +50,7 @@ class Prospects:
     def expected(self, now: float) -> frozenset[PeerId]:
         """Everybody known who has not said lately that it leaves too."""
         leaving = {peer for peer, answer in self._fresh(now).items() if not answer.stays}
-        return self._around.witnesses - leaving
+        return self._around.acquaintances - leaving
 
     def missing(self, now: float) -> frozenset[PeerId]:
         """Of those expected, who is silent or out of reach."""

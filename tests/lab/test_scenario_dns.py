@@ -77,13 +77,31 @@ def test_answers_follow_containers_that_come_and_go(lab: Lab, containers: list[A
         assert not any(address in answer() for _ in range(5))
 
 
+def rules_for_answers(host: Host) -> str:
+    return host.run(["ip", "rule", "show", "priority", "6784"], check=True).stdout
+
+
+def test_no_rule_where_the_kernel_lets_queries_in(lab: Lab, containers: list[Attached]) -> None:
+    """The first rule of a host makes every packet that it receives slower."""
+    settings = lab.hosts[0].run(["sysctl", "-n", "net.ipv4.conf.all.rp_filter", "net.ipv4.conf.weave.rp_filter"])
+    if settings.stdout.split() != ["0", "0"]:
+        pytest.skip("this machine filters by reverse path, in new namespaces too")
+    assert [rules_for_answers(host) for host in lab.hosts] == ["" for _ in lab.hosts]
+
+
 def test_the_address_works_with_a_strict_reverse_path_filter(lab: Lab, containers: list[Attached]) -> None:
+    """Which somebody switches on meanwhile; a rule then leads answers back, and comes back itself."""
     host, (container, own) = lab.hosts[0], containers[0]
     host.run(["sysctl", "-q", "-w", "net.ipv4.conf.all.rp_filter=1"], check=True)
-    for asker in (host, container):
-        asker.run(["ip", "neigh", "flush", "all"], check=True)
-    until_answers(container, [own], f"{container.name}.weave.local")
-    host.run(["sysctl", "-q", "-w", "net.ipv4.conf.all.rp_filter=0"], check=True)
+    try:
+        for _ in range(2):
+            for asker in (host, container):
+                asker.run(["ip", "neigh", "flush", "all"], check=True)
+            wait_until(lambda: SERVER in rules_for_answers(host), DEADLINE_S, "the rule for answers")
+            until_answers(container, [own], f"{container.name}.weave.local")
+            host.run(["ip", "rule", "delete", "priority", "6784"], check=True)
+    finally:
+        host.run(["sysctl", "-q", "-w", "net.ipv4.conf.all.rp_filter=0"], check=True)
 
 
 def test_no_other_host_answers_in_its_place(lab: Lab, containers: list[Attached]) -> None:
@@ -102,7 +120,6 @@ def test_no_other_host_answers_in_its_place(lab: Lab, containers: list[Attached]
 def test_what_somebody_removes_comes_back(lab: Lab, containers: list[Attached]) -> None:
     host, (container, own) = lab.hosts[0], containers[0]
     host.run(["ip", "address", "delete", f"{SERVER}/32", "dev", "weave"], check=True)
-    host.run(["ip", "rule", "delete", "priority", "6784"], check=True)
     until_answers(container, [own], f"{container.name}.weave.local")
 
 
@@ -117,17 +134,16 @@ def test_a_killed_worker_comes_back_with_all_names(lab: Lab, containers: list[At
 
 def test_every_way_into_the_overlay_is_filtered(lab: Lab, containers: list[Attached]) -> None:
     """The port of the encrypted data path, which comes and goes with its worker, too; and again when somebody takes the
-    filters away."""
+    filter away."""
     host = lab.hosts[0]
 
     def filtered(device: str) -> bool:
-        shown = [host.run(["tc", "filter", "show", "dev", device, way]).stdout for way in ("ingress", "egress")]
-        return "protocol [34997] pref 6784 bpf" in shown[0] and "protocol arp pref 6784 bpf" in shown[1]
+        return "protocol arp pref 6784 bpf" in host.run(["tc", "filter", "show", "dev", device, "egress"]).stdout
 
     for device in ("vxlan-6784", SLEEVE_DEVICE):
-        wait_until(lambda device=device: filtered(device), DEADLINE_S, f"filters on {device}")
+        wait_until(lambda device=device: filtered(device), DEADLINE_S, f"the filter of {device}")
         host.run(["tc", "qdisc", "delete", "dev", device, "clsact"], check=True)
-        wait_until(lambda device=device: filtered(device), DEADLINE_S, f"filters on {device} again")
+        wait_until(lambda device=device: filtered(device), DEADLINE_S, f"the filter of {device} again")
     assert "modprobe" not in host.weave("status").stdout
 
 
@@ -201,7 +217,6 @@ def test_without_a_server_there_is_nothing_of_it(lab: Lab) -> None:
     host = lab.hosts[1]
     host.weave("stop", check=True)
     host.run(["ip", "link", "delete", "weave"], check=True)
-    host.run(["ip", "rule", "delete", "priority", "6784"], check=True)
     host.weave("launch", "--no-dns", check=True)
     assert "no DNS server" in host.weave("status").stdout
     assert SERVER not in host.run(["ip", "address"], check=True).stdout

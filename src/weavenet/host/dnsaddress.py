@@ -1,14 +1,20 @@
 """The address at which containers of this host find its DNS server: the same on every host, never seen beyond it.
 
 ``169.254.53.53/32`` sits on the bridge; each container has an on-link route to it (:mod:`weavenet.host.attach`); ARP
-for it is dropped where it would enter the overlay (:mod:`weavenet.host.rules`), so that only this host answers. Answers
-find back without the host having an address or a route of the network: a rule sends what comes from this address to the
-bridge, and by the same rule the containers' queries pass a strict reverse-path filter (the kernel looks up the way back
-with source and destination exchanged). No NAT, no Docker, no ``expose`` needed.
+for it is dropped where it would enter the overlay (:mod:`weavenet.host.portfilter`), so that only this host answers.
+Answers find back without the host having an address or a route of the network, since the server's sockets are bound to
+the bridge, and the kernel takes what leaves through a named device for on-link. It needs no NAT, no Docker and no
+``expose``.
 
-Invariant: while it is kept, what somebody removes is back within CHECK_S (the address) or CHECKS_PER_RULE times that
-(the rule, about which the kernel cannot be asked as cheaply); where connections are tracked, queries are not, within
-the same time. The server itself binds whether or not the address is there.
+Queries come from addresses to which this host has no route, which its reverse-path filter may refuse (Debian and Ubuntu
+let them in by the default route, a hardened host does not). Where it does, a rule sends what comes from this address to
+the bridge; the filter looks up the way back with source and destination exchanged and finds it. Only there: the first
+rule that a host has costs every packet that it receives two slow lookups (7 % of a round trip over the overlay,
+docs/benchmarks.md).
+
+Invariant: while it is kept, what somebody removes or makes stricter is mended within CHECK_S (the address) or
+CHECKS_PER_RULE times that (the rule); where connections are tracked, queries are not, within the same time. The server
+itself binds whether or not the address is there.
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from weavenet.core.errors import WeaveError
-from weavenet.host import dnsprobe
+from weavenet.host import dnsprobe, reversepath
 from weavenet.host.bridge import BRIDGE, Bridge
 from weavenet.host.kernel import Kernel
 
@@ -31,6 +37,8 @@ if TYPE_CHECKING:
 ADDRESS = "169.254.53.53"
 TABLE = 6784
 """Routing table and priority of the rule."""
+UNROUTED = "192.0.2.1"
+"""An address that no host has a route of its own to (RFC 5737), as with those of containers."""
 CHECK_S = 1.0
 CHECKS_PER_RULE = 10
 DOCKER_BRIDGE = "docker0"
@@ -112,7 +120,9 @@ class DnsAddress:
     async def _ensure(self) -> None:
         link = await self._bridge.ensure()
         await self._kernel.netlink.add_address(link.index, f"{ADDRESS}/32")
-        await self._kernel.netlink.answer_through(link.index, ADDRESS, TABLE)
+        # A container without an answer is reason enough, even if the kernel says it lets everything in.
+        if self._misses or not reversepath.is_let_in(self._kernel.namespace, link.index, UNROUTED, ADDRESS):
+            await self._kernel.netlink.answer_through(link.index, ADDRESS, TABLE)
         self._bridge_index = link.index
 
     async def _keep(self) -> None:

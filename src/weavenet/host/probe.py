@@ -86,7 +86,7 @@ async def _features_in(space: int) -> tuple[Check, ...]:
 
         async def put_filter() -> None:
             loopback = kernel.links.get("lo")
-            portfilter.put(space, loopback.index if loopback is not None else 1, MAC_A)
+            portfilter.put(space, loopback.index if loopback is not None else 1)
 
         checks = [
             await _try("network namespaces and veth", open_veth, "modprobe veth"),

@@ -143,7 +143,8 @@ class VxlanPlane:
             await self._apply()
 
     def probe(self, mac: bytes, nonce: int, is_answer: bool) -> None:
-        heartbeat = self._heartbeats.get(self._hosts.get(mac, 4))
+        """To a peer with an entry only: any other frame would be flooded, and end up at containers of all peers."""
+        heartbeat = self._heartbeats.get(self._hosts.get(mac, 0))
         if heartbeat is not None:
             heartbeat.send(mac, nonce, is_answer)
 
@@ -264,7 +265,7 @@ class VxlanPlane:
         if link.index in self._filtered:
             return
         try:
-            portfilter.put(self._kernel.namespace, link.index, self._mac)
+            portfilter.put(self._kernel.namespace, link.index)
         except OSError as error:
             self._trouble_filter = (
                 f"ARP for the DNS server's address may leave this host: {error.strerror}; "

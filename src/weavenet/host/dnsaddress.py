@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 ADDRESS = "169.254.53.53"
 TABLE = 6784
 """Routing table and priority of the rule."""
-UNROUTED = "192.0.2.1"
-"""An address that no host has a route of its own to (RFC 5737), as with those of containers."""
 CHECK_S = 1.0
 CHECKS_PER_RULE = 10
 DOCKER_BRIDGE = "docker0"
@@ -121,7 +119,7 @@ class DnsAddress:
         link = await self._bridge.ensure()
         await self._kernel.netlink.add_address(link.index, f"{ADDRESS}/32")
         # A container without an answer is reason enough, even if the kernel says it lets everything in.
-        if self._misses or not reversepath.is_let_in(self._kernel.namespace, link.index, UNROUTED, ADDRESS):
+        if self._misses or not reversepath.is_let_in(self._kernel.namespace, link.index, reversepath.UNROUTED, ADDRESS):
             await self._kernel.netlink.answer_through(link.index, ADDRESS, TABLE)
         self._bridge_index = link.index
 

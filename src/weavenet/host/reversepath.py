@@ -17,6 +17,8 @@ from weavenet.host.rtnetlink import attribute, message, open_socket, request
 RTM_GETROUTE = 26
 RTA_DST, RTA_SRC, RTA_IIF = 1, 2, 3
 ADDRESS_BITS = 32
+UNROUTED = "192.0.2.1"
+"""An address that no host has a route of its own to (RFC 5737), as with those of containers."""
 _ROUTE = struct.Struct("=BBBBBBBBI")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from weavenet.host import dnsaddress, dnsprobe
+from weavenet.host import dnsaddress, dnsprobe, reversepath
 from weavenet.host.dnsaddress import MISSES_TOLD, PROBE_AGAIN, DnsAddress
 
 
@@ -51,3 +51,41 @@ def test_it_is_told_only_when_a_container_got_no_answer_again(monkeypatch: pytes
     stage.probe()
     assert stage.address.warnings() == ()
     assert stage.address._probe_in == PROBE_AGAIN
+
+
+class FakeKernel:
+    """Of the kernel and of the bridge, what putting the address there asks for. ``rules``: how often one was put."""
+
+    namespace = None
+    index = 7
+
+    def __init__(self) -> None:
+        self.rules = 0
+        self.netlink = self
+
+    async def ensure(self) -> FakeKernel:
+        return self
+
+    async def add_address(self, index: int, address: str) -> None:
+        assert (index, address) == (self.index, f"{dnsaddress.ADDRESS}/32")
+
+    async def answer_through(self, index: int, address: str, table: int) -> None:
+        self.rules += 1
+
+
+@pytest.mark.parametrize(
+    ("is_let_in", "misses", "rules"), [(True, 0, 0), (True, MISSES_TOLD - 1, 0), (True, MISSES_TOLD, 1), (False, 0, 1)]
+)
+def test_a_rule_only_where_queries_are_refused(
+    monkeypatch: pytest.MonkeyPatch, is_let_in: bool, misses: int, rules: int
+) -> None:
+    """By the kernel, or by the evidence: one answer missed while the server starts is none."""
+    monkeypatch.setattr(reversepath, "is_let_in", lambda *_: is_let_in)
+    stage, kernel = Stage(monkeypatch), FakeKernel()
+    anything: Any = kernel
+    stage.address = DnsAddress(anything, anything, anything, lambda _: None, stage._containers)
+    stage.answers = {"netns:web": False}
+    for _ in range(misses):
+        stage.probe()
+    asyncio.run(stage.address._ensure())
+    assert kernel.rules == rules

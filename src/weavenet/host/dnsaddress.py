@@ -91,13 +91,16 @@ class DnsAddress:
 
     def warnings(self) -> tuple[str, ...]:
         found = [self._trouble] if self._trouble else []
-        if self._misses >= MISSES_TOLD:
+        if self._is_unanswered():
             found.append(
                 f"containers of this host get no answer from its DNS server at {ADDRESS}, probably because a firewall "
                 f"drops their queries: accept UDP and TCP port 53 that comes in on {BRIDGE} (ufw allow in on {BRIDGE} "
                 f"to any port 53; firewall-cmd --zone=trusted --add-interface={BRIDGE})"
             )
         return tuple(found)
+
+    def _is_unanswered(self) -> bool:
+        return self._misses >= MISSES_TOLD
 
     def _tell(self) -> None:
         docker = ((self._docker, DOCKER_BRIDGE),) if self._docker else ()
@@ -118,8 +121,10 @@ class DnsAddress:
     async def _ensure(self) -> None:
         link = await self._bridge.ensure()
         await self._kernel.netlink.add_address(link.index, f"{ADDRESS}/32")
-        # A container without an answer is reason enough, even if the kernel says it lets everything in.
-        if self._misses or not reversepath.is_let_in(self._kernel.namespace, link.index, reversepath.UNROUTED, ADDRESS):
+        # Containers without answers are reason enough: the kernel was not asked about their own addresses.
+        if self._is_unanswered() or not reversepath.is_let_in(
+            self._kernel.namespace, link.index, reversepath.UNROUTED, ADDRESS
+        ):
             await self._kernel.netlink.answer_through(link.index, ADDRESS, TABLE)
         self._bridge_index = link.index
 

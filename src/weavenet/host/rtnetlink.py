@@ -36,10 +36,10 @@ def open_socket(namespace: int | None) -> socket.socket:
     return netns.call(namespace, make)
 
 
-def request(sock: socket.socket, text: bytes, what: str, tolerate: int = 0) -> None:
+def request(sock: socket.socket, packet: bytes, what: str, tolerate: int = 0) -> None:
     """Send one message and wait for the kernel's acknowledgement. Raises OSError that begins with ``what``, unless its
     errno is ``tolerate``."""
-    sock.send(text)
+    sock.send(packet)
     for kind, _, payload in messages(sock.recv(ANSWER_BYTES_MAX)):
         code = -int(struct.unpack_from("=i", payload)[0]) if kind == NLMSG_ERROR else 0
         if code not in (0, tolerate):

@@ -16,11 +16,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from weavenet.host import netns
 from weavenet.host.links import NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, attributes, messages
+from weavenet.host.rtnetlink import NLM_F_ACK, attribute
 from weavenet.host.wireguard import KEEPALIVE_S, KEY_BYTES, Change, DeviceState, PeerChange, TunnelPeer
 
 FAMILY = "wireguard"
 NETLINK_GENERIC = 16
-NLM_F_ACK, NLA_F_NESTED = 0x4, 0x8000
+NLA_F_NESTED = 0x8000
 GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_ID, CTRL_ATTR_FAMILY_NAME = 0x10, 3, 1, 2
 VERSION, WG_CMD_GET_DEVICE, WG_CMD_SET_DEVICE = 1, 0, 1
 DEVICE_IFNAME, DEVICE_PRIVATE_KEY, DEVICE_LISTEN_PORT, DEVICE_PEERS = 2, 3, 6, 8
@@ -32,12 +33,6 @@ PEERS_PER_MESSAGE = 100
 TIMEOUT_S = 5.0
 _HEADER = struct.Struct("=IHHII")
 _GENERIC = struct.Struct("=BBxx")
-_ATTRIBUTE = struct.Struct("=HH")
-
-
-def attribute(kind: int, payload: bytes) -> bytes:
-    body = _ATTRIBUTE.pack(4 + len(payload), kind) + payload
-    return body + bytes(-len(body) % 4)
 
 
 def nested(kind: int, parts: Iterable[bytes]) -> bytes:

@@ -6,7 +6,7 @@ dropped silently. A question is padded with zeros to the largest frame that cont
 each end finds out whether what it sends gets through at full size, and a path that swallows large frames does not count
 as working.
 
-The socket taps the device ahead of bridge and filters (ETH_P_ALL), since a socket bound to the ethertype would sit
+The socket taps the device ahead of the bridge (ETH_P_ALL), since a socket bound to the ethertype would sit
 behind the bridge's receive handler and never see the frame. A classic BPF program lets only heartbeats for our own MAC
 through, and outgoing frames are not offered to the tap at all, so data frames cost a few instructions.
 """

@@ -231,6 +231,29 @@ def test_an_address_lost_to_another_peer_leaves_the_bridge_until_it_is_ours_agai
     drive(scenario)
 
 
+def test_what_watches_the_addresses_does_not_bring_back_what_is_hidden_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("weavenet.host.exposure.WATCH_S", 0.0)
+
+    async def scenario() -> None:
+        async with Pair() as (a, _):
+            exposure = await opened(a, FakeNode())
+            before = await look(a)
+            for _attempt in range(10):
+                given(await exposure.expose((), ""))
+                await asyncio.sleep(0.01)
+                given(await exposure.hide(()))
+                assert await look(a) == before
+            given(await exposure.expose((), ""))
+            await asyncio.sleep(0.01)
+            await exposure.vacate()
+            assert await look(a) == before
+            await exposure.close()
+
+    drive(scenario)
+
+
 def test_leaving_does_not_wait_for_who_waits_for_an_address() -> None:
     async def scenario() -> None:
         async with Pair() as (a, _):

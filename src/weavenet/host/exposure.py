@@ -65,7 +65,8 @@ class Exposure:
         self._kernel, self._bridge, self._firewall = kernel, bridge, firewall
         self._request = request
         self._domain = domain
-        self._known = NOTHING
+        self._known = NOTHING  # what the node remembers
+        self._wanted = NOTHING  # what the kernel is kept like; changes under the kernel's lock only
         self._blocked: frozenset[str] = frozenset()
         self._lock = asyncio.Lock()
         self._kernel_lock = asyncio.Lock()
@@ -97,7 +98,7 @@ class Exposure:
         found = frozenset(address for ident, address in blocked if ident == EXPOSE)
         if found != self._blocked:
             self._blocked = found
-            await self._apply(self._known)
+            await self._apply_again()
 
     @property
     def attachment(self) -> Attachment:
@@ -158,8 +159,7 @@ class Exposure:
     async def _give_back(self, old: Attachment, before: frozenset[str]) -> None:
         taken = sorted(await self._held() - before)
         try:
-            await self._take_off(taken)
-            await self._apply(old)
+            await self._apply(old, taken)
         except OSError as error:
             log.warning("the host's exposure could not be taken back: %s", error)
         if taken:
@@ -178,8 +178,7 @@ class Exposure:
             return Addresses(())
         asked, left = requests.without(self._known, gone)
         new = msgspec.structs.replace(self._known, requested=asked, addresses=left) if left else NOTHING
-        await self._take_off(gone)
-        await self._apply(new if left else msgspec.structs.replace(self._known, addresses=()))
+        await self._apply(new if left else msgspec.structs.replace(self._known, addresses=()), gone)
         self._known = new
         await self._must(PutAttachment(new) if left else RemoveAttachment(EXPOSE))
         await self._must(Release(EXPOSE, tuple(map(_bare, gone))))
@@ -200,8 +199,7 @@ class Exposure:
         self._leaving.set()
         async with self._lock:
             known, self._known = self._known, NOTHING
-            await self._take_off(known.addresses)
-            await self._apply(msgspec.structs.replace(known, addresses=()))
+            await self._apply(msgspec.structs.replace(known, addresses=()), known.addresses)
 
     # --- the kernel ---
 
@@ -217,10 +215,17 @@ class Exposure:
         await self._apply(complete)
         return complete
 
-    async def _apply(self, wanted: Attachment) -> None:
-        """Idempotent. Raises OSError."""
+    async def _apply(self, wanted: Attachment, gone: Sequence[str] = ()) -> None:
+        """Make the kernel like ``wanted``, without the addresses ``gone``. Idempotent. Raises OSError."""
         async with self._kernel_lock:
+            self._wanted = wanted if wanted.addresses else NOTHING  # forwarding is switched off once
+            await self._take_off(gone)
             await self._set(wanted)
+
+    async def _apply_again(self) -> None:
+        """What is wanted by the time that nobody else changes the kernel any more. Raises OSError."""
+        async with self._kernel_lock:
+            await self._set(self._wanted)
 
     async def _set(self, wanted: Attachment) -> None:
         shown = [address for address in wanted.addresses if _bare(address) not in self._blocked]
@@ -249,10 +254,10 @@ class Exposure:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
-            if not self._known.addresses:
+            if not self._wanted.addresses:
                 continue
             try:
-                await self._apply(self._known)
+                await self._apply_again()
             except (OSError, WeaveError) as error:
                 log.warning("addresses of this host on the network could not be put back: %s", error)
 

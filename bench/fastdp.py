@@ -28,6 +28,7 @@ MTU = 1376
 CONTAINER = "box"
 THROUGHPUT_BAR = 0.97
 ROUND_TRIP_BAR = 1.1
+STREAM_S = 1
 PINGS = 100
 PING_INTERVAL_S = 0.01
 UNDERLAYS = {
@@ -104,9 +105,9 @@ def server(path: Path) -> Iterator[None]:
         process.wait()
 
 
-def throughput(path: Path, streams: int, seconds: int) -> float:
-    """Gbit/s received, after one second that does not count."""
-    argv = path.near("iperf3", "-c", path.address, "-t", str(seconds), "-O", "1", "-P", str(streams), "-J")
+def throughput(path: Path, streams: int) -> float:
+    """Gbit/s received in STREAM_S; at these round trips a stream is at its full speed within milliseconds."""
+    argv = path.near("iperf3", "-c", path.address, "-t", str(STREAM_S), "-P", str(streams), "-J")
     answer = json.loads(run(argv))
     return float(answer["end"]["sum_received"]["bits_per_second"]) / 1e9
 
@@ -148,8 +149,8 @@ class Pairs(NamedTuple):
         )
 
 
-def one_after_the_other(streams: int, seconds: int) -> Measure:
-    return lambda first, second: (throughput(first, streams, seconds), throughput(second, streams, seconds))
+def one_after_the_other(streams: int) -> Measure:
+    return lambda first, second: (throughput(first, streams), throughput(second, streams))
 
 
 def paired(gate: Gate, measure: Measure, weave: Path, hand: Path, count: int) -> Pairs:
@@ -165,9 +166,8 @@ def paired(gate: Gate, measure: Measure, weave: Path, hand: Path, count: int) ->
 
 
 def measure(options: Options, gate: Gate) -> Result:
-    # Many short pairs: where the scheduler puts the processes of a run moves its figures more than its length does.
-    count = options.repetitions(11, quick=2)
-    seconds = 1 if options.quick else 3
+    # Many short pairs: where the scheduler puts the processes of a run moves its figures by a tenth, long or short.
+    count = options.repetitions(33, quick=2)
     rows = []
     with lab(4, gate) as hosts, contextlib.ExitStack() as stack:
         weave = weave_path(*hosts[:2])
@@ -178,22 +178,22 @@ def measure(options: Options, gate: Gate) -> Result:
             set_underlay(hosts, underlay)
             for streams in (1, 5):
                 options.progress(f"fastdp: {underlay}, {streams} stream(s)")
-                found = paired(gate, one_after_the_other(streams, seconds), weave, hand, count)
+                found = paired(gate, one_after_the_other(streams), weave, hand, count)
                 what = f"{underlay}: {'one TCP stream' if streams == 1 else 'five streams'}, Gbit/s"
                 rows.append(found.row(what, 2, THROUGHPUT_BAR, at_least=True))
             options.progress(f"fastdp: {underlay}, round trip")
-            found = paired(gate, round_trips, weave, hand, 2 * count)
+            found = paired(gate, round_trips, weave, hand, count)
             rows.append(found.row(f"{underlay}: idle round trip, ms", 3, ROUND_TRIP_BAR, at_least=False))
         options.progress("fastdp: the same hand-made path against itself")
         set_underlay(hosts, "wire")
-        itself = paired(gate, one_after_the_other(1, seconds), hand, hand, count)
+        itself = paired(gate, one_after_the_other(1), hand, hand, count)
     ratios = sorted(a / b for a, b in zip(itself.weave, itself.hand, strict=True))
     return Result(
         ("", "Weave", "by hand", "ratio", "range", "bar"),
         rows,
         [
-            f"medians of {count} pairs of {seconds} s (round trip: {2 * count} pairs of {PINGS} pings, 10 ms apart, "
-            "both paths at once); the ratio is the median of the pairs' ratios",
+            f"medians of {count} pairs of {STREAM_S} s (round trip: of {PINGS} pings, 10 ms apart, both paths at "
+            "once); the ratio is the median of the pairs' ratios",
             "what the method itself scatters: the hand-made path against itself, wire, one stream: median ratio "
             f"{statistics.median(ratios):.3f}, range {ratios[0]:.2f}-{ratios[-1]:.2f}",
             gate.summary(),

@@ -18,6 +18,8 @@ from weavenet.lab.lab import Lab
 from weavenet.lab.topology import Topology, of_count
 
 _HERE = Path(__file__).parent
+MACHINE = frozenset({"test_host_attachments", "test_lab_leftovers"})
+"""Modules that make named namespaces on the machine, or look at what there is on it: never beside each other."""
 HANGS_S = 1200
 """A test that takes so long hangs; on a machine that does much else, dozens of daemons take their time."""
 
@@ -27,6 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if _HERE in item.path.parents:
             item.add_marker(pytest.mark.lab)
             item.add_marker(pytest.mark.timeout(HANGS_S))
+            module = item.path.stem
+            item.add_marker(pytest.mark.xdist_group("machine" if module in MACHINE else module))
             if os.geteuid() != 0:
                 item.add_marker(pytest.mark.skip(reason="needs root: the lab makes network namespaces"))
 

@@ -23,7 +23,7 @@ from weavenet.host.kernel import Kernel
 from weavenet.host.netlink import Route
 from weavenet.host.nft import Nft
 from weavenet.host.rules import bridge_table, inet_table
-from weavenet.plane.heartbeat import Heartbeat
+from weavenet.plane.heartbeat import Listener
 from weavenet.plane.vxlan import DEVICES, VxlanPlane
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_NET_RAW = 12, 21, 13
@@ -80,9 +80,9 @@ async def _features_in(space: int) -> tuple[Check, ...]:
                 )  # fmt: skip
 
         async def open_packet() -> None:
-            heartbeat = Heartbeat("lo", MAC_A, lambda mac, nonce, is_answer: None)
-            heartbeat.open(space)
-            heartbeat.close()
+            listener = Listener(MAC_A, lambda mac, nonce, is_answer: None)
+            listener.open(space, "lo")
+            listener.close()
 
         async def put_filter() -> None:
             loopback = kernel.links.get("lo")

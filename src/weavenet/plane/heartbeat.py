@@ -6,9 +6,9 @@ dropped silently. A question is padded with zeros to the largest frame that cont
 each end finds out whether what it sends gets through at full size, and a path that swallows large frames does not count
 as working.
 
-The socket taps the device ahead of the bridge (ETH_P_ALL), since a socket bound to the ethertype would sit
-behind the bridge's receive handler and never see the frame. A classic BPF program lets only heartbeats for our own MAC
-through, and outgoing frames are not offered to the tap at all, so data frames cost a few instructions.
+They leave through a socket on the VXLAN device, and are received on the bridge, which hands up what is addressed to the
+MAC of one of its ports. A tap on the VXLAN device itself would be ahead of the bridge and look at each data frame. A
+classic BPF program lets only heartbeats for our own MAC through.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ VERSION = 1
 IS_ANSWER = 1
 BURST = 64
 """Frames taken per wake-up; the rest waits in the socket so that a flood cannot starve the loop."""
-ETH_P_ALL = 3
-SOL_PACKET, PACKET_IGNORE_OUTGOING = 263, 23
 SO_ATTACH_FILTER = 26
 _PAYLOAD = struct.Struct("!4sBBQ")
 _LOAD_HALF, _LOAD_WORD, _JUMP_EQUAL, _RETURN = 0x28, 0x20, 0x15, 0x06
@@ -67,42 +65,24 @@ def program(mac: bytes) -> bytes:
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 
-class Heartbeat:
-    """The socket on one device. ``received``/``sent`` count frames, to tell them from other traffic."""
+class Listener:
+    """Hears what comes for ``mac`` out of any port of a bridge. ``received`` counts frames, to tell them from other
+    traffic."""
 
-    def __init__(
-        self, device: str, mac: bytes, on_probe: Callable[[bytes, int, bool], None], *, frame_bytes: int = 0
-    ) -> None:
-        self._device = device
-        self._frame_bytes = frame_bytes
+    def __init__(self, mac: bytes, on_probe: Callable[[bytes, int, bool], None]) -> None:
         self._mac = mac
         self._on_probe = on_probe
         self._socket: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.received = 0
-        self.sent = 0
 
-    def open(self, namespace: int | None) -> None:
-        """Raises OSError, for one when there is no right to packet sockets."""
-        self._socket = netns.call(namespace, self._make_socket)
+    def open(self, namespace: int | None, bridge: str) -> None:
+        """Anew when it is open already: the bridge is another one. Raises OSError, for one when there is no right to
+        packet sockets."""
+        self.close()
+        self._socket = netns.call(namespace, lambda: _packet_socket(bridge, HEARTBEAT_ETHERTYPE, program(self._mac)))
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.fileno(), self._drain)
-
-    def _make_socket(self) -> socket.socket:
-        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
-        try:
-            code = program(self._mac)
-            buffer = ctypes.create_string_buffer(code, len(code))
-            sock.setsockopt(
-                socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(code) // 8, ctypes.addressof(buffer))
-            )
-            with contextlib.suppress(OSError):  # Linux 4.20; without it outgoing frames only cost a clone each
-                sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-            sock.bind((self._device, ETH_P_ALL))
-        except BaseException:
-            sock.close()
-            raise
-        return sock
 
     def close(self) -> None:
         if self._socket is not None and self._loop is not None:
@@ -110,22 +90,49 @@ class Heartbeat:
             self._socket.close()
         self._socket = None
 
-    def send(self, mac: bytes, nonce: int, is_answer: bool) -> None:
-        if self._socket is None:
-            return
-        with contextlib.suppress(OSError):  # device down or gone: the missing answer says so
-            self._socket.send(encode(mac, self._mac, nonce, is_answer, self._frame_bytes))
-            self.sent += 1
-
     def _drain(self) -> None:
         for _ in range(BURST):
             if self._socket is None:
                 return
             try:
                 frame = self._socket.recv(2048)
-            except OSError:  # nothing left, or the device went down
+            except OSError:  # nothing left, or the bridge went down
                 return
             self.received += 1
             heartbeat = decode(frame)
             if heartbeat is not None:
                 self._on_probe(*heartbeat)
+
+
+class Sender:
+    """Sends out of one device, as ``mac``. ``frame_bytes``: to which questions are padded. ``sent`` counts frames.
+    Raises OSError as :class:`Listener` does."""
+
+    def __init__(self, namespace: int | None, device: str, mac: bytes, *, frame_bytes: int = 0) -> None:
+        self._mac = mac
+        self._frame_bytes = frame_bytes
+        self._socket = netns.call(namespace, lambda: _packet_socket(device, 0))
+        self.sent = 0
+
+    def send(self, mac: bytes, nonce: int, is_answer: bool) -> None:
+        with contextlib.suppress(OSError):  # device down or gone: the missing answer says so
+            self._socket.send(encode(mac, self._mac, nonce, is_answer, self._frame_bytes))
+            self.sent += 1
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _packet_socket(device: str, ethertype: int, code: bytes = b"") -> socket.socket:
+    """``ethertype`` 0: it receives nothing. ``code``: classic BPF for what is received."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
+    try:
+        if code:
+            buffer = ctypes.create_string_buffer(code, len(code))
+            place = struct.pack("HL", len(code) // 8, ctypes.addressof(buffer))
+            sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, place)
+        sock.bind((device, ethertype))
+    except BaseException:
+        sock.close()
+        raise
+    return sock

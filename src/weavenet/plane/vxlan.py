@@ -31,8 +31,8 @@ from weavenet.host.bridge import BRIDGE, Bridge, is_port_name
 from weavenet.host.kernel import Kernel
 from weavenet.host.links import GoneNeighbour, Link, PortFlags, VxlanSettings
 from weavenet.host.netlink import FLOOD_MAC
+from weavenet.plane import heartbeat
 from weavenet.plane.forwarding import NO_TUNNELS, TAP, Entry, Kind, Present, canonical, difference, wanted
-from weavenet.plane.heartbeat import Heartbeat
 from weavenet.plane.traffic import Counters
 from weavenet.plane.wireguard import Tunnel
 
@@ -106,7 +106,8 @@ class VxlanPlane:
         self._present = Present()
         self._devices: dict[int, int] = {}
         self._filtered: set[int] = set()
-        self._heartbeats: dict[int, Heartbeat] = {}
+        self._listener = heartbeat.Listener(mac, self._heard)
+        self._senders: dict[int, heartbeat.Sender] = {}
         self._bridge_index = 0
         self._stale = True
         self._has_sleeve_port = asyncio.Event()
@@ -144,9 +145,9 @@ class VxlanPlane:
 
     def probe(self, mac: bytes, nonce: int, is_answer: bool) -> None:
         """To a peer with an entry only: any other frame would be flooded, and end up at containers of all peers."""
-        heartbeat = self._heartbeats.get(self._hosts.get(mac, 0))
-        if heartbeat is not None:
-            heartbeat.send(mac, nonce, is_answer)
+        sender = self._senders.get(self._hosts.get(mac, 0))
+        if sender is not None:
+            sender.send(mac, nonce, is_answer)
 
     async def sleeve_port(self) -> None:
         """Returns once the worker's device is a port of the bridge: what came out of it before that, nobody got."""
@@ -179,9 +180,10 @@ class VxlanPlane:
             links.on_overflow.remove(self._events_lost)
         if self._tunnel is not None:
             await self._tunnel.close()
-        for heartbeat in self._heartbeats.values():
-            heartbeat.close()
-        self._heartbeats.clear()
+        self._listener.close()
+        for sender in self._senders.values():
+            sender.close()
+        self._senders.clear()
         if self._counters is not None:
             self._counters.close()
             self._counters = None
@@ -193,6 +195,8 @@ class VxlanPlane:
         bridge = await self._bridge.ensure()
         if bridge.index != self._bridge_index:
             self._bridge_index, self._stale = bridge.index, True
+            if self._has_vxlan:
+                self._listener.open(self._kernel.namespace, BRIDGE)
         needed = {4} if self._has_vxlan else set()
         needed |= {family for family, name in DEVICES.items() if self._kernel.links.get(name) is not None}
         if self._has_vxlan and any(is_over_ipv6(peer) for peer in self._peers or ()):
@@ -208,7 +212,7 @@ class VxlanPlane:
                 continue
             if self._devices.get(family) != link.index:
                 self._devices[family], self._stale = link.index, True
-                self._open_heartbeat(family)
+                self._open_sender(family)
         await self._ensure_sleeve_port(bridge)
         if self._tunnel is not None:
             await self._tunnel.ensure()
@@ -295,13 +299,13 @@ class VxlanPlane:
             raise OSError(19, f"{name} vanished while it was set up")
         return link
 
-    def _open_heartbeat(self, family: int) -> None:
-        old = self._heartbeats.pop(family, None)
+    def _open_sender(self, family: int) -> None:
+        old = self._senders.pop(family, None)
         if old is not None:
             old.close()
-        heartbeat = Heartbeat(DEVICES[family], self._mac, self._heard, frame_bytes=ETHERNET_BYTES + self._mtu)
-        heartbeat.open(self._kernel.namespace)
-        self._heartbeats[family] = heartbeat
+        self._senders[family] = heartbeat.Sender(
+            self._kernel.namespace, DEVICES[family], self._mac, frame_bytes=ETHERNET_BYTES + self._mtu
+        )
 
     def _heard(self, mac: bytes, nonce: int, is_answer: bool) -> None:
         self.on_probe(mac, nonce, is_answer)  # looked up late: the daemon sets it after construction
@@ -464,7 +468,7 @@ class VxlanPlane:
         """Frames on our devices that were no heartbeats of ours."""
         if self._counters is None:
             return 0
-        own = sum(heartbeat.sent + heartbeat.received for heartbeat in self._heartbeats.values())
+        own = self._listener.received + sum(sender.sent for sender in self._senders.values())
         with contextlib.suppress(OSError, ValueError, IndexError):
             return self._counters.frames((*DEVICES.values(), SLEEVE_DEVICE)) - own
         return 0

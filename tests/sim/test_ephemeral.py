@@ -141,6 +141,27 @@ def test_suspend_and_vm_pause_of_an_ephemeral_peer(seed: int, kind: FaultKind) -
     end(stage)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_one_voter_that_gave_it_up_and_one_that_is_gone_do_not_keep_it_out(seed: int) -> None:
+    """Of three voters one renews it, one had given it up while cut off, one is dead: a quorum for neither."""
+    stage = formed(50 + seed)
+    *voters, member, guest = stage.hosts
+    assert guest.node is not None
+    first = guest.node.log.voters[0]  # who asks the others, as long as it is there
+    blind, dead, _ = sorted(voters, key=lambda voter: voter.peer != first)
+    stage.allocate(guest, "a")
+    stage.partition((blind,), tuple(host for host in stage.hosts if host is not blind))
+    stage.advance(TTL_S + 10)
+    assert blind.node is not None and guest.peer in blind.node.membership.attests
+    dead.kill(kernel_lost=True)
+    stage.reunite()
+    stage.advance(RENEWED_S)  # what the dead one renewed is over
+    stage.until(lambda: {blind.peer, member.peer} <= guest.open_peers, 30, "its data paths")
+    stage.allocate(guest, "b")
+    assert guest.generation == 0
+    assert not removed(blind)
+
+
 def test_whoever_has_given_it_up_renews_nothing_until_that_is_settled() -> None:
     """One voter does not see it, two do: nobody is removed, and the third renews again in the end."""
     stage = formed(40)

@@ -3,8 +3,9 @@
 A voter that has answered no renewal of X for X's TTL (since its last answer, since it met X, votes, or was started)
 holds X's lease for lapsed. The first voter that can be reached asks the others whether they do too. Whoever does says
 so durably (``Attests``) and from then on renews nothing for X until that is settled: X is removed, or a quorum of the
-voters does renew it, or nobody has asked for long. When a quorum has said it, the removal of all such X is decreed
-without an operator; what follows is the same as after ``rmpeer``.
+voters does renew it, or some do and a quorum cannot be had for either (voters are out of reach; else X would stay
+without a lease for as long as they are), or nobody has asked for long. When a quorum has said it, the removal of all
+such X is decreed without an operator; what follows is the same as after ``rmpeer``.
 
 Durable: who is ephemeral, with its TTL (table ``leases``), and what was attested. Answers to renewals are memory only:
 after a restart a voter waits a whole TTL again.
@@ -117,9 +118,11 @@ class Leases:
     def _ask(self, now: float, own: PeerId) -> None:
         lapsed = sorted(peer for peer in self.ttls if peer in self._attests or self.has_lapsed(now, peer))
         asked = frozenset(lapsed[:LAPSED_PER_QUERY_MAX])
-        if asked != self._asked or now >= self._asked_at + SEEN_VALID_S:
-            self._settle(now)
-            self._asked, self._asked_at, self._answers = asked - self._renewed_elsewhere, now, {}
+        is_over = now >= self._asked_at + SEEN_VALID_S
+        if asked != self._asked or is_over:
+            alive = self._renewed_elsewhere | (self._undecided if is_over else frozenset())
+            self._settle(now, alive)
+            self._asked, self._asked_at, self._answers = asked - alive, now, {}
             self._session = self._rng.getrandbits(62)
         if not self._asked:
             return
@@ -141,9 +144,16 @@ class Leases:
         needed = quorum(len(self._log.voters))
         return frozenset(peer for peer in self._asked if self._count(peer, lapsed=False) >= needed)
 
-    def _settle(self, now: float) -> None:
-        """Whom a quorum renews is not removed, so those who gave it up take it back."""
-        alive = self._renewed_elsewhere
+    @property
+    def _undecided(self) -> frozenset[PeerId]:
+        """Asked about, and somebody renews it, but a quorum for neither has answered."""
+        needed = quorum(len(self._log.voters))
+        return frozenset(
+            peer for peer in self._asked if self._count(peer, lapsed=False) and self._count(peer, lapsed=True) < needed
+        )
+
+    def _settle(self, now: float, alive: frozenset[PeerId]) -> None:
+        """They are not removed, so those who gave them up take it back."""
         if not alive:
             return
         self._on_settled(now, alive)
@@ -184,9 +194,9 @@ class Leases:
             case LapseAnswer():
                 if message.session == self._session:
                     self._answers[message.voter] = frozenset(message.lapsed)
-                    if self._renewed_elsewhere:
-                        self._settle(now)
-                        self._asked -= self._renewed_elsewhere
+                    alive = self._renewed_elsewhere
+                    self._settle(now, alive)
+                    self._asked -= alive
             case LapseSettled():
                 self._on_settled(now, message.peers)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from weavenet.sim.cli import Job, describe_failure, main, minimised, replay, run_job
-from weavenet.sim.faults import FaultKind
+from weavenet.sim.faults import OF_SWARMS, FaultKind
 from weavenet.sim.setup import Bootstrap
 from weavenet.sim.stage import Stage
 from weavenet.sim.swarm import WORDS, draw_swarm, minimise, without
@@ -29,7 +29,8 @@ def test_swarms_mix_electors_observers_and_ephemeral_peers_into_every_bootstrap(
     assert mixed == set(Bootstrap) - {Bootstrap.ALONE}
     for bootstrap in (Bootstrap.SEED, Bootstrap.LOCK, Bootstrap.FULL_LIST):
         assert any(each.setup.ephemerals for each in drawn if each.setup.bootstrap is bootstrap)
-    assert any(FaultKind.ROLLBACK in each.faults.weights for each in drawn)
+    for kind in OF_SWARMS:
+        assert any(kind in each.faults.weights for each in drawn)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -48,6 +49,27 @@ def test_a_disk_that_is_set_back_comes_back_as_somebody_else(seed: int) -> None:
     stage.settle()
     assert voter.generation == 0
     assert len(stage.clusters()) == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_copied_disk_makes_two_peers(seed: int) -> None:
+    """The fault as it strikes at random, on a machine that has containers; never with the key of a voter."""
+    stage = Stage(60 + seed, 5, electors=3, bootstrap=Bootstrap.OBSERVERS)
+    stage.form()
+    *voters, original, victim = stage.hosts
+    held = stage.allocate(original, "web")
+    stage.allocate(victim, "gone")
+    before = victim.peer
+    while victim.peer == before:
+        stage.storm.cause(FaultKind.CLONE, victim)
+    assert victim.peer not in {voter.peer for voter in voters}
+    stage.heal()
+    stage.until(lambda: len({host.peer for host in stage.hosts}) == 5, 60, "five identities")
+    stage.until(lambda: all(host.node is not None for host in stage.hosts), 60, "all of them running")
+    stage.settle()
+    assert len(stage.clusters()) == 1
+    addresses = [stage.allocate(host, f"c{host.index}") for host in stage.hosts]
+    assert len({*addresses, held}) == 6
 
 
 def test_minimise_keeps_what_the_failure_needs() -> None:

@@ -279,9 +279,11 @@ class Checker:
                         text = f"h{index} and h{other} both use {address} in one cluster"
                         raise Violation("unique", text)
             for viewer in self._hosts:
-                seen = [peer for peer in peers if self._sees(viewer, peer)]
+                seen = {peer for peer in peers if self._sees(viewer, peer)}  # a disk and its copy are one peer
                 if len(seen) > 1 and not self._may_show_twice:
-                    raise Violation("I5", f"{viewer.label} sees {address} at {' and '.join(map(bytes.hex, seen))}")
+                    raise Violation(
+                        "I5", f"{viewer.label} sees {address} at {' and '.join(map(bytes.hex, sorted(seen)))}"
+                    )
 
     def _sees(self, viewer: Host, peer: PeerId) -> bool:
         if peer == viewer.kernel_peer or peer not in viewer.open_peers:

@@ -30,6 +30,11 @@ class FaultKind(Enum):
     VM_PAUSE = "vm-pause"
     SLOW_DISK = "slow-disk"
     ROLLBACK = "rollback"
+    CLONE = "clone"
+
+
+OF_SWARMS = frozenset({FaultKind.ROLLBACK, FaultKind.CLONE})
+"""Kinds that everyday histories do without (``swarm``)."""
 
 
 class FaultOptions(msgspec.Struct, kw_only=True, frozen=True):
@@ -74,11 +79,10 @@ def _maybe(rng: random.Random, probability: float, highest: float) -> float:
 
 
 def draw_faults(rng: random.Random, *, lost_disks: bool) -> FaultOptions:
-    """A random corner of the menu. ``lost_disks``: whether a disk may be lost (the host returns as a new peer). Disks
-    are set back in swarms only (``swarm``)."""
+    """A random corner of the menu. ``lost_disks``: whether a disk may be lost (the host returns as a new peer)."""
     weights: dict[FaultKind, float] = {}
     for kind in FaultKind:
-        if kind is not FaultKind.ROLLBACK and rng.random() < 0.5:
+        if kind not in OF_SWARMS and rng.random() < 0.5:
             weights[kind] = rng.random()
     if not lost_disks:
         weights.pop(FaultKind.LOST_DISK, None)

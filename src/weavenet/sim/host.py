@@ -119,7 +119,7 @@ class Host:
         self.kernel_peer = self.peer
         """As whom the data path was last set."""
         self.is_set_back = False
-        """Its disk is older than what it told others, and it has not come back as somebody else yet."""
+        """Its disk lacks what was told to others in its name, and it has not come back as somebody else yet."""
         self.blocked: frozenset[tuple[str, str]] = frozenset()
         self.names: dict[str, tuple[bytes, ...]] = {}
         """What this host's DNS server answers."""
@@ -206,6 +206,19 @@ class Host:
         self.disk.durable = dict(rows)
         self.is_set_back = True
         self._say("disk set back")
+
+    def become_copy(self, original: Host, *, is_recognised: bool) -> None:
+        """The machine dies, and comes back with a copy of the disk of ``original``. ``is_recognised``: by the
+        fingerprint of this machine, so that it starts as somebody new; else both are the same peer."""
+        self.set_back(original.disk.durable)
+        self.generation += 1
+        if is_recognised:
+            self.disk.write_now(fenced_disk(self.disk.durable))
+            self.is_set_back = False
+            self.peer = sim_peer_id(self.index, self.generation)
+        else:
+            self.peer = original.peer
+            original.is_set_back = True  # what the copy promises, its disk does not hold
 
     def fence(self) -> None:
         """The node met its own removal: a new key, its part in the cluster dropped, its containers blocked."""

@@ -2,8 +2,8 @@
 
 Several may be in force at once. Which hosts may lose their disk is bounded: only when everybody has the cluster record
 (before that, a blank store is one elector more than anybody counts), and never more than a third of them. A disk is
-set back only behind the cluster record, and not a voter's: one that forgot its vote and hears of it too late may vote
-again, which no counting of voters makes good.
+set back or copied to a machine that is not told from the old one only behind the cluster record, and not a voter's: one
+that forgot its vote and hears of it too late may vote again, which no counting of voters makes good.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ class Storm:
             case FaultKind.ROLLBACK:
                 copy, peer = dict(victim.disk.durable), victim.peer
                 self._later(outage, self._roll_back, victim, copy, peer, outage * self._rng.random())
+            case FaultKind.CLONE:
+                self._clone(victim, outage)
             case FaultKind.PARTITION | FaultKind.ISOLATE | FaultKind.ONE_WAY:
                 self._cut(self._pairs(kind, victim), outage)
             case FaultKind.FLAP:
@@ -145,35 +147,65 @@ class Storm:
         self._world.network.flush()
 
     def _lose_disk(self, victim: Host, outage_s: float) -> None:
+        if self._may_lose_disk(victim):
+            self._count_lost(victim)
+            victim.lose_disk()
+            self._later(outage_s, victim.start)
+
+    def _may_lose_disk(self, victim: Host) -> bool:
         world = self._world
         hosts = world.hosts
         if self._disks_lost >= len(hosts) // 3 or not all(_has_record(host.disk) for host in hosts):
-            return
+            return False
         electors = world.options.setup.electors
         if victim.index < electors and 2 * (self._electors_lost + 1) > electors:
-            return  # electors that are blank again, and a quorum among themselves, may decide another genesis
-        if world.options.resets and not world.workload.may_blank(victim):
-            return
-        self._electors_lost += victim.index < electors
+            return False  # electors that are blank again, and a quorum among themselves, may decide another genesis
+        left = electors - self._electors_lost - (victim.index < electors)
+        if world.options.setup.ephemerals and 2 * left <= electors:
+            return False  # without a quorum there is no lease
+        return not world.options.resets or world.workload.may_blank(victim)
+
+    def _count_lost(self, victim: Host) -> None:
+        self._electors_lost += victim.index < self._world.options.setup.electors
         self._disks_lost += 1
-        world.workload.lost(victim)
-        world.checker.forget_host(victim)
-        victim.lose_disk()
+        self._world.workload.lost(victim)
+        self._world.checker.forget_host(victim)
+
+    def _clone(self, victim: Host, outage_s: float) -> None:
+        """Another host's disk is copied onto the machine of ``victim``, whose own is lost."""
+        if not self._may_lose_disk(victim):
+            return
+        is_recognised = self._rng.random() < 0.5
+        electors = self._world.options.setup.electors or len(self._world.hosts)
+        others = [host for host in self._world.hosts if host.peer != victim.peer and not host.is_set_back]
+        if not is_recognised:  # the original may be the one that ends up as somebody new
+            others = [host for host in others if host.index >= electors and not self._may_vote(host, {host.peer})]
+        if not others:
+            return
+        original = self._rng.choice(others)
+        self._count_lost(victim)
+        victim.become_copy(original, is_recognised=is_recognised)
         self._later(outage_s, victim.start)
 
     def _roll_back(self, victim: Host, copy: dict[tuple[str, bytes], bytes], peer: PeerId, outage_s: float) -> None:
         """The disk of ``victim`` becomes what it was when ``copy`` was made, if it is still ``peer``."""
         world = self._world
-        nodes = [host.node for host in world.hosts if host.node is not None]
-        ids = {peer, None if victim.node is None else victim.node.ipam.bound_as}
-        votes = victim.node is None or any(ids.intersection(node.log.voters) for node in nodes)
         is_formed = all(_has_record(host.disk) for host in world.hosts) and any(table == "log" for table, _ in copy)
-        if victim.peer != peer or votes or not is_formed:
+        if victim.peer != peer or self._may_vote(victim, {peer}) or not is_formed:
             return
         world.workload.lost(victim)
         world.checker.forget_host(victim)
         victim.set_back(copy)
         self._later(outage_s, victim.start)
+
+    def _may_vote(self, victim: Host, ids: set[PeerId]) -> bool:
+        """Whether any log names it, also as the seed that it was."""
+        if victim.node is None:
+            return True
+        if victim.node.ipam.bound_as is not None:
+            ids = {*ids, victim.node.ipam.bound_as}
+        nodes = [host.node for host in self._world.hosts if host.node is not None]
+        return any(ids.intersection(node.log.voters) for node in nodes)
 
     def _slow_disk(self, disk: Disk, outage_s: float) -> None:
         from msgspec.structs import replace

@@ -1,9 +1,9 @@
 """Swarms: random configurations, wider than the everyday histories, and the smallest history that still fails.
 
 :func:`draw_swarm` mixes electors, observers and ephemeral peers into every way of finding each other, and adds disks
-that are set back to the faults. :func:`minimise` takes away from a failing history whatever it fails without: kinds of
-faults and of actions, then steps at its end. What was taken away is named in words that ``weave sim --without``
-understands, so that the smaller history can be replayed.
+that are set back or copied to the faults. :func:`minimise` takes away from a failing history whatever it fails without:
+kinds of faults and of actions, then steps at its end. What was taken away is named in words that
+``weave sim --without`` understands, so that the smaller history can be replayed.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def draw_swarm(seed: int, *, peers_min: int, peers_max: int, steps: int) -> Hist
         )
     if not options.resets and not options.names and rng.random() < 0.4:
         faults = replace(faults, weights={**faults.weights, FaultKind.ROLLBACK: rng.random()})
+    if not options.resets and not options.names and rng.random() < 0.3:
+        faults = replace(faults, weights={**faults.weights, FaultKind.CLONE: rng.random()})
     return replace(options, setup=setup, faults=faults)
 
 

@@ -222,6 +222,7 @@ class World:
     def _remove_lost(self) -> None:
         """The operator gives up those whose disks were lost: holds wait for everybody known."""
         lost = {sim_peer_id(host.index, generation) for host in self.hosts for generation in range(host.generation)}
+        lost -= {host.peer for host in self.hosts}  # a copy goes on as whom it was copied from
         for host in self.hosts:
             node = host.node
             known = set() if node is None else {named.peer for named in node.membership.directory()}

@@ -260,6 +260,19 @@ def test_waiting_call_ends_when_its_container_goes(names: Callable[[], str]) -> 
     drive(scenario)
 
 
+@pytest.fixture
+def hosts_file() -> Iterator[None]:
+    """What is mounted over must be there; an installer makes it, debootstrap does not."""
+    path = Path("/etc/hosts")
+    is_missing = not path.exists()
+    if is_missing:
+        path.touch()
+    yield
+    if is_missing:
+        path.unlink()
+
+
+@pytest.mark.usefixtures("hosts_file")
 def test_hosts_files_are_rewritten_where_asked_for(names: Callable[[], str], tmp_path: Path) -> None:
     async def scenario() -> None:
         async with Pair() as (a, _):

@@ -194,9 +194,9 @@ class VxlanPlane:
         """Bridge and the devices that are needed are there and as wanted; our picture of their entries is true."""
         bridge = await self._bridge.ensure()
         if bridge.index != self._bridge_index:
-            self._bridge_index, self._stale = bridge.index, True
             if self._has_vxlan:
                 self._listener.open(self._kernel.namespace, BRIDGE)
+            self._bridge_index, self._stale = bridge.index, True
         needed = {4} if self._has_vxlan else set()
         needed |= {family for family, name in DEVICES.items() if self._kernel.links.get(name) is not None}
         if self._has_vxlan and any(is_over_ipv6(peer) for peer in self._peers or ()):
@@ -211,8 +211,8 @@ class VxlanPlane:
                 self._trouble_ipv6 = f"no data path to peers with an IPv6 underlay address: {error}"
                 continue
             if self._devices.get(family) != link.index:
-                self._devices[family], self._stale = link.index, True
                 self._open_sender(family)
+                self._devices[family], self._stale = link.index, True
         await self._ensure_sleeve_port(bridge)
         if self._tunnel is not None:
             await self._tunnel.ensure()

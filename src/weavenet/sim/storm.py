@@ -176,7 +176,7 @@ class Storm:
         if not self._may_lose_disk(victim):
             return
         is_recognised = self._rng.random() < 0.5
-        electors = self._world.options.setup.electors or len(self._world.hosts)
+        electors = self._world.options.setup.electors
         others = [host for host in self._world.hosts if host.peer != victim.peer and not host.is_set_back]
         if not is_recognised:  # the original may be the one that ends up as somebody new
             others = [host for host in others if host.index >= electors and not self._may_vote(host, {host.peer})]

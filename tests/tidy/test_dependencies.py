@@ -35,19 +35,19 @@ OUTSIDE = {
 INSIDE = {
     "core": {"core"},
     "wire": {"core"},
-    "runtime": {"core", "wire", "plane", "host", "control", "sleeve", "dns"},
+    "runtime": {"core", "wire", "plane", "host", "control", "sleeve", "dns", "program"},
     "plane": {"core", "host"},
     "host": {"core", "plane"},
     "control": {"core"},
     "dns": {"core"},
-    "cli": {"core", "runtime.settings", "host", "lab", "sim"},
+    "cli": {"core", "runtime.settings", "host", "lab", "sim", "program"},
     "lab": {"core", "control", "runtime.settings", "host", "cli"},
     "sim": {"core", "sleeve.path"},
     "sleeve": {"core"},
 }
 """Folders or modules of ours, by folder; a folder may always import itself."""
 
-CLI_TOP = {"core", "runtime.settings"}
+CLI_TOP = {"core", "runtime.settings", "program"}
 """What may be imported together with a module of the CLI; the rest only where it is used."""
 
 CORE_FORBIDDEN = {

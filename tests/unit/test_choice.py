@@ -7,8 +7,9 @@ import random
 
 import pytest
 
-from weavenet.core.overlay.choice import FASTDP, SLEEVE, WIREGUARD, best, covers, in_common
+from weavenet.core.overlay.choice import best, covers, in_common
 from weavenet.core.overlay.paths import PathState
+from weavenet.core.overlay.planes import FASTDP, SLEEVE, WIREGUARD
 from weavenet.core.overlay.relays import next_hops
 from weavenet.core.types import PeerId
 

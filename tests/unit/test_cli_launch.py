@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from weavenet import program
 from weavenet.cli import spawn
 from weavenet.cli.compose import Composed, compose
 from weavenet.cli.hostcheck import check_host
@@ -412,7 +413,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Set
     def prepare(code: str) -> Settings:
         script = tmp_path / "daemon.py"
         script.write_text("import json, os, sys\nsettings = json.load(sys.stdin)\n" + textwrap.dedent(code))
-        monkeypatch.setattr(spawn, "_command", lambda: [sys.executable, str(script)])
+        monkeypatch.setattr(program, "command", lambda module, *arguments: [sys.executable, str(script), *arguments])
         return Settings(passwords=("secret-secret",), log_file=str(tmp_path / "weave.log"))
 
     return prepare

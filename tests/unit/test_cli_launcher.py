@@ -62,9 +62,11 @@ def test_status_of_the_program(tmp_path: Path) -> None:
 def test_ctrl_c_before_the_command_is_loaded_ends_it_quietly(tmp_path: Path) -> None:
     package = tmp_path / "weavenet" / "cli"
     package.mkdir(parents=True)
-    shutil.copy(ROOT / "src/weavenet/cli/start.py", package)
+    shutil.copy(ROOT / "src/weavenet/program.py", package.parent)
     (package / "quick.py").write_text("raise KeyboardInterrupt\n")
     done = subprocess.run(
-        [sys.executable, "-I", "-S", str(package / "start.py"), "lab", "demo"], capture_output=True, check=False
+        [sys.executable, "-I", "-S", str(package.parent / "program.py"), "weavenet.cli.quick", "lab", "demo"],
+        capture_output=True,
+        check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")

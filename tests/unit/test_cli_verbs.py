@@ -15,7 +15,7 @@ import pytest
 from fake_daemon import NAMES, RunningDaemon, ipam_report, running
 from weavenet.cli import client, quick
 from weavenet.cli.main import VERBS, run
-from weavenet.cli.quick import start
+from weavenet.cli.quick import main
 from weavenet.control.status import SECTIONS
 from weavenet.core.commands import Connect, Consense, Done, Forget
 from weavenet.core.errors import Code, Failure
@@ -85,7 +85,7 @@ def test_wrong_usage_exits_with_1(arguments: list[str], capfd: CapFd, nobody: No
     ],
 )
 def test_without_a_daemon_says_what_to_run(arguments: list[str], capfd: CapFd, nobody: None) -> None:
-    assert start(arguments) == 1
+    assert main(arguments) == 1
     captured = capfd.readouterr()
     assert captured.out == ""
     assert "`weave launch`" in captured.err
@@ -94,7 +94,7 @@ def test_without_a_daemon_says_what_to_run(arguments: list[str], capfd: CapFd, n
 @pytest.mark.parametrize("part", ["", *SECTIONS])
 def test_quick_and_full_status_print_the_same(part: str, fake: RunningDaemon, capfd: CapFd) -> None:
     arguments = ["status", part] if part else ["status"]
-    assert start(arguments) == 0
+    assert main(arguments) == 0
     quickly = capfd.readouterr().out
     assert run(arguments) == 0
     assert re.sub(r"Uptime:.*", "", capfd.readouterr().out) == re.sub(r"Uptime:.*", "", quickly)
@@ -280,13 +280,13 @@ def test_completion_answers(capfd: CapFd, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("COMP_WORDS", "weave con")
     monkeypatch.setenv("COMP_CWORD", "1")
     with pytest.raises(SystemExit):
-        start([])
+        main([])
     assert {"plain,connect", "plain,consense"} <= set(capfd.readouterr().out.split())
 
 
 def test_status_path_imports_nothing_heavy() -> None:
     code = (
-        "import sys; sys.argv = ['weave', 'status']; from weavenet.cli.quick import start; start(['status']);"
+        "import sys; sys.argv = ['weave', 'status']; from weavenet.cli.quick import main; main(['status']);"
         "print(*sorted(set(sys.modules) & {'click', 'asyncio', 'ssl', 'pyroute2', 'http.client', 'msgspec', 'json'}))"
     )
     source = str(Path(client.__file__).parents[2])

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from weavenet.core.effects import OfferRecord, Outbox, Persist
 from weavenet.core.election.locking import LockedGenesis, RecordRefused, decode_record, encode_record
-from weavenet.core.election.lockurl import LockKind, LockUrl, parse_lock_url
 from weavenet.core.errors import Failure
 from weavenet.core.events import RecordOffered
 from weavenet.core.limits import LOCK_GRACE_S, LOCK_RECORD_BYTES_MAX
+from weavenet.core.lockurl import LockKind, LockUrl, parse_lock_url
 from weavenet.core.types import Genesis, PeerId
 
 A, B, C = (PeerId(bytes([number]) * 16) for number in (1, 2, 3))

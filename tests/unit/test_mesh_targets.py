@@ -8,7 +8,8 @@ from weavenet.core.commands import Done
 from weavenet.core.effects import Outbox, Persist
 from weavenet.core.errors import Failure
 from weavenet.core.limits import TARGETS_MAX
-from weavenet.core.mesh.targets import Suppressed, Target, TargetSet, parse_target
+from weavenet.core.mesh.target import Target, parse_target
+from weavenet.core.mesh.targets import Suppressed, TargetSet
 
 
 @pytest.mark.parametrize(

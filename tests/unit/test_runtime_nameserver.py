@@ -15,6 +15,7 @@ import pytest
 
 import dns_oracle as oracle
 from dns_server import DEADLINE_S, free_port
+from weavenet import program
 from weavenet.core.effects import NameRecord
 from weavenet.core.report import DnsReport
 from weavenet.runtime import nameserver as module
@@ -153,7 +154,7 @@ def test_one_that_never_stays_up_is_tried_less_and_less_and_told_about(
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\necho x >> {started}\necho 'no module named weavenet' >&2\nexit 1\n")
     python.chmod(0o755)
-    monkeypatch.setattr(module.sys, "executable", str(python))
+    monkeypatch.setattr(program.sys, "executable", str(python))
     monkeypatch.setattr(module, "RESTART_FIRST_S", 0.01)
 
     async def scene(stage: Stage) -> None:

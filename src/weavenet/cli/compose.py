@@ -10,11 +10,11 @@ from weavenet.cli import values
 from weavenet.cli.layers import Layers
 from weavenet.cli.values import Given, refuse, wrong
 from weavenet.core.config import GenesisMode
-from weavenet.core.election.lockurl import parse_lock_url
 from weavenet.core.errors import Failure, WeaveError
 from weavenet.core.limits import DNS_TTL_MAX_S, ELECTORS_MAX, MTU_MAX, MTU_MIN, TARGETS_MAX
-from weavenet.core.mesh.targets import parse_target
-from weavenet.core.overlay.choice import SLEEVE
+from weavenet.core.lockurl import parse_lock_url
+from weavenet.core.mesh.target import parse_target
+from weavenet.core.overlay.planes import SLEEVE
 from weavenet.runtime.settings import (
     LOG_FILE_DEFAULT,
     NameFrom,

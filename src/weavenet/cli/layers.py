@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -174,6 +173,8 @@ def _conf_layer(path: str) -> tuple[Layer, tuple[Given, ...]]:
         # Closed to others as it should be when it holds a password: then it is the user who is wrong, not the mode.
         step = "correct the file's mode" if os.geteuid() == 0 else "run it as root: sudo weave launch …"
         refuse(f"expected to read {path}", error.strerror or str(error), step)
+    import tomllib  # few hosts have the file
+
     if len(data) > CONF_BYTES_MAX:
         refuse(f"{path}: expected at most {CONF_BYTES_MAX} bytes", str(len(data)))
     try:

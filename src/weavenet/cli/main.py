@@ -108,6 +108,6 @@ def run(arguments: list[str]) -> int:
 
 def main() -> None:
     """Entry point of an installed package."""
-    from weavenet.cli.quick import start
+    from weavenet.cli import quick
 
-    sys.exit(start(sys.argv[1:]))
+    sys.exit(quick.main(sys.argv[1:]))

@@ -12,7 +12,7 @@ from weavenet.cli.outcome import OK, Ended, spoken
 PARTS = ("targets", "connections", "peers", "dns", "ipam")
 
 
-def start(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Run the command line; returns the exit status."""
     if arguments[:1] == ["status"] and (len(arguments) == 1 or (len(arguments) == 2 and arguments[1] in PARTS)):
         return _status("/".join(arguments))

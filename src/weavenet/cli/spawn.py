@@ -11,14 +11,13 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import NoReturn
 
 import msgspec
 
-import weavenet
+from weavenet import program
 from weavenet.cli.outcome import ERROR, LIMIT, RUNNING, Ended, sentence_of, status_of
 from weavenet.core.errors import Code, Failure
 from weavenet.runtime.settings import Settings, encode_settings
@@ -36,17 +35,12 @@ class Word(msgspec.Struct, frozen=True):
     failure: Failure | None = None
 
 
-def _command() -> list[str]:
-    # -P: the current folder is not searched for modules; -s: nor is a user's own package folder.
-    return [sys.executable, "-P", "-s", "-m", "weavenet.runtime"]
+DAEMON = "weavenet.runtime"
 
 
 def _environment() -> dict[str, str]:
-    """Ours without ``WEAVE_…`` (the settings hold all of it; a password must not stay readable in /proc) and without
-    what else could change which code runs."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WEAVE_", "PYTHON"))}
-    kept["PYTHONPATH"] = str(Path(weavenet.__file__).parent.parent)
-    return kept
+    """Ours without ``WEAVE_…``: the settings hold all of it, and a password must not stay readable in /proc."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("WEAVE_")}
 
 
 def _settings_file(settings: Settings) -> int:
@@ -61,14 +55,14 @@ def run_in_foreground(settings: Settings) -> NoReturn:
     file = _settings_file(settings)
     os.dup2(file, 0)
     os.close(file)
-    command = _command()
+    command = program.command(DAEMON)
     os.execve(command[0], command, _environment())
 
 
 def run_erasing(settings: Settings, *, force: bool) -> bytes:
     """Reset this host without a daemon; the one line of JSON that it says. Raises Ended."""
     file = _settings_file(settings)
-    command = [sys.executable, "-P", "-s", "-m", "weavenet.runtime.erasing", *(["--force"] if force else [])]
+    command = program.command("weavenet.runtime.erasing", *(["--force"] if force else []))
     try:
         done = subprocess.run(command, stdin=file, capture_output=True, env=_environment(), check=False)
     finally:
@@ -87,7 +81,7 @@ def start_in_background(settings: Settings) -> Word:
     reader, writer = os.pipe()
     try:
         process = subprocess.Popen(
-            [*_command(), "--ready-fd", str(writer)],
+            program.command(DAEMON, "--ready-fd", str(writer)),
             stdin=file,
             stdout=log,
             stderr=log,

@@ -19,11 +19,11 @@ from weavenet.core.mesh.changes import MeshChanges
 from weavenet.core.mesh.mesh import Mesh
 from weavenet.core.messages.gossip import KIND_ENDPOINT, EndpointRecord, record_body
 from weavenet.core.overlay import choice
-from weavenet.core.overlay.choice import FASTDP, SLEEVE, WIREGUARD
 from weavenet.core.overlay.endpoints import Endpoints
 from weavenet.core.overlay.handover import Handover
 from weavenet.core.overlay.openplanes import OpenPlane, OpenPlanes
 from weavenet.core.overlay.paths import Paths, PathState
+from weavenet.core.overlay.planes import FASTDP, SLEEVE, WIREGUARD
 from weavenet.core.overlay.sleeve import SleeveStatus
 from weavenet.core.overlay.sleeveplane import SleevePlane
 from weavenet.core.overlay.wireguardplane import WireguardPlane

@@ -11,9 +11,10 @@ Pure. It does not know who owns what.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
+
+import msgspec
 
 from weavenet.core.types import AddressRange, Genesis, Segment
 
@@ -22,8 +23,7 @@ IPV6_PREFIX_MIN = 64
 """A shorter prefix has more addresses than offsets can count; one subnet of 2^64 is enough for anybody."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ranges:
+class Ranges(msgspec.Struct, frozen=True):
     """At least one range, at most one per address family."""
 
     areas: tuple[AddressRange, ...]

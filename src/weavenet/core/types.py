@@ -7,7 +7,6 @@ only ever appended. Addresses are *offsets* within an :class:`AddressRange`; tex
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, NewType
 
@@ -136,8 +135,7 @@ def is_ip_address(text: str) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class AddressRange:
+class AddressRange(msgspec.Struct, frozen=True):
     """A CIDR that owns offsets ``0 … size-1``.
 
     At most 2^64 - 1 addresses, since msgpack integers stop there (an IPv6 /64 loses its last address).

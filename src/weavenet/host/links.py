@@ -20,7 +20,8 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+
+import msgspec
 
 from weavenet.host import netns
 
@@ -51,8 +52,7 @@ _ATTRIBUTE = struct.Struct("=HH")
 _NOTHING = memoryview(b"")
 
 
-@dataclass(frozen=True, slots=True)
-class PortFlags:
+class PortFlags(msgspec.Struct, frozen=True):
     """Flags of a bridge port."""
 
     hairpin: bool
@@ -61,15 +61,13 @@ class PortFlags:
     isolated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class VxlanSettings:
+class VxlanSettings(msgspec.Struct, frozen=True):
     vni: int
     port: int
     learning: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(msgspec.Struct, frozen=True):
     """``peer_index``: of a veth, the index of the other end in its own namespace."""
 
     index: int
@@ -84,8 +82,7 @@ class Link:
     vxlan: VxlanSettings | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GoneNeighbour:
+class GoneNeighbour(msgspec.Struct, frozen=True):
     """A neighbour or forwarding entry that was deleted. ``master``: it was the bridge's entry, not the device's.
     ``address``: of a forwarding entry, as :func:`scoped` writes it."""
 
@@ -290,7 +287,7 @@ class LinkCache:
             flags = dict(attributes(payload[_LINK.size :])).get(IFLA_PROTINFO)
             if known is None or flags is None or not known.master:
                 return
-            link = replace(known, port=parse_port(flags))
+            link = msgspec.structs.replace(known, port=parse_port(flags))
         else:
             link = parse_link(payload)
             if self._dumped is not None:

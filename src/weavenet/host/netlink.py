@@ -18,8 +18,9 @@ import os
 import socket
 import sys
 from collections.abc import Awaitable
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from weavenet.core.types import mac_text
 from weavenet.host import netns
@@ -34,8 +35,7 @@ ROUTE_PROTOCOL = 67
 SOL_NETLINK, NETLINK_EXT_ACK = 270, 11
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """A route of the main table. ``destination`` is CIDR text."""
 
     destination: str
@@ -43,8 +43,7 @@ class Route:
     is_link_local: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Forwarding:
+class Forwarding(msgspec.Struct, frozen=True):
     """An entry of a forwarding table: of the VXLAN device (``host`` set, as :func:`scoped` writes it) or of the bridge
     (``master``)."""
 

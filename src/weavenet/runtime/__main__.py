@@ -6,9 +6,11 @@ Exit status: 0 after a clean stop, 1 after a failure, 3 when another daemon is r
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys
+from typing import NoReturn
 
 import msgspec
 
@@ -54,6 +56,7 @@ store's thread and the event loop take turns by themselves; a short interval cos
 
 
 def _run(announcement: Announcement) -> None:
+    gc.disable()  # nothing of what imports make is garbage; enabled when the daemon is ready
     from weavenet.runtime.foundation import Foundation
     from weavenet.runtime.settings import decode_settings
 
@@ -84,7 +87,7 @@ def _run(announcement: Announcement) -> None:
     asyncio.run(live())
 
 
-def main(arguments: list[str]) -> int:
+def _status(arguments: list[str]) -> int:
     announcement = Announcement(None)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, OPEN_FILES), hard), hard))
@@ -100,8 +103,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    status = main(sys.argv[1:])
+def main(arguments: list[str]) -> NoReturn:
+    """The whole process."""
+    status = _status(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # a resolver thread may hang in getaddrinfo for a minute; nothing is left to be cleaned up
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
+import threading
+from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
+from weavenet import program
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.runtime import issuing
+from weavenet.runtime.fork import Fork, ForkFailed
 
 CHILD_TIMEOUT_S = 60.0
 """Eight password lines on a busy small machine take a few seconds; beyond this something hangs."""
@@ -62,7 +66,7 @@ def _pem(label: str, der: bytes) -> str:
 
 def issue(order: Order) -> Issued:
     """In this process, for tools and tests; the daemon uses :class:`Issuing`."""
-    return _parse(json.dumps(issuing.issue(order.identity_seed, order.name, order.passwords)))
+    return _parse(_issue(order))
 
 
 def _parse(answer: str | bytes) -> Issued:
@@ -77,39 +81,59 @@ def _parse(answer: str | bytes) -> Issued:
 
 
 class Issuing:
-    """A running child. Start it early, collect it late: it takes 0.1 s, and 0.2 s more per password line."""
+    """A running child. Start it early, collect it late: it takes 0.1 s, and 0.2 s more per password line.
+
+    A fork while the daemon has no threads yet: half of what the child needs is in memory then. Later a process of its
+    own."""
 
     def __init__(self, order: Order) -> None:
         fields = {"identity_seed": order.identity_seed.hex(), "name": order.name, "passwords": order.passwords}
+        self._collect: Callable[[], str | bytes]
         try:
-            self._child = subprocess.Popen(
-                [sys.executable, "-P", "-s", "-m", "weavenet.runtime.issuing"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-            stdin = self._child.stdin
-            if stdin is not None:  # an order fits into the pipe, so neither call blocks
-                stdin.write(json.dumps(fields).encode())
-                stdin.flush()
+            if threading.active_count() == 1:
+                self._collect = partial(Fork(partial(_issue, order)).collect, CHILD_TIMEOUT_S)
+            else:
+                self._collect = partial(_communicate, _spawn(json.dumps(fields).encode()))
         except OSError as error:
             raise WeaveError(_failure(str(error))) from error
 
     def collect(self) -> Issued:
         """Blocks until the child is done. Raises WeaveError."""
         try:
-            output, complaint = self._child.communicate(timeout=CHILD_TIMEOUT_S)
-        except subprocess.TimeoutExpired as error:
-            self._child.kill()
-            self._child.communicate()
-            raise WeaveError(_failure(f"nothing within {CHILD_TIMEOUT_S:.0f} s")) from error
-        if self._child.returncode != 0:
-            lines = complaint.decode(errors="replace").strip().splitlines() or [f"exit {self._child.returncode}"]
-            raise WeaveError(_failure(lines[-1]))
-        try:
-            return _parse(output)
-        except (ValueError, KeyError, TypeError) as error:
+            return _parse(self._collect())
+        except (ForkFailed, TimeoutError, ValueError, KeyError, TypeError) as error:
             raise WeaveError(_failure(str(error))) from error
+
+
+def _issue(order: Order) -> bytes:
+    return json.dumps(issuing.issue(order.identity_seed, order.name, order.passwords)).encode()
+
+
+def _spawn(order: bytes) -> subprocess.Popen[bytes]:
+    child = subprocess.Popen(
+        program.command("weavenet.runtime.issuing"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    stdin = child.stdin
+    if stdin is not None:  # an order fits into the pipe, so neither call blocks
+        stdin.write(order)
+        stdin.flush()
+    return child
+
+
+def _communicate(child: subprocess.Popen[bytes]) -> bytes:
+    try:
+        output, complaint = child.communicate(timeout=CHILD_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        child.kill()
+        child.communicate()
+        raise TimeoutError(f"nothing within {CHILD_TIMEOUT_S:.0f} s") from error
+    if child.returncode != 0:
+        lines = complaint.decode(errors="replace").strip().splitlines() or [f"exit {child.returncode}"]
+        raise ForkFailed(lines[-1])
+    return output
 
 
 def _failure(found: str) -> Failure:

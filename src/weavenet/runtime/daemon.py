@@ -30,7 +30,7 @@ from weavenet.core.config import NodeConfig
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.limits import VXLAN_PORT, WIREGUARD_PORT_OFFSET
 from weavenet.core.names import EXPOSE, EXTERNAL
-from weavenet.core.overlay.choice import FASTDP, WIREGUARD
+from weavenet.core.overlay.planes import FASTDP, WIREGUARD
 from weavenet.core.report import NodeReport
 from weavenet.runtime.datapath import STARTING, Datapath, KernelDatapath, NameOwner, SleevePlace, WireguardPlace
 from weavenet.runtime.foundation import Foundation
@@ -44,6 +44,8 @@ RESTART_FIRST_S, RESTART_FACTOR, RESTART_CAP_S = 1.0, 2.0, 30.0
 """Pause before the next life; a full disk is looked at every half minute at least."""
 ANSWER_S = 0.2
 """For the answer to `weave reset` to be on its way before its socket closes."""
+FRESH_PAUSE_S = 0.5
+"""Starting Python takes processor time that peers and the first address need more."""
 STABLE_S = 60.0
 """A life that lasted this long starts the pauses from the beginning."""
 
@@ -259,11 +261,12 @@ class Daemon:
     def _ready(self) -> None:
         name = self._me.name if self._me else ""
         gc.freeze()  # what start-up made lives as long as the daemon: later collections need not look at it
+        gc.enable()
         self._notifier.tell(READY="1", STATUS=f"peer {name} is ready")
         _log.info("ready: peer %s, port %d", name, self.identity.port)
         self._on_ready(name)
         if self._name_server is not None:
-            self._name_server.start()
+            self._name_server.start(FRESH_PAUSE_S if self._foundation.is_fresh else 0.0)
 
     async def _begin(self, me: Me, control: ControlServer | None = None) -> None:
         """Begin a life. The first one starts ``control`` before its data path, whose imports take longest: peers

@@ -21,7 +21,7 @@ from weavenet.core.effects import PlanePeer
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.events import Event, PlaneTraffic, ProbeReceived, WireguardReported
 from weavenet.core.limits import DNS_DOMAIN_DEFAULT, SLEEVE_UNIT_BYTES, WIREGUARD_DEVICE
-from weavenet.core.overlay.choice import FASTDP, SLEEVE, WIREGUARD
+from weavenet.core.overlay.planes import FASTDP, SLEEVE, WIREGUARD
 from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.types import PeerId, bridge_mac, plane_mac
 

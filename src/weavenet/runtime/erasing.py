@@ -125,7 +125,3 @@ def main(arguments: list[str]) -> int:
         answer = {"failure": Failure(Code.HOST, "expected to remove what weave made on this host", str(error))}
     sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 
 from weavenet.core.errors import Code, Failure, WeaveError
-from weavenet.core.removal.fence import cluster_ranges, fenced_disk
 from weavenet.runtime import identity
 from weavenet.runtime.certificates import Issued, Issuing
 from weavenet.runtime.identity import Me
@@ -30,6 +29,8 @@ class Foundation:
         self.store = store
         self.rows: Rows = {}
         self.issued: Issued | None = None
+        self.is_fresh = False
+        """Nothing was in the store: nobody waits for containers or names of this host yet."""
         self.notices: tuple[str, ...] = ()
         """What people must know about how this daemon came by its identity."""
         self._root = root
@@ -47,6 +48,7 @@ class Foundation:
                 locks.append(Lock.acquire(Path(settings.data_dir) / LOCK_FILE))
                 self = cls(settings, locks, store, root)
                 self.rows = store.load()
+                self.is_fresh = not self.rows
                 self._refuse_other_range()
                 self._drop_foreign_key()
                 self._name = identity.choose_name(settings, self.rows, root)
@@ -62,6 +64,10 @@ class Foundation:
 
     def _refuse_other_range(self) -> None:
         """What a cluster divided stays divided: a range given anew is refused, rather than taken for a change."""
+        if not self.rows:
+            return
+        from weavenet.core.removal.fence import cluster_ranges
+
         divided = cluster_ranges(self.rows)
         given = self.settings.ranges if self.settings.range_explicit else ()
         if divided and given and given != divided:
@@ -79,6 +85,8 @@ class Foundation:
         """A copied disk starts as somebody else: the same cut as for a removed peer, before anything is said."""
         reason = "" if self.settings.assume_identity else identity.foreign(self.rows, self._root)
         if reason:
+            from weavenet.core.removal.fence import fenced_disk
+
             self.store.write_now((*fenced_disk(self.rows), *identity.forgotten(self.rows)))
             self.rows = self.store.load()
             self.notices = (reason,)
@@ -110,6 +118,8 @@ class Foundation:
     def fence(self) -> Me:
         """After a life ended because this peer was removed: its part in the cluster and its key go in one commit, a
         new key is made (spec "Fenced"). Blocks; raises WeaveError; may be called again then."""
+        from weavenet.core.removal.fence import fenced_disk
+
         self.reopen()
         self.store.write_now((*fenced_disk(self.rows), *identity.forgotten(self.rows)))
         self.rows = self.store.load()

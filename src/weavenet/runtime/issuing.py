@@ -160,11 +160,7 @@ def _leaf(key: Ed25519PrivateKey, fingerprint: bytes, identity: Ed25519PrivateKe
     )
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     order = json.load(sys.stdin)
     json.dump(issue(bytes.fromhex(order["identity_seed"]), order["name"], order["passwords"]), sys.stdout)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,7 +20,7 @@ from weavenet.core.errors import Failure, RefusalCode, WeaveError
 from weavenet.core.events import Event
 from weavenet.core.messages import Message
 from weavenet.core.node import Node
-from weavenet.core.overlay.choice import FASTDP, WIREGUARD
+from weavenet.core.overlay.planes import FASTDP, WIREGUARD
 from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.types import PeerId
 from weavenet.runtime.datapath import Blocked, Datapath

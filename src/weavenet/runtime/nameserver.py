@@ -14,11 +14,11 @@ import contextlib
 import ipaddress
 import logging
 import socket
-import sys
 import time
 
 import msgspec
 
+from weavenet import program
 from weavenet.core.effects import NameRecord
 from weavenet.core.report import DnsQueries, DnsReport
 from weavenet.dns.addresses import is_here, with_port
@@ -184,10 +184,10 @@ class NameServer:
 
     # --- its life ---
 
-    def start(self) -> None:
-        """Start the worker; does nothing when it was started, or when there is nowhere to listen."""
+    def start(self, pause_s: float = 0.0) -> None:
+        """Start the worker in ``pause_s``; does nothing when it was started, or when there is nowhere to listen."""
         if self._task is None and self._configuration.listen:
-            self._task = asyncio.create_task(self._keep_alive())
+            self._task = asyncio.create_task(self._keep_alive(pause_s))
 
     async def close(self) -> None:
         """End the worker."""
@@ -195,7 +195,8 @@ class NameServer:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _keep_alive(self) -> None:
+    async def _keep_alive(self, pause_s: float) -> None:
+        await asyncio.sleep(pause_s)
         pause_s = 0.0
         while True:
             self._began_at = time.monotonic()
@@ -216,8 +217,7 @@ class NameServer:
         try:
             with theirs:
                 process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    *("-P", "-s", "-m", "weavenet.dns", str(theirs.fileno())),
+                    *program.command("weavenet.dns", str(theirs.fileno())),
                     pass_fds=[theirs.fileno()],
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,

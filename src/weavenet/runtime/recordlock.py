@@ -29,10 +29,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from weavenet.core.election.lockurl import LockKind, LockUrl, parse_lock_url
 from weavenet.core.errors import Failure
 from weavenet.core.events import RecordOffered
 from weavenet.core.limits import LOCK_RECORD_BYTES_MAX
+from weavenet.core.lockurl import LockKind, LockUrl, parse_lock_url
 
 OFFER_TIMEOUT_S = 10.0
 SERVER_TIMEOUT_S = 3.0

@@ -14,11 +14,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from weavenet import program
 from weavenet.core.events import SleeveReported
 from weavenet.core.limits import SLEEVE_DEVICE
 from weavenet.core.overlay.sleeve import SleeveDesired
@@ -26,7 +26,7 @@ from weavenet.core.types import PeerId
 from weavenet.sleeve.feed import Splitter, Stop, decode_status, frame
 
 PREFIX, SUFFIX = "sleeve-", ".sock"
-FIRST_PAUSE_S = 0.3
+FIRST_PAUSE_S = 0.5
 """Starting Python takes processor time that peers and first addresses need more."""
 RESTART_FIRST_S, RESTART_FACTOR, RESTART_CAP_S = 0.2, 2.0, 30.0
 STABLE_S = 30.0
@@ -165,8 +165,7 @@ class SleeveWorker:
             arguments += ["--host", self._host]
         with complaint.open("wb") as stderr:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-P", "-s", "-m", "weavenet.sleeve", *arguments),
+                *program.command("weavenet.sleeve", *arguments),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=stderr,

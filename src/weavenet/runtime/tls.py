@@ -14,9 +14,10 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+
+import msgspec
 
 from weavenet.core.types import PeerId
 from weavenet.runtime.certificates import Issued, certificate_pem, private_key_pem
@@ -55,8 +56,7 @@ class TlsFailure(Exception):
         self.trouble, self.sentence = trouble, sentence
 
 
-@dataclass(frozen=True, slots=True)
-class PeerIdentity:
+class PeerIdentity(msgspec.Struct, frozen=True):
     """Who the other side proved to be; ``password_line`` as in ``LinkOpened``."""
 
     peer: PeerId

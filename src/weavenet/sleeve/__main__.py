@@ -15,13 +15,13 @@ from weavenet.sleeve.udp import UdpSocket
 from weavenet.sleeve.worker import Worker
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="weave-sleeve", description="The encrypted data path; started by the daemon.")
     parser.add_argument("--tap", required=True, help="name of the TAP device")
     parser.add_argument("--port", required=True, type=int, help="UDP port")
     parser.add_argument("--socket", required=True, help="path of the unix socket on which the daemon is awaited")
     parser.add_argument("--host", default="", help="address to bind; default: all")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     try:
         tap = open_tap(given.tap)
     except OSError as error:
@@ -37,4 +37,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -6,7 +6,6 @@ from weavenet.core.election.acceptor import Acceptor
 from weavenet.core.election.decrees import DecreeAcceptor, DecreeElection, DecreeMessage
 from weavenet.core.election.electorate import Electorate, quorum
 from weavenet.core.election.locking import LockedGenesis
-from weavenet.core.election.lockurl import LockKind, LockUrl, parse_lock_url
 from weavenet.core.election.proposer import GenesisElection
 from weavenet.core.election.reconfiguration import Reconfiguration
 
@@ -17,10 +16,7 @@ __all__ = [
     "DecreeMessage",
     "Electorate",
     "GenesisElection",
-    "LockKind",
-    "LockUrl",
     "LockedGenesis",
     "Reconfiguration",
-    "parse_lock_url",
     "quorum",
 ]

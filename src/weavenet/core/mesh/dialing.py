@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
+
+import msgspec
 
 from weavenet.core.config import NodeConfig
 from weavenet.core.effects import Dial, Outbox, Resolve
@@ -56,13 +57,12 @@ class AddressOutcome(StrEnum):
 _UNDECIDED = frozenset({AddressOutcome.UNKNOWN, AddressOutcome.FAILED})
 
 
-@dataclass(slots=True)
-class Address:
+class Address(msgspec.Struct):
     """Somewhere to connect to. ``peer``: who was found there last. ``discovered``: whom others report there."""
 
     host: str
     port: int
-    targets: set[str] = field(default_factory=set)
+    targets: set[str] = msgspec.field(default_factory=set)
     discovered: PeerId | None = None
     peer: PeerId | None = None
     dial: int | None = None
@@ -80,8 +80,7 @@ class Address:
         return self.dial is not None or self.link is not None
 
 
-@dataclass(slots=True)
-class Aim:
+class Aim(msgspec.Struct):
     """One active target and how far its resolution is."""
 
     text: str

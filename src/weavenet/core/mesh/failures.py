@@ -3,14 +3,13 @@ five minutes, a bounded number."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from weavenet.core.errors import RefusalCode
 from weavenet.core.limits import FAILURE_KEPT_S, FAILURES_KEPT
 
 
-@dataclass(frozen=True, slots=True)
-class InboundFailure:
+class InboundFailure(msgspec.Struct, frozen=True):
     at: float
     host: str
     port: int

@@ -10,8 +10,9 @@ Invariant: at most one established link per peer. Does not send.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from weavenet.core.errors import InvariantBroken, RefusalCode
 from weavenet.core.limits import HEARTBEAT_BUSY_S, HEARTBEAT_MISSES, SILENCE_MAX_S
@@ -44,8 +45,7 @@ TRANSITIONS: dict[tuple[LinkState, LinkStep], LinkState] = {
 }
 
 
-@dataclass(slots=True)
-class Gossip:
+class Gossip(msgspec.Struct):
     """How the replicated state stands with the peer of a link. ``eager``: changes are pushed at once; else announced.
     ``has_agreed``: both were equal once. ``theirs``, ``sent``: last digest received and sent. ``tries``: how often we
     still start a repair of the difference to ``theirs``. Times in seconds of ``now``."""
@@ -61,8 +61,7 @@ class Gossip:
     pruned_at: float = float("-inf")
 
 
-@dataclass(slots=True)
-class Link:
+class Link(msgspec.Struct):
     """One connection. ``host``:``port`` is the remote end as seen here; for an outbound link what was dialled.
     ``nonce`` is ours. ``cluster``: whose record they pushed. ``code`` and ``info`` say why it is closing."""
 

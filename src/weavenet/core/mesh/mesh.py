@@ -37,7 +37,8 @@ from weavenet.core.mesh.reports import connection_reports, missing_targets, peer
 from weavenet.core.mesh.sessions import Sessions
 from weavenet.core.mesh.shared import Shared
 from weavenet.core.mesh.surroundings import Surroundings
-from weavenet.core.mesh.targets import Suppressed, Target, TargetSet
+from weavenet.core.mesh.target import Target
+from weavenet.core.mesh.targets import Suppressed, TargetSet
 from weavenet.core.messages import Body, MalformedMessage, Message, decode_body
 from weavenet.core.messages.gossip import (
     KIND_NEIGHBOUR,

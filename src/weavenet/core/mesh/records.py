@@ -18,8 +18,9 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from itertools import takewhile
+
+import msgspec
 
 from weavenet.core.errors import InvariantBroken
 from weavenet.core.limits import (
@@ -54,16 +55,15 @@ class RecordRefused(Exception):
     """A bound was reached; the text says which."""
 
 
-@dataclass(slots=True)
-class Origin:
+class Origin(msgspec.Struct):
     """Everything known of one origin. ``absent_since``: when it was last reachable, None while it is."""
 
     peer: PeerId
     incarnation: int
     top: int = 0
-    live: dict[int, Record] = field(default_factory=dict)
-    by_kind: dict[int, dict[int, bytes]] = field(default_factory=dict)
-    steps: deque[tuple[int, int, tuple[int, ...]]] = field(default_factory=deque)
+    live: dict[int, Record] = msgspec.field(default_factory=dict)
+    by_kind: dict[int, dict[int, bytes]] = msgspec.field(default_factory=dict)
+    steps: deque[tuple[int, int, tuple[int, ...]]] = msgspec.field(default_factory=deque)
     dropped_count: int = 0
     absent_since: float | None = None
 
@@ -98,8 +98,7 @@ class Origin:
             self.dropped_count -= len(self.steps.popleft()[2])
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(msgspec.Struct, frozen=True):
     """Outcome of a delta. ``gap``: it starts beyond our mark, so the origin has to be pulled. ``behind``: the sender
     lacks what we have. ``before``: our mark beforehand, from which others are told."""
 

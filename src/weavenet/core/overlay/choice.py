@@ -1,7 +1,6 @@
 """Which plane a peer's frames leave over: the best one that works; else what may still work.
 
-Planes, best first: ``fastdp`` (kernel VXLAN), ``wireguard`` (the same over a WireGuard device), ``sleeve``. Each end
-chooses for what it sends, so the two ends may be on different planes for a moment; both accept from either.
+Each end chooses for what it sends, so the two ends may be on different planes for a moment; both accept from either.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 
 from weavenet.core.overlay.paths import PathState
-
-FASTDP, WIREGUARD, SLEEVE = "fastdp", "wireguard", "sleeve"
-PREFERENCE = (FASTDP, WIREGUARD, SLEEVE)
+from weavenet.core.overlay.planes import PREFERENCE
 
 Candidate = tuple[str, PathState]
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 
 from weavenet.core.effects import Change, Endpoint, Outbox, PlanePeer, VxlanUse
-from weavenet.core.overlay.choice import FASTDP, WIREGUARD
+from weavenet.core.overlay.planes import FASTDP, WIREGUARD
 from weavenet.core.overlay.sleeve import SleeveRecord
 from weavenet.core.overlay.wireguard import WireguardRecord
 from weavenet.core.types import PeerId, plane_mac

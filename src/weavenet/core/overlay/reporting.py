@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from weavenet.core.limits import VXLAN_PORT
-from weavenet.core.overlay.choice import FASTDP, SLEEVE, WIREGUARD, in_common
+from weavenet.core.overlay.choice import in_common
 from weavenet.core.overlay.openplanes import OpenPlane
 from weavenet.core.overlay.paths import PathState
+from weavenet.core.overlay.planes import FASTDP, SLEEVE, WIREGUARD
 from weavenet.core.report import ConnectionReport
 from weavenet.core.types import PeerId
 

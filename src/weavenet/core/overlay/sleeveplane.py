@@ -20,9 +20,9 @@ import msgspec
 from weavenet.core.config import NodeConfig
 from weavenet.core.limits import HOPS_AT_ONCE_PEERS, HOPS_INTERVAL_S, SLEEVE_PROOF_S
 from weavenet.core.messages.gossip import KIND_SLEEVE, KIND_SLEEVE_PATH, record_body
-from weavenet.core.overlay.choice import SLEEVE
 from weavenet.core.overlay.openplanes import OpenPlanes
 from weavenet.core.overlay.paths import PathState
+from weavenet.core.overlay.planes import SLEEVE
 from weavenet.core.overlay.relays import next_hops
 from weavenet.core.overlay.sleeve import (
     CANDIDATES_MAX,

@@ -9,8 +9,8 @@ import msgspec
 
 from weavenet.core.config import NodeConfig
 from weavenet.core.messages.gossip import KIND_WIREGUARD, record_body
-from weavenet.core.overlay.choice import WIREGUARD
 from weavenet.core.overlay.openplanes import OpenPlanes
+from weavenet.core.overlay.planes import WIREGUARD
 from weavenet.core.overlay.wireguard import WireguardRecord, tunnel_address
 from weavenet.core.types import PeerId
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -67,14 +66,13 @@ class State(Protocol):
     def merge_ring(self, now: float, delta: RingDelta) -> RingDelta | None: ...
 
 
-@dataclass(slots=True)
-class _Answers:
+class _Answers(msgspec.Struct):
     """What one peer has confirmed in this session."""
 
     applied: bool = False
     ring_hash: bytes = b""
-    pages: set[int] = field(default_factory=set)
-    stamped: set[int] = field(default_factory=set)
+    pages: set[int] = msgspec.field(default_factory=set)
+    stamped: set[int] = msgspec.field(default_factory=set)
 
 
 class Collect:

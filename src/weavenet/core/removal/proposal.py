@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -88,8 +87,7 @@ class Surroundings(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Proposal:
+class Proposal(msgspec.Struct):
     """Peers to be removed together. ``session``, ``asked_at``: the last question to the voters; ``unseen``: those who
     answered that they see none of them."""
 
@@ -97,19 +95,18 @@ class Proposal:
     force: bool
     session: int = 0
     asked_at: float | None = None
-    unseen: set[PeerId] = field(default_factory=set)
+    unseen: set[PeerId] = msgspec.field(default_factory=set)
     ask_at: float = 0.0
 
 
-@dataclass(slots=True)
-class Waiter:
+class Waiter(msgspec.Struct):
     """A command that is answered when ``ids`` are removed and what they owned is usable."""
 
     ids: frozenset[PeerId]
     force: bool
     session: int
-    heirs_done: set[PeerId] = field(default_factory=set)
-    last_seen: dict[PeerId, str] = field(default_factory=dict)
+    heirs_done: set[PeerId] = msgspec.field(default_factory=set)
+    last_seen: dict[PeerId, str] = msgspec.field(default_factory=dict)
     waiting_for: tuple[PeerId, ...] = ()
     ask_at: float = 0.0
     removed_at: float | None = None

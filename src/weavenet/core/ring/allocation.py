@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from weavenet.core.commands import (
     Addresses,
@@ -42,8 +43,7 @@ from weavenet.core.ring.subnets import Place, Window, claimed_place, default_win
 WINDOWS_CACHED_MAX = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """Not now. ``need`` is what would help; None: the ring."""
 
     need: Need | None
@@ -52,8 +52,7 @@ class Wait:
 _FOR_RING = Wait(None)
 
 
-@dataclass(slots=True)
-class Waiting:
+class Waiting(msgspec.Struct):
     """A command that waits since ``since`` (seconds)."""
 
     command: Allocate | Claim

@@ -9,7 +9,6 @@ Invariants: exactly the held in-range addresses that are not ours are blocked, d
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import msgspec
 
@@ -24,8 +23,7 @@ RECLAIM_RETRY_S = 30.0
 """A refused address is asked for again this often: its user there may have gone."""
 
 
-@dataclass(slots=True)
-class Block:
+class Block(msgspec.Struct):
     """``refusal``: the owner's words, or empty. ``retry_at``: not asked for again before (seconds)."""
 
     refusal: str = ""

@@ -15,7 +15,6 @@ chain. Nothing here decides anything or acts on decrees.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -171,8 +170,7 @@ class Chain:
         return Merged(theirs if theirs.hashes[fork] < self.hashes[fork] else self, problem=problem)
 
 
-@dataclass(frozen=True, slots=True)
-class Merged:
+class Merged(msgspec.Struct, frozen=True):
     """``chain`` is what to hold from now on. ``problem``: a sentence to report, or empty."""
 
     chain: Chain

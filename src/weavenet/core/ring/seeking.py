@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from weavenet.core.effects import Outbox
 from weavenet.core.limits import SPACE_RETRY_S
@@ -33,8 +34,7 @@ class Need(NamedTuple):
     exact: bool
 
 
-@dataclass(slots=True)
-class Ask:
+class Ask(msgspec.Struct):
     """A request in flight."""
 
     need: Need

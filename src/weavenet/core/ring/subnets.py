@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from weavenet.core.errors import Code, Failure
 from weavenet.core.limits import SUBNET_ADDRESSES_MIN
@@ -15,8 +16,7 @@ from weavenet.core.ranges import Ranges
 from weavenet.core.types import AddressRange
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(msgspec.Struct, frozen=True):
     """A subnet clipped to the range of its family in ``area``: offsets [first, stop) may be allocated (the first and
     last address of the subnet itself never are)."""
 
@@ -27,8 +27,7 @@ class Window:
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """An explicitly named address with its prefix; ``offset`` is None outside the range."""
 
     address: str

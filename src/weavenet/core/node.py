@@ -98,7 +98,7 @@ from weavenet.core.overlay.endpoints import Endpoints
 from weavenet.core.overlay.handover import Handover
 from weavenet.core.overlay.openplanes import OpenPlanes
 from weavenet.core.overlay.paths import Paths
-from weavenet.core.quiet import may_be_quiet
+from weavenet.core.quiet import concerns_only_client, may_be_quiet
 from weavenet.core.removal import rejoin_of
 from weavenet.core.report import NodeReport
 from weavenet.core.ring import Ipam, Log, Ring, seed_genesis
@@ -229,9 +229,13 @@ class Node:
         if self.membership.is_over:
             return self._last(now)
         self.membership.leasing.look_at_clock(now)
+        is_quiet = may_be_quiet(event)
         match event:
             case Requested():
+                was_used = self.ipam.used
                 self._command(now, event.request, event.command)
+                is_quiet = concerns_only_client(event.command, self._outbox.effects) and was_used == self.ipam.used
+                self._others_due = earliest((self._others_due, self.ipam.deadline()))
             case Cancelled():
                 self.ipam.cancel(event.request)
                 self.membership.cancel(now, event.request)
@@ -247,7 +251,7 @@ class Node:
                 self.founding.offered(now, event)
             case _:
                 self.mesh.handle(now, event)
-        if not (may_be_quiet(event) and self._is_at_rest(now)):
+        if not (is_quiet and self._is_at_rest(now)):
             self._settle(now)
         return self._lower()
 
@@ -336,7 +340,8 @@ class Node:
     # --- settling: each part sees what the others did ---
 
     def _is_at_rest(self, now: float) -> bool:
-        """After an event of mesh or heartbeats alone: whether nothing is new or due for any other part."""
+        """After an event of mesh or heartbeats alone, or a command that was answered at once: whether nothing is new or
+        due for any other part."""
         is_due = self._others_due is not None and now >= self._others_due
         if is_due or self._is_restless or self.membership.is_watchful:
             return False

@@ -10,6 +10,7 @@ from mesh_network import RING_SIZE, Host, Network, peer_id
 
 from weavenet.core.events import Received
 from weavenet.core.limits import PAGE_BYTES_MAX, RECORD_ABSENT_EXPIRY_S, RECORD_BYTES_MAX
+from weavenet.core.mesh import replication
 from weavenet.core.messages import encode
 from weavenet.core.messages.gossip import OriginDelta, Push, Record, RingDelta
 from weavenet.core.messages.unicast import Routed, SpaceDenied
@@ -246,3 +247,58 @@ def test_records_too_big_or_too_many_are_refused_loudly() -> None:
     publish(one, b"k", bytes(RECORD_BYTES_MAX + 1))
     assert one.mesh.records_of(one.peer, KIND) == []
     assert any("not published" in note for note in one.notes)
+
+
+def test_a_change_by_itself_does_not_wait_on_any_hop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken() -> float:
+        network = chain(5)
+        network.run(2)
+        arrivals: list[float] = []
+
+        def note(source: Host, target: Host, message: object) -> None:
+            if isinstance(message, Push) and target.number == 4:
+                arrivals.append(network.now)
+
+        network.on_message = note
+        began = network.now
+        publish(network.hosts[0], b"k", b"alone")
+        assert network.run(1, network.is_equal)
+        assert len(arrivals) == 1
+        return arrivals[0] - began
+
+    paced = taken()
+    monkeypatch.setattr(replication, "PUSH_PAUSE_PER_PEER_S", 0.0)
+    assert paced == pytest.approx(taken())
+
+
+def test_changes_within_a_moment_travel_together() -> None:
+    network = chain(3)
+    network.run(2)
+    pushes: list[Push] = []
+
+    def count(source: Host, target: Host, message: object) -> None:
+        if isinstance(message, Push) and target.number == 2:
+            pushes.append(message)
+
+    network.on_message = count
+    for number in range(50):
+        publish(network.hosts[0], b"k%d" % number, b"together")
+    assert network.run(1, network.is_equal)
+    assert len(pushes) == 2, "the first at once, all others with the next"
+    assert sum(len(delta.records) for push in pushes for delta in push.records) == 50
+
+
+def test_nobody_is_told_what_it_said_itself() -> None:
+    network = chain(3)
+    network.run(2)
+    told: list[tuple[int, int]] = []
+
+    def count(source: Host, target: Host, message: object) -> None:
+        if isinstance(message, Push):
+            told.append((source.number, target.number))
+
+    network.on_message = count
+    publish(network.hosts[0], b"k", b"from the end")
+    assert network.run(1, network.is_equal)
+    network.run(1)
+    assert told == [(0, 1), (1, 2)]

@@ -177,6 +177,14 @@ speed when one of them dies, and leave the copies received per change near two."
 EAGER_LINKS_START = 4
 """A new link starts lazy when this many are eager already; with all of them eager a hundred peers that start together
 would send every change over every link."""
+PUSH_PAUSE_PER_PEER_S = 0.001
+PUSH_PAUSE_MAX_S = 0.5
+"""After a push of records the next one waits this long, times the peers that are known: a change by itself leaves at
+once, but of a thousand peers that start together each would else send an event per record and link."""
+OWN_PAUSE_PUSHES = 4
+"""Own records that may wait for company leave every so many pauses at most."""
+REPAIR_QUIET_PUSHES, REPAIR_WAIT_PUSHES = 2, 16
+"""A difference in records is repaired when nothing was news for so many pauses, or after so many of them."""
 NEIGHBOUR_WAIT_S = 0.03
 """A new link is told to others after this pause, together with those that come up meanwhile."""
 REPAIR_INTERVAL_S = 0.5

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from weavenet.core.commands import Allocate, Command, GetReport, ListAttachments, Lookup, LookupName
-from weavenet.core.effects import Effect, Persist, Reply
+from weavenet.core.effects import Persist, Reply
 from weavenet.core.events import Event, PlaneTraffic, ProbeReceived, Received, Tick
 from weavenet.core.messages.gossip import Prune, Push, RecordBuckets, RecordMarks, RecordPull, RingBuckets
 from weavenet.core.messages.link import Digest, Heartbeat
@@ -33,7 +33,7 @@ def may_be_quiet(event: Event) -> bool:
     return type(message) in _MESSAGES
 
 
-def concerns_only_client(command: Command, effects: Iterable[Effect]) -> bool:
+def concerns_only_client(command: Command, effects: Iterable[object]) -> bool:
     """Whether ``command``, which caused ``effects``, was answered at once and changed at most which container uses what
     address of this host: a matter between its client and us."""
     if type(command) not in _COMMANDS:

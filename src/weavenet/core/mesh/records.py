@@ -100,14 +100,18 @@ class Origin(msgspec.Struct):
 
 class Applied(msgspec.Struct, frozen=True):
     """Outcome of a delta. ``gap``: it starts beyond our mark, so the origin has to be pulled. ``behind``: the sender
-    lacks what we have. ``before``: our mark beforehand, from which others are told."""
+    lacks what we have. ``equal``: it has what we have. ``before``: our mark beforehand, from which others are told."""
 
     new: bool = False
     gap: bool = False
     behind: bool = False
+    equal: bool = False
     before: Mark | None = None
     added: tuple[Record, ...] = ()
     removed: tuple[Record, ...] = ()
+
+
+_EQUAL = Applied(equal=True)
 
 
 def bucket_of(origin: PeerId) -> int:
@@ -244,10 +248,13 @@ class Records:
     def apply(self, now: float, delta: OriginDelta) -> Applied:
         """Take in what ``delta`` says of an origin that is not us. Raises MalformedDelta or RecordRefused; nothing
         is changed then."""
+        held = self.origins.get(delta.origin)
+        if held is not None and (delta.incarnation, delta.top) == (held.incarnation, held.top):
+            # What it no longer lists we deleted ourselves when we reached our mark. Most of what a mesh hears.
+            return _EQUAL
         living = self._validate(delta)
         if self._removed(delta.origin):
             raise RecordRefused("")  # whoever sends it has not heard of the removal yet
-        held = self.origins.get(delta.origin)
         if held is not None and delta.incarnation < held.incarnation:
             return Applied(behind=True)
         before = self.mark(delta.origin)
@@ -255,9 +262,8 @@ class Records:
         top = 0 if held is None or is_fresh else held.top
         if delta.base > top:
             return Applied(gap=True, before=before)
-        if not is_fresh and delta.top <= top:
-            # Nothing is new, and what it no longer lists we deleted ourselves when we reached our mark.
-            return Applied(behind=delta.top < top)
+        if not is_fresh and delta.top < top:
+            return Applied(behind=True)
         self._admit(held, delta, () if is_fresh else living, top)
         removed: list[Record] = []
         if held is None:

@@ -7,6 +7,11 @@ pushes and pulls. A repair makes its link eager again, so the tree heals where i
 with only a few of them eager, and the first exchange on a link is no reason for more: when a hundred peers start
 together, each change would travel every link before the first prune.
 
+Records are paced, log and ring are not. A push of records leaves at once when none left lately; what moves meanwhile
+leaves together, after a pause that grows with the number of peers, and not to those that told us the same. While news
+comes in, a difference in records is left to it for some pauses before it is repaired. Else a thousand peers that start
+together would each forward an event per record and link, and repair what is on its way already.
+
 A digest goes out once per link and change, and not at all when the peer's own digest already showed the same; so on
 most lazy links one of the two sides speaks. Who hears a differing digest owns the repair and repeats it with its beats.
 
@@ -21,19 +26,26 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
+from weavenet.core.deadlines import earliest
 from weavenet.core.effects import Outbox, Send
 from weavenet.core.limits import (
     DIGEST_BUCKETS,
     EAGER_LINKS_MIN,
     EAGER_LINKS_START,
     LAZY_DIGEST_DELAY_S,
+    OWN_PAUSE_PUSHES,
     PAGE_BYTES_MAX,
     PULL_PENDING_S,
+    PUSH_PAUSE_MAX_S,
+    PUSH_PAUSE_PER_PEER_S,
     REPAIR_BURST_BYTES,
     REPAIR_INTERVAL_S,
+    REPAIR_QUIET_PUSHES,
+    REPAIR_WAIT_PUSHES,
 )
-from weavenet.core.mesh.links import Link, Links
+from weavenet.core.mesh.links import Gossip, Link, Links
 from weavenet.core.mesh.records import Applied, MalformedDelta, RecordRefused, Records
 from weavenet.core.mesh.shared import Shared
 from weavenet.core.messages import Message, encode
@@ -64,6 +76,14 @@ _FIRST_EXCHANGE_S = 10.0
 """A link whose ends never agreed counts as past its first exchange after this long."""
 
 
+class _Moved(NamedTuple):
+    """An origin whose records are to be pushed: our mark of it at the last push, and the ids of the links over which
+    the newest of them came, which need not be told."""
+
+    before: Mark
+    sources: set[int]
+
+
 class Replication:
     """``on_applied(origin, applied)`` is called for each set of records that changed, before it is forwarded."""
 
@@ -89,7 +109,12 @@ class Replication:
         self._noted: dict[PeerId, float] = {}
         self._announce_at: float | None = None
         self._unpushed: Mark | None = None
+        self._unpushed_at: float | None = None
+        self._own_pushed_at = float("-inf")
+        self._moved: dict[PeerId, _Moved] = {}
         self._push_at: float | None = None
+        self._pushed_at = self._moved_at = float("-inf")
+        self._repair_at: float | None = None
 
     # --- our own changes ---
 
@@ -99,23 +124,26 @@ class Replication:
             self._unpushed = before
         if wait_s == 0.0:
             self._push_unpushed(now)
-        elif self._push_at is None:
-            self._push_at = now + wait_s
+        elif self._unpushed_at is None:
+            self._unpushed_at = max(now + wait_s, self._own_pushed_at + self._pause_s(OWN_PAUSE_PUSHES))
 
     def _push_unpushed(self, now: float) -> None:
-        self._push_at = None
+        self._unpushed_at, self._own_pushed_at = None, now
         if self._unpushed is not None:
             before, self._unpushed = self._unpushed, None
-            self._spread(now, None, deltas=self._records.deltas(now, before))
+            self._note_moved(before, set())
+            self._push_moved(now)
 
     def push_ring(self, now: float, delta: RingDelta) -> None:
-        self._spread(now, None, ring=(delta,))
+        self._spread_shared(now, None, ring=(delta,))
 
     def push_log(self, now: float, start: int) -> None:
         if self._links.established():  # entries that nobody is there to take do not count as given away
-            self._spread(now, None, log_start=start, log=self._shared.log_from(start))
+            self._spread_shared(now, None, log_start=start, log=self._shared.log_from(start))
 
-    def _spread(
+    # --- the tree ---
+
+    def _spread_shared(
         self,
         now: float,
         source: Link | None,
@@ -123,9 +151,45 @@ class Replication:
         log_start: int = 0,
         log: Sequence[LogEntry] = (),
         ring: Iterable[RingDelta] = (),
-        deltas: Iterable[OriginDelta] = (),
     ) -> None:
-        """Push on the eager links but ``source``; announce on all others."""
+        """Log and ring go on at once, to all but ``source``."""
+        pages = list(_pages(log_start, log, ring, (), repair=False))
+        self._spread(now, lambda link: link is not source, lambda link: pages)
+
+    def _note_moved(self, before: Mark, sources: set[int]) -> None:
+        """An origin moved on from ``before``, as it said on ``sources``."""
+        known = self._moved.get(before.origin)
+        self._moved[before.origin] = _Moved(before if known is None else known.before, sources)
+
+    def _push_moved(self, now: float) -> None:
+        """Push the records that moved, unless a push left a moment ago: then what moves meanwhile goes with them."""
+        if not self._moved:
+            return
+        push_at = self._pushed_at + self._pause_s(1)
+        if now < push_at:
+            self._push_at = push_at
+            return
+        moved, self._moved = self._moved, {}
+        self._push_at, self._pushed_at = None, now
+        deltas = [(each.sources, delta) for each in moved.values() for delta in self._records.deltas(now, each.before)]
+        informed = set[int]().union(*(sources for sources, _ in deltas))
+        everything = list(_pages(0, (), (), (delta for _, delta in deltas), repair=False))
+
+        def news(link: Link) -> Iterator[OriginDelta]:
+            return (delta for sources, delta in deltas if link.id not in sources)
+
+        self._spread(
+            now,
+            lambda link: link.id not in informed or any(True for _ in news(link)),
+            lambda link: _pages(0, (), (), news(link), repair=False) if link.id in informed else everything,
+        )
+
+    def _pause_s(self, pushes: int) -> float:
+        """For so many pushes that do not leave one by one."""
+        return pushes * min(PUSH_PAUSE_MAX_S, PUSH_PAUSE_PER_PEER_S * len(self._records.origins))
+
+    def _spread(self, now: float, is_news: Callable[[Link], bool], pages: Callable[[Link], Iterable[Push]]) -> None:
+        """Push on the eager links to which it is news; announce on the others."""
         links = self._links.established()
         if not links:
             return
@@ -134,12 +198,11 @@ class Replication:
             # Nobody would hear of it before the next digest; one link is enough to get it going.
             eager = [min(links, key=lambda link: link.id)]
             eager[0].gossip.eager = True
-        pages = list(_pages(log_start, log, ring, deltas, repair=False))
         for link in links:
-            if link is source:
+            if not is_news(link):
                 continue
             if link.gossip.eager:
-                for page in pages:
+                for page in pages(link):
                     self._send(now, link, page)
             else:
                 link.gossip.announce = True
@@ -165,22 +228,26 @@ class Replication:
         self._send_digest(now, link, self.digest())
 
     def deadline(self) -> float | None:
-        if self._push_at is None or self._announce_at is None:
-            return self._announce_at if self._push_at is None else self._push_at
-        return min(self._push_at, self._announce_at)
+        return earliest((self._unpushed_at, self._push_at, self._announce_at, self._repair_at))
 
     def tick(self, now: float) -> None:
         """Push what waited; announce on the lazy links whose peer did not already show that it has what we have."""
-        if self._push_at is not None and now >= self._push_at:
+        if self._unpushed_at is not None and now >= self._unpushed_at:
             self._push_unpushed(now)
-        if self._announce_at is None or now < self._announce_at:
-            return
-        self._announce_at = None
-        mine = self.digest()
-        for link in self._links.established():
-            if link.gossip.announce:
-                link.gossip.announce = False
-                self._tell(now, link, mine)
+        if self._push_at is not None and now >= self._push_at:
+            self._push_moved(now)
+        if self._announce_at is not None and now >= self._announce_at:
+            self._announce_at = None
+            mine = self.digest()
+            for link in self._links.established():
+                if link.gossip.announce:
+                    link.gossip.announce = False
+                    self._tell(now, link, mine)
+        if self._repair_at is not None and now >= self._repair_at:
+            self._repair_at = None
+            mine = self.digest()
+            for link in self._links.established():
+                self._start_repair(now, link, mine)
 
     def beat(self, now: float, link: Link, mine: Digest) -> None:
         """Beside a heartbeat: tell news, repeat our digest now and then, go on with a repair."""
@@ -188,8 +255,7 @@ class Replication:
         self._tell(now, link, mine)
         if now >= gossip.sent_at + _DIGEST_REPEAT_S:
             self._send_digest(now, link, mine)
-        if gossip.tries and now >= gossip.repair_after:
-            self._start_repair(now, link, mine)
+        self._start_repair(now, link, mine)
 
     def _tell(self, now: float, link: Link, mine: Digest) -> None:
         if mine not in (link.gossip.sent, link.gossip.theirs):
@@ -205,19 +271,41 @@ class Replication:
         mine = self.digest()
         if mine == theirs:
             gossip.tries = 0
+            gossip.differs_since = None
             gossip.has_agreed = True
             return
         gossip.tries = _REPAIR_TRIES
-        if now >= gossip.repair_after:
-            self._start_repair(now, link, mine)
+        if gossip.differs_since is None:
+            gossip.differs_since = now
+        self._start_repair(now, link, mine)
+
+    def _news_until(self, now: float, gossip: Gossip) -> float:
+        """While news comes in, it comes for most differences of records too: those are left to it for a while, unless
+        nobody else was asked for everything yet."""
+        others = (link.gossip for link in self._links.established() if link.gossip is not gossip)
+        if not any(other.has_agreed or other.repair_after for other in others):
+            return now
+        since = now if gossip.differs_since is None else gossip.differs_since
+        quiet_at = self._moved_at + self._pause_s(REPAIR_QUIET_PUSHES)
+        return min(quiet_at, since + self._pause_s(REPAIR_WAIT_PUSHES))
 
     def _start_repair(self, now: float, link: Link, mine: Digest) -> None:
-        theirs = link.gossip.theirs
-        if theirs is None or theirs == mine:
-            link.gossip.tries = 0
+        gossip = link.gossip
+        theirs = gossip.theirs
+        if not gossip.tries or now < gossip.repair_after:
             return
-        link.gossip.tries -= 1
-        link.gossip.repair_after = now + REPAIR_INTERVAL_S
+        if theirs is None or theirs == mine:
+            gossip.tries = 0
+            return
+        shared = (theirs.ring_hash, theirs.log_length, theirs.log_hash, theirs.epoch, theirs.epoch_id)
+        if shared == (mine.ring_hash, mine.log_length, mine.log_hash, mine.epoch, mine.epoch_id):
+            wait_until = self._news_until(now, gossip)
+            if now < wait_until:
+                self._repair_at = earliest((self._repair_at, wait_until))
+                return
+        gossip.tries -= 1
+        gossip.repair_after = now + REPAIR_INTERVAL_S
+        gossip.differs_since = now
         if theirs.records_root != mine.records_root:
             self._send(now, link, RecordBuckets(self._records.bucket_hashes()))
         their_epoch, my_epoch = (theirs.epoch, theirs.epoch_id), (mine.epoch, mine.epoch_id)
@@ -264,8 +352,11 @@ class Replication:
                 link.gossip.eager = True
             else:
                 self._graft(now, link)
-            deltas = (delta for mark in moved for delta in self._records.deltas(now, mark))
-            self._spread(now, link, log_start=before, log=new_log, ring=new_ring, deltas=deltas)
+            if new_log or new_ring:
+                self._spread_shared(now, link, log_start=before, log=new_log, ring=new_ring)
+            for mark in moved:
+                self._note_moved(mark, {link.id})
+            self._push_moved(now)
         elif not (is_open or has_gap or push.repair):
             self._prune(now, link)
 
@@ -284,10 +375,13 @@ class Replication:
                 is_held_back = True
                 self._note_refusal(now, delta.origin, str(refusal))
                 continue
+            if applied.equal and delta.origin in self._moved:
+                self._moved[delta.origin].sources.add(link.id)
             if applied.gap and applied.before is not None:
                 gaps.append(applied.before)
             if applied.new and applied.before is not None:
                 moved.setdefault(delta.origin, applied.before)
+                self._moved_at = now
                 self._pulled.pop(delta.origin, None)
                 self._on_applied(now, delta.origin, applied)
         wanted = self._not_pulled_yet(now, gaps)

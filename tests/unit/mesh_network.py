@@ -171,7 +171,7 @@ class Host:
                     raise AssertionError(effect)
 
     def root(self) -> bytes:
-        return self.mesh._replication.digest().records_root
+        return self.mesh._replication.repair.digest().records_root
 
 
 class Network:

@@ -10,7 +10,7 @@ from mesh_network import RING_SIZE, Host, Network, peer_id
 
 from weavenet.core.events import Received
 from weavenet.core.limits import PAGE_BYTES_MAX, RECORD_ABSENT_EXPIRY_S, RECORD_BYTES_MAX
-from weavenet.core.mesh import replication
+from weavenet.core.mesh import pacing
 from weavenet.core.messages import encode
 from weavenet.core.messages.gossip import OriginDelta, Push, Record, RingDelta
 from weavenet.core.messages.unicast import Routed, SpaceDenied
@@ -267,7 +267,7 @@ def test_a_change_by_itself_does_not_wait_on_any_hop(monkeypatch: pytest.MonkeyP
         return arrivals[0] - began
 
     paced = taken()
-    monkeypatch.setattr(replication, "PUSH_PAUSE_PER_PEER_S", 0.0)
+    monkeypatch.setattr(pacing, "PUSH_PAUSE_PER_PEER_S", 0.0)
     assert paced == pytest.approx(taken())
 
 

@@ -190,8 +190,8 @@ class Mesh:
         self._dialer.tick(now)
         self._replication.tick(now)
         if self._sessions.is_due(now):
-            digest = self._replication.digest()
-            self._sessions.tick(now, lambda link: self._replication.beat(now, link, digest))
+            digest = self._replication.repair.digest()
+            self._sessions.tick(now, lambda link: self._replication.repair.beat(now, link, digest))
         self._around.tick(now)
 
     def _follow_targets(self, now: float) -> None:
@@ -511,7 +511,7 @@ class Mesh:
             case Heartbeat():
                 self._sessions.beaten(now, link, message)
             case Digest():
-                self._replication.on_digest(now, link, message)
+                self._replication.repair.on_digest(now, link, message)
             case Push():
                 link.used_at = now
                 if message.log and isinstance(message.log[0].decree, Genesis):
@@ -520,15 +520,15 @@ class Mesh:
             case Prune():
                 self._replication.on_prune(link)
             case LogPull():
-                self._replication.on_log_pull(now, link, message)
+                self._replication.repair.on_log_pull(now, link, message)
             case RingBuckets():
-                self._replication.on_ring_buckets(now, link, message)
+                self._replication.repair.on_ring_buckets(now, link, message)
             case RecordBuckets():
-                self._replication.on_record_buckets(now, link, message)
+                self._replication.repair.on_record_buckets(now, link, message)
             case RecordMarks():
-                self._replication.on_record_marks(now, link, message)
+                self._replication.repair.on_record_marks(now, link, message)
             case RecordPull():
-                self._replication.on_record_pull(now, link, message)
+                self._replication.repair.on_record_pull(now, link, message)
             case Routed():
                 self._route(now, link, message)
             case Hello() | Refusal():

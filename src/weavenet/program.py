@@ -2,7 +2,8 @@
 its ``__main__`` if it is a package, and ends with the status that it returns.
 
 ``-I``: nothing of the caller's folder, environment or home is imported by a program that runs as root. ``-S``: no
-``site``, which takes as long as the rest of an interpreter's start; this adds the two folders that are needed.
+``site``, which takes as long as the rest of an interpreter's start; this adds the two folders that are needed. A
+process that has ``site`` itself, since an installed package may need it to find its libraries, gives it on.
 
 As a module it gives the command line (:func:`command`). Kept tiny, since a script is compiled at every start while
 modules are not.
@@ -16,7 +17,8 @@ environment = sys.executable.rpartition("/bin/")[0]
 
 def command(module: str, *arguments: str) -> list[str]:
     """What to execute for ``module``."""
-    return [sys.executable, "-I", "-S", f"{source}/weavenet/program.py", module, *arguments]
+    flags = ["-I", "-S"] if sys.flags.no_site else ["-I"]
+    return [sys.executable, *flags, f"{source}/weavenet/program.py", module, *arguments]
 
 
 def run(name: str, arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import signal
 import sys
 from typing import NoReturn
 
@@ -56,6 +57,7 @@ store's thread and the event loop take turns by themselves; a short interval cos
 
 
 def _run(announcement: Announcement) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored ones, as some parents leave them, cannot be waited for
     gc.disable()  # nothing of what imports make is garbage; enabled when the daemon is ready
     from weavenet.runtime.foundation import Foundation
     from weavenet.runtime.settings import decode_settings

@@ -56,7 +56,8 @@ class Fork:
             os.close(self._reader)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)  # it has said everything, or is too late
-            os.waitpid(self._pid, 0)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)
         said = b"".join(chunks)
         if said[:1] != _DONE:
             raise ForkFailed(said[1:].decode(errors="replace") or "the process ended without a word")

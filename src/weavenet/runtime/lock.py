@@ -58,4 +58,5 @@ class Lock:
 
     def release(self) -> None:
         os.ftruncate(self._descriptor, 0)
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # also where a child has not closed its copy yet
         os.close(self._descriptor)

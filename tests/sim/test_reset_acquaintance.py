@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from test_resets import NOTICED_S, all_open, end, formed, has_left, reset
 
 from weavenet.core.commands import Connect, Consense, Done, RemovePeers
@@ -144,3 +145,34 @@ def test_reset_in_one_of_two_clusters_that_a_newcomer_was_between() -> None:
 
 def joined(host: Host, other: Host) -> bool:
     return host.node is not None and other.node is not None and host.node.cluster.id == other.node.cluster.id
+
+
+def test_a_decree_of_a_lone_voter_that_died_before_it_was_durable_was_not_decided() -> None:
+    """Nobody has heard of it, and after the crash the voter decides otherwise (history *undecided-by-crash*)."""
+    stage = Stage(139, 3, bootstrap=Bootstrap.FULL_LIST, electors=2)
+    *founders, late = stage.hosts
+    stage.start(*founders)
+    stage.answer(stage.ask(founders[0], Consense()))
+    stage.settle()
+    voter = next(host for host in founders if host.node is not None and host.peer in host.node.log.voters)
+    assert voter.node is not None
+    assert len(voter.node.log.voters) == 1
+    length = len(voter.node.log.entries)
+    swift = voter.disk.options
+    voter.disk.options = msgspec.structs.replace(swift, fsync_min_s=0.2, fsync_max_s=0.2)
+    reset(stage, voter)
+    stage.until(lambda: voter.node is not None and len(voter.node.log.entries) > length, 20, "a decree", every_s=0.001)
+    undecided = voter.node.log.entries[length]
+    voter.disk.options = msgspec.structs.replace(swift, fsync_min_s=9.0, fsync_max_s=9.0)
+    voter.kill()
+    assert ("log", length.to_bytes(4, "big")) not in voter.disk.durable
+    voter.disk.options = swift
+    voter.start()
+    stage.start(late)
+    stage.until(
+        lambda: voter.node is not None and len(voter.node.log.entries) > length, 60, "another decree", every_s=0.01
+    )
+    assert voter.node is not None
+    assert voter.node.log.entries[length] != undecided
+    stage.heal()
+    stage.rest()

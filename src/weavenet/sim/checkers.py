@@ -33,11 +33,15 @@ _ALLOC_TABLE = "alloc"
 class Ledger:
     """What the checker remembers of one host."""
 
-    __slots__ = ("alloc", "blocked", "cluster", "has_ports", "held", "log_hash", "own", "ring", "shown", "told")
+    __slots__ = (
+        *("alloc", "blocked", "cluster", "has_ports", "held", "log_hash", "log_ticket", "own", "ring", "shown", "told"),
+    )
 
     def __init__(self) -> None:
         self.ring: Ring | None = None
         self.log_hash: bytes | None = None
+        self.log_ticket: int | None = None
+        """Persists of this host that have to be durable before its log counts; None: it does."""
         self.cluster = b""
         self.held: tuple[tuple[int, int], ...] = ()
         self.own: list[tuple[int, int]] = []
@@ -120,7 +124,7 @@ class Checker:
     def started(self, host: Host) -> None:
         """A new life begins with what is durable."""
         ledger = self._ledgers[host.index]
-        ledger.ring, ledger.log_hash, ledger.own, ledger.blocked = None, None, [], ()
+        ledger.ring, ledger.log_hash, ledger.log_ticket, ledger.own, ledger.blocked = None, None, None, [], ()
         ledger.cluster, ledger.held = b"", ()
         self._reload(host, host.disk.durable)
         for ident, address in self.acknowledged[host.index]:
@@ -152,6 +156,7 @@ class Checker:
         ledger = self._ledgers[host.index]
         self.removed.update(node.log.departed)
         if node.log.hash != ledger.log_hash:
+            ledger.log_ticket = host.disk.appended
             self._check_log(host)
             if ledger.cluster != node.cluster.id:
                 ledger.ring = None  # a singleton that yielded starts another ring
@@ -159,6 +164,9 @@ class Checker:
             if node.membership.fenced:
                 ledger.own = []  # it has just met its own removal and says nothing any more
             self._check_sole_owner(host, ledger.own)
+        if ledger.log_ticket is not None and host.disk.acknowledged >= ledger.log_ticket:
+            ledger.log_ticket = None
+            self._check_log(host)
         blocked = node.ipam.blocked()
         if blocked is not ledger.blocked and blocked != ledger.blocked:
             before, ledger.blocked = ledger.blocked, blocked
@@ -178,6 +186,8 @@ class Checker:
     # --- single rules ---
 
     def _check_log(self, host: Host) -> None:
+        """One decree at a place. What is not durable yet was decided by nobody: a lone voter that crashes before may
+        decide otherwise (history *undecided-by-crash*)."""
         node = host.node
         if node is None:
             return
@@ -185,11 +195,15 @@ class Checker:
         if genesis is None:
             return
         self.removed.update(node.log.removed)
+        is_decided = self._ledgers[host.index].log_ticket is None
         for index, entry in enumerate(node.log.entries):
             digest = entry_hash(entry)
-            known = self._decrees.setdefault((genesis.cluster, entry.position), digest)
-            if known != digest:
+            known = self._decrees.get((genesis.cluster, entry.position))
+            if known not in (None, digest):
                 raise Violation("I6", f"{host.label} has another decree at position {index}")
+            if not is_decided:
+                continue
+            self._decrees[genesis.cluster, entry.position] = digest
             if index == 0:
                 self._geneses.setdefault(digest, host.label)
         if self._is_genesis_unique and len(self._geneses) > 1:

@@ -105,6 +105,8 @@ class Host:
         self.life = 0
         self.is_running = False
         self.is_paused = False
+        self.is_torn = False
+        """The daemon died among effects: until the next one speaks, kernel and worker may not have heard the same."""
         self.clock_offset_s = 0.0
         self.plane: tuple[PlanePeer, ...] = ()
         self.open_peers: frozenset[PeerId] = frozenset()
@@ -185,9 +187,14 @@ class Host:
         if kernel_lost and self.tunnel is not None:
             self.tunnel.stop()
         if kernel_lost:
+            self.is_torn = False
             self.vxlan_peers, self.sleeve = frozenset(), None
             self.plane, self.open_peers, self.blocked = (), frozenset(), frozenset()
         self._watcher.stopped(self, kernel_lost=kernel_lost)
+
+    def _die_among_effects(self) -> None:
+        self.kill()
+        self.is_torn = True
 
     def lose_disk(self) -> None:
         """The machine dies and comes back blank: no containers, and a new key."""
@@ -285,7 +292,7 @@ class Host:
         try:
             action()
         except ProcessDied:
-            self.kill()
+            self._die_among_effects()
             return
         except Fenced:
             self.fence()
@@ -304,7 +311,7 @@ class Host:
             try:
                 self.driver.release()
             except ProcessDied:
-                self.kill()
+                self._die_among_effects()
             except Fenced:
                 self.fence()
             except Departed:
@@ -363,6 +370,7 @@ class Host:
 
     def set_sleeve(self, desired: SleeveDesired) -> None:
         self.sleeve = desired
+        self.is_torn = False
         if self.worker is not None:
             self.worker.apply(desired)
 

@@ -74,7 +74,9 @@ class Checker:
         """Removed by any log ever seen, or gone by themselves."""
         self._ledgers = [Ledger() for _ in hosts]
         self._decrees: dict[tuple[bytes, Position], bytes] = {}
-        self._geneses: dict[bytes, str] = {}
+        self._geneses: dict[bytes, tuple[str, bytes]] = {}
+        """Digest → at whom it was first seen, cluster."""
+        self._withdrawn: set[bytes] = set()
         self._shown: dict[str, dict[int, None]] = {}
         self._contested: dict[str, None] = {}
         self.acknowledged: list[dict[tuple[str, str], None]] = [{} for _ in hosts]
@@ -83,6 +85,12 @@ class Checker:
     def forget_clusters(self) -> None:
         """Everybody has left for good: whoever comes next begins a new one."""
         self._geneses.clear()
+
+    def withdrawn(self, cluster: bytes) -> None:
+        """The last that a founder knew of has left, and its record with it. Others may have read that just before; what
+        they begin when they find nobody who owns anything is no second cluster."""
+        self._withdrawn.add(cluster)
+        self._geneses = {digest: seen for digest, seen in self._geneses.items() if seen[1] != cluster}
 
     @property
     def is_forced(self) -> bool:
@@ -204,10 +212,11 @@ class Checker:
             if not is_decided:
                 continue
             self._decrees[genesis.cluster, entry.position] = digest
-            if index == 0:
-                self._geneses.setdefault(digest, host.label)
+            if index == 0 and genesis.cluster not in self._withdrawn:
+                self._geneses.setdefault(digest, (host.label, genesis.cluster))
         if self._is_genesis_unique and len(self._geneses) > 1:
-            raise Violation("I6", f"two geneses, first at {' and '.join(self._geneses.values())}")
+            labels = " and ".join(label for label, _ in self._geneses.values())
+            raise Violation("I6", f"two geneses, first at {labels}")
 
     def _check_ring(self, host: Host, ledger: Ledger, ring: Ring) -> None:
         node = host.node

@@ -31,6 +31,7 @@ class RecordLock:
         self.options = options
         self.record = b""
         self.offers = 0
+        self.on_withdrawn: Callable[[bytes], None] = lambda record: None
 
     def offer(self, asker: Asker, record: bytes) -> None:
         def keep() -> None:
@@ -43,6 +44,7 @@ class RecordLock:
         def forget() -> None:
             if self.record == record:
                 self.record = b""
+                self.on_withdrawn(record)
 
         self._ask(asker, forget)
 

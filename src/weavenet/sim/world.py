@@ -17,6 +17,7 @@ import msgspec
 
 from weavenet.core.commands import Allocate, Claim, Connect, Consense, RemovePeers, Result
 from weavenet.core.effects import Change
+from weavenet.core.election.locking import LockRecord
 from weavenet.core.ranges import Ranges
 from weavenet.core.types import AddressRange
 from weavenet.sim.checkers import Checker
@@ -107,6 +108,9 @@ class World:
         self.network.names[CLUSTER_NAME] = tuple(host.host for host in self.hosts)
         self.checker = Checker(
             self.hosts, area, is_genesis_unique=options.setup.is_genesis_unique, is_forced=options.is_forced
+        )
+        self.record_lock.on_withdrawn = lambda record: self.checker.withdrawn(
+            bytes.fromhex(msgspec.json.decode(record, type=LockRecord).cluster)
         )
         self.workload = Workload(
             self.hosts,

@@ -129,7 +129,7 @@ def _build_host(spec: dict[str, Any]) -> None:
         os.symlink(spec["launcher"], "/run/lab/bin/weave")
     else:  # installed as a package: no checkout, the interpreter has the code
         with open("/run/lab/bin/weave", "w") as script:
-            script.write(f'#!/bin/sh\nexec {spec["python"]} -m weavenet.cli.main "$@"\n')
+            script.write(f'#!/bin/sh\nexec {spec["python"]} -c "from weavenet.cli.main import main; main()" "$@"\n')
         os.chmod("/run/lab/bin/weave", 0o755)
     _own_etc(disk)
     _own_var_lib(disk)

@@ -1,4 +1,4 @@
-"""``python -m weavenet.runtime.erasing [--force]``: `weave reset` where no daemon runs. Settings as JSON on standard
+"""``program.py weavenet.runtime.erasing [--force]``: `weave reset` where no daemon runs. Settings as JSON on standard
 input, one line of JSON back: ``{"text": …}`` or ``{"failure": {…}}``.
 
 A peer that is still a member is left alone without ``--force``: only a running daemon can hand its addresses over. What

@@ -1,6 +1,6 @@
 """The password as certificate authority: makes keys and certificates of one peer, in a short-lived child process.
 
-``python -m weavenet.runtime.issuing`` reads one JSON object on standard input (``identity_seed`` hex or empty,
+``program.py weavenet.runtime.issuing`` reads one JSON object on standard input (``identity_seed`` hex or empty,
 ``name``, ``passwords``) and writes one on standard output; secrets pass through these two pipes only. It is a process
 of its own because ``cryptography`` would cost the daemon 7 MB for good, and scrypt 64 MB for a moment. It imports
 nothing else of this project, since it runs at every start.

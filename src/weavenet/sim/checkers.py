@@ -34,7 +34,17 @@ class Ledger:
     """What the checker remembers of one host."""
 
     __slots__ = (
-        *("alloc", "blocked", "cluster", "has_ports", "held", "log_hash", "log_ticket", "own", "ring", "shown", "told"),
+        "alloc",
+        "blocked",
+        "cluster",
+        "has_ports",
+        "held",
+        "log_hash",
+        "log_ticket",
+        "own",
+        "ring",
+        "shown",
+        "told",
     )
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from weavenet.core.commands import Consense, RemovePeers
+from weavenet.core.commands import Consense, Done, RemovePeers, Reset
 from weavenet.sim.host import Host
 from weavenet.sim.setup import Bootstrap
 from weavenet.sim.stage import Stage
@@ -51,6 +51,33 @@ def test_lost_disk_seed(seed: int) -> None:
     stage.reunite()
     stage.until(lambda: victim.node is not None and victim.node.ipam.bound, 60, "its share")
     assert stage.allocate(victim, "own") != granted
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_seed_that_slept(seed: int) -> None:
+    """One seed was cut off while another came, gave an address out, and left by ``weave reset``; the two meet alone."""
+    stage = Stage(20 + seed, 4, bootstrap=Bootstrap.SEED)
+    visitor, sleeper, *others = stage.hosts
+    stage.start(sleeper, *others)
+    stage.until(lambda: all(host.node is not None and host.node.ipam.bound for host in (sleeper, *others)), 60, "share")
+    stage.advance(10)
+    stage.partition((sleeper,), (visitor, *others))
+    visitor.start()
+    stage.allocate(visitor, "first")
+    stage.advance(5)
+    left = stage.ask(visitor, Reset())
+    assert isinstance(stage.answer(left), Done)
+    stage.until(lambda: visitor.node is None, 60, "it has left")
+    stage.network.blocked.clear()
+    stage.partition((visitor, sleeper), tuple(others))
+    visitor.start()
+    stage.until(lambda: stage.links_between(visitor, sleeper), 60, "the two meet")
+    stage.advance(10)
+    assert visitor.node is not None and not visitor.node.ipam.bound
+    stage.reunite()
+    stage.until(lambda: visitor.node is not None and visitor.node.ipam.bound, 60, "what became of its share")
+    assert visitor.node.ipam.bound_as is None
+    stage.allocate(visitor, "second")
 
 
 def test_blank_seeds_that_are_all_there_take_their_shares() -> None:

@@ -10,7 +10,7 @@ from weavenet.core.messages.gossip import PeerRecord
 from weavenet.core.seeding import Seeding
 from weavenet.core.types import PeerId
 
-A, B, C = (f"00:00:00:00:00:0{number}" for number in range(3))
+A, B, C, D = (f"00:00:00:00:00:0{number}" for number in range(4))
 
 
 def peer(number: int) -> PeerId:
@@ -39,29 +39,50 @@ def seeding(records: dict[PeerId, PeerRecord], *, name: str = A) -> Seeding:
         nickname="",
         ranges=("10.32.0.0/12",),
         mode=GenesisMode.SEED,
-        seeds=(A, B, C),
+        seeds=(A, B, C, D),
         seed_salt=b"salt",
     )
     return Seeding(config, records.get)
 
 
-def test_a_seed_that_took_its_share_vouches() -> None:
-    assert seeding({peer(1): record(B, bound=True)}).handed_over([peer(1)])
+def is_enough(found: Seeding, handed_over: list[int], takers: set[int]) -> bool:
+    found.handed_over([peer(number) for number in handed_over])
+    return found.is_enough(frozenset(map(peer, takers)))
+
+
+@pytest.mark.parametrize(("handed_over", "expected"), [([], False), ([1], False), ([1, 2], True), ([1, 2, 3], True)])
+def test_most_of_the_seeds_that_took_their_shares_vouch(handed_over: list[int], expected: bool) -> None:
+    names = dict(zip((1, 2, 3), (B, C, D), strict=True))
+    found = seeding({peer(number): record(name, bound=True) for number, name in names.items()})
+    assert is_enough(found, handed_over, {1, 2, 3}) is expected
+
+
+@pytest.mark.parametrize("takers", [{1}, set()])  # the other one granted everything away, or was removed
+def test_the_only_seed_that_took_its_share_vouches(takers: set[int]) -> None:
+    assert is_enough(seeding({peer(1): record(B, bound=True)}), [1], takers)
+
+
+def test_of_two_that_took_their_shares_one_is_not_most() -> None:
+    assert not is_enough(seeding({peer(1): record(B, bound=True)}), [1], {1, 2})
 
 
 @pytest.mark.parametrize("name", [B, "00:00:00:00:00:99"])
 def test_one_blank_seed_or_a_stranger_does_not(name: str) -> None:
-    assert not seeding({peer(1): record(name, bound=False)}).handed_over([peer(1)])
+    assert not is_enough(seeding({peer(1): record(name, bound=False)}), [1], set())
 
 
-def test_all_other_seeds_do_also_when_blank() -> None:
-    found = seeding({peer(1): record(B, bound=False), peer(2): record(C, bound=False)})
-    assert not found.handed_over([peer(1)])
-    assert found.handed_over([peer(2)])
+@pytest.mark.parametrize("bound", [False, True])
+def test_all_other_seeds_do_also_when_blank(bound: bool) -> None:
+    records = {peer(1): record(B, bound=bound), peer(2): record(C, bound=False), peer(3): record(D, bound=False)}
+    found = seeding(records)
+    assert not is_enough(found, [1, 2], {1, 7})
+    assert is_enough(found, [3], {1, 7})
 
 
 def test_who_is_no_seed_takes_nothing() -> None:
-    assert not seeding({peer(1): record(B, bound=True)}, name="00:00:00:00:00:77").handed_over([peer(1)])
+    found = seeding({peer(1): record(B, bound=True)}, name="00:00:00:00:00:77")
+    assert not is_enough(found, [1], {1})
+    assert not found.has_met_seeds
 
 
 def test_a_handover_before_the_other_took_its_share_is_repeated() -> None:
@@ -72,4 +93,4 @@ def test_a_handover_before_the_other_took_its_share_is_repeated() -> None:
     records[peer(1)] = msgspec.structs.replace(records[peer(1)], votes_as=bytes(16))
     assert found.to_repeat([peer(1), peer(2)]) == {peer(1)}
     assert not found.to_repeat([peer(1)])
-    assert found.handed_over([peer(1)])
+    assert is_enough(found, [1], {1})

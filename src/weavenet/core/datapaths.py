@@ -130,6 +130,12 @@ class DataPaths:
         if toggled or changes.touched or changes.records or self._handover.completed:
             stale = self._planes.peers if toggled else changes.touched | changes.records
             self._follow_peers(now, stale)
+        if (
+            self._seeding.has_met_seeds
+            and self._ipam.awaits_seeds
+            and self._seeding.is_enough(self._ipam.seed_takers())
+        ):
+            self._ipam.allow_binding(now)
 
     def settle(self, now: float) -> None:
         """The last word of an event: the plane of each open path, and heartbeats on those that VXLAN may take."""
@@ -282,8 +288,7 @@ class DataPaths:
         completed = self._handover.completed
         fresh = completed & self._planes.peers if self._membership.gate.is_shut else completed
         self._handover.completed = completed - fresh
-        if self._seeding.handed_over(sorted(fresh)):
-            self._ipam.allow_binding(now)
+        self._seeding.handed_over(sorted(fresh))
         self._use_changed = True
         self._stale |= fresh
         for peer in sorted(fresh | (self._planes.peers & stale)):

@@ -113,7 +113,7 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
         report = msgspec.structs.replace(report, ranges=range_reports(area, node.config.default_subnets))
     if node.ipam.awaits_seeds:
         missing = ", ".join(_missing_seeds(node)) or "none, it takes a moment"
-        state, detail = "awaiting seeds", f"a seed that has taken its share, or all other seeds; missing: {missing}"
+        state, detail = "awaiting seeds", f"most seeds that have taken a share, or all others; missing: {missing}"
     return msgspec.structs.replace(
         report,
         state=state,

@@ -42,6 +42,8 @@ DELTA_SEGMENTS_MAX = 512
 """Segments per pushed delta: about 25 kB, well inside a page."""
 _BOUND = b"bound"
 _BINDER = b"binder"
+_TAKEN_VERSION = 2
+"""Of the stamp of a seed's share that its seed took; a grant of it raises that."""
 """There when the share of our seed name was still to be had; an impostor with a second store gets none."""
 
 
@@ -520,11 +522,18 @@ class Ipam:
         """Our seed's share is neither taken yet nor known to be another's."""
         return not self._bound and self._virtual_owner() is not None
 
+    def seed_takers(self) -> frozenset[PeerId]:
+        """The peers that took a seed's share and still own some of it, as our ring says."""
+        stamps = (piece.stamp for piece in self.estate.ring.segments)
+        return frozenset(
+            each.owner for each in stamps if each.position == GENESIS_POSITION and each.version == _TAKEN_VERSION
+        )
+
     def _bind(self) -> bool:
         owner = self._virtual_owner()
         if self._bound or not self._may_bind or owner is None or not self.estate.has_ring or self.estate.leaving:
             return False
-        stamp = Stamp(GENESIS_POSITION, 2, self.estate.me)
+        stamp = Stamp(GENESIS_POSITION, _TAKEN_VERSION, self.estate.me)
         share = [
             Segment(piece.start, piece.end, stamp) for piece in self.estate.ring.segments if piece.stamp.owner == owner
         ]

@@ -327,13 +327,19 @@ class World:
         return ""
 
     def _is_owner_present(self, asker: Host, claim: str) -> bool:
-        """Whether the owner of a claimed address runs and may use it, so that it can say yes or no."""
+        """Whether the owner of a claimed address runs, in the asker's cluster (history: seed 13230, where owners that
+        had not heard of a genesis founded another), and may use it, so that it can say yes or no."""
         offset = self.area.offset(claim.partition("/")[0])
         if offset is None or asker.node is None:
             return True
         stamp = asker.node.ring.stamp_at(offset)
         owners = [] if stamp is None else [host.node for host in self.hosts if host.peer == stamp.owner]
-        return any(not node.ipam.estate.space.held.count(offset, offset + 1) for node in owners if node is not None)
+        cluster = asker.node.cluster.id
+        return any(
+            node.cluster.id == cluster and not node.ipam.estate.space.held.count(offset, offset + 1)
+            for node in owners
+            if node is not None
+        )
 
     def _free_within(self, asker: Host, window: AddressRange) -> bool:
         """Whether some reachable peer of the asker's cluster has a free address in the window."""

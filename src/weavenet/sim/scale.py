@@ -1,9 +1,11 @@
 """How a big mesh behaves: no faults, many peers, few links each.
 
 Peers form a connected random graph of about ``links`` links each (a circle plus random chords), without discovery.
-Measured: virtual time until every peer knows every record; then, for single changes spread over the mesh, the time
-until all have it and the copies of it that each peer received; then the bytes of an idle minute; and this process'
-memory. Data paths are left out (no planes are offered): a handover is between two peers and does not depend on size.
+Measured: virtual time until every peer knows every other; the time until all have a change made at that moment, among
+all the others of a mesh that is just forming; the time until nothing is news any more; then, for single changes, the
+time until all have it and the copies of it that each peer received; then the bytes of an idle minute; and this
+process' memory. Data paths are left out (no planes are offered): a handover is between two peers and does not depend on
+size.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from weavenet.sim.violation import Violation
 
 FORM_MAX_S = 600.0
 SPREAD_MAX_S = 60.0
+QUIET_S = 3.0
+"""Nothing is news any more when no records were pushed for so long."""
 IDLE_S = 60.0
 
 
@@ -48,6 +52,8 @@ class ScaleFigures(msgspec.Struct, frozen=True, kw_only=True):
     peers: int
     links_mean: float
     formed_s: float
+    spread_forming_s: float
+    quiet_s: float
     spread_median_s: float
     spread_max_s: float
     copies_per_peer: float
@@ -58,13 +64,15 @@ class ScaleFigures(msgspec.Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         return "\n".join(
             (
-                f"peers                      {self.peers} with {self.links_mean:.1f} links each",
-                f"all know all               {self.formed_s:.1f} s after the last launch",
-                f"one change at all peers    {self.spread_median_s:.2f} s median, {self.spread_max_s:.2f} s worst",
-                f"copies of it per peer      {self.copies_per_peer:.2f}",
-                f"messages carrying it       {self.messages_per_change:.0f}",
-                f"idle, sent per peer        {self.idle_bytes_per_s_per_peer:.0f} bytes/s",
-                f"memory of the simulation   {self.memory_kb_per_peer:.0f} kB per peer",
+                f"peers                       {self.peers} with {self.links_mean:.1f} links each",
+                f"all know all                {self.formed_s:.1f} s after the last launch",
+                f"one change at that moment   {self.spread_forming_s:.2f} s",
+                f"nothing is news any more    {self.quiet_s:.1f} s after the last launch",
+                f"one change at all peers     {self.spread_median_s:.2f} s median, {self.spread_max_s:.2f} s worst",
+                f"copies of it per peer       {self.copies_per_peer:.2f}",
+                f"messages carrying it        {self.messages_per_change:.0f}",
+                f"idle, sent per peer         {self.idle_bytes_per_s_per_peer:.0f} bytes/s",
+                f"memory of the simulation    {self.memory_kb_per_peer:.0f} kB per peer",
             )
         )
 
@@ -74,6 +82,8 @@ class _CountingNetwork(Network):
 
     def __init__(self, scheduler: Scheduler, rng: random.Random, options: FaultOptions) -> None:
         super().__init__(scheduler, rng, options)
+        self.pushed_at = 0.0
+        """When records were pushed last."""
         self.bytes_sent: int | None = None
         self.watched: PeerId | None = None
         self.copies = 0
@@ -81,8 +91,10 @@ class _CountingNetwork(Network):
     def send_from(self, host: Host, link: int, message: Message) -> None:
         if self.bytes_sent is not None:
             self.bytes_sent += len(encode(message)) + 4
-        if self.watched is not None and isinstance(message, Push):
-            self.copies += any(delta.origin == self.watched and delta.records for delta in message.records)
+        if isinstance(message, Push) and message.records:
+            self.pushed_at = self._scheduler.now
+            if self.watched is not None:
+                self.copies += any(delta.origin == self.watched and delta.records for delta in message.records)
         self.send(host, link, message)
 
 
@@ -167,8 +179,11 @@ class ScaleWorld:
             self.scheduler.after(self.rng.random() * options.launch_spread_s, host.start)
         self.scheduler.run_until(options.launch_spread_s)
         formed_s = self._until(self._all_know_all, FORM_MAX_S, 0.5)
+        spread_forming_s, _ = self._spread(0)
+        self._until(lambda: self.scheduler.now > self.network.pushed_at + QUIET_S, FORM_MAX_S, 0.5)
+        quiet_s = self.network.pushed_at - options.launch_spread_s
         spreads, copies = [], 0
-        for change in range(options.changes):
+        for change in range(1, options.changes + 1):
             taken, seen = self._spread(change)
             spreads.append(taken)
             copies += seen
@@ -179,6 +194,8 @@ class ScaleWorld:
             peers=options.peers,
             links_mean=links / options.peers,
             formed_s=formed_s,
+            spread_forming_s=spread_forming_s,
+            quiet_s=quiet_s,
             spread_median_s=median(spreads),
             spread_max_s=max(spreads),
             copies_per_peer=copies / options.changes / options.peers,

@@ -10,6 +10,11 @@ from weavenet.sim.setup import Bootstrap
 from weavenet.sim.stage import Stage
 
 
+def has_share(host: Host) -> bool:
+    """The share of its seed is its own, or known to be another's."""
+    return host.node is not None and not host.node.ipam.seed_share.is_awaited
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_two_blank_seeds_do_not_vouch_for_each_other(seed: int) -> None:
     """Two seeds lose their disks and meet, cut off from the third: what they had given away is not theirs again."""
@@ -24,8 +29,7 @@ def test_two_blank_seeds_do_not_vouch_for_each_other(seed: int) -> None:
         host.start()
     stage.advance(30)
     for host in (one, two):
-        assert host.node is not None
-        assert not host.node.ipam.bound
+        assert not has_share(host)
     stage.reunite()
     stage.settle()
     assert stage.allocate(member, "guest") == granted
@@ -47,9 +51,9 @@ def test_lost_disk_seed(seed: int) -> None:
     victim.lose_disk()
     victim.start()
     stage.advance(30)
-    assert victim.node is not None and not victim.node.ipam.bound
+    assert not has_share(victim)
     stage.reunite()
-    stage.until(lambda: victim.node is not None and victim.node.ipam.bound, 60, "its share")
+    stage.until(lambda: has_share(victim), 60, "its share")
     assert stage.allocate(victim, "own") != granted
 
 
@@ -59,7 +63,7 @@ def test_seed_that_slept(seed: int) -> None:
     stage = Stage(20 + seed, 4, bootstrap=Bootstrap.SEED)
     visitor, sleeper, *others = stage.hosts
     stage.start(sleeper, *others)
-    stage.until(lambda: all(host.node is not None and host.node.ipam.bound for host in (sleeper, *others)), 60, "share")
+    stage.until(lambda: all(map(has_share, (sleeper, *others))), 60, "their shares")
     stage.advance(10)
     stage.partition((sleeper,), (visitor, *others))
     visitor.start()
@@ -73,10 +77,11 @@ def test_seed_that_slept(seed: int) -> None:
     visitor.start()
     stage.until(lambda: stage.links_between(visitor, sleeper), 60, "the two meet")
     stage.advance(10)
-    assert visitor.node is not None and not visitor.node.ipam.bound
+    assert not has_share(visitor)
     stage.reunite()
-    stage.until(lambda: visitor.node is not None and visitor.node.ipam.bound, 60, "what became of its share")
-    assert visitor.node.ipam.bound_as is None
+    stage.until(lambda: has_share(visitor), 60, "what became of its share")
+    assert visitor.node is not None
+    assert visitor.node.ipam.seed_share.bound_as is None
     stage.allocate(visitor, "second")
 
 

@@ -100,12 +100,12 @@ def test_a_seed_binds_its_share_only_when_allowed_and_once() -> None:
     host = world["a"]
     waiting = world.ask("a", Allocate("web"))
     world.settle()
-    assert not host.ipam.bound
+    assert host.ipam.seed_share.is_awaited
     assert waiting not in host.replies
     host.ipam.allow_binding(1.0)
     host.collect()
     world.settle()
-    assert host.ipam.bound
+    assert not host.ipam.seed_share.is_awaited
     assert waiting in host.replies
     assert host.ipam.ring.shares == {host.peer: 32, seed_owner("b", b"salt"): 32}
     assert {segment.stamp for segment in host.ipam.ring.segments if segment.stamp.owner == host.peer} == {
@@ -113,7 +113,7 @@ def test_a_seed_binds_its_share_only_when_allowed_and_once() -> None:
     }
     assert world["b"].ipam.ring == host.ipam.ring
     world.crash("a")
-    assert host.ipam.bound
+    assert not host.ipam.seed_share.is_awaited
     assert not host.queue
 
 
@@ -122,7 +122,7 @@ def test_a_seed_that_crashes_before_its_binding_is_durable_is_not_bound() -> Non
     world["a"].ipam.allow_binding(1.0)
     world["a"].collect()
     world.crash("a")
-    assert not world["a"].ipam.bound
+    assert world["a"].ipam.seed_share.is_awaited
     assert world["a"].peer not in world["a"].ipam.ring.shares
 
 
@@ -138,13 +138,13 @@ def test_a_seed_that_lost_its_disk_finds_its_share_taken_and_lives_by_grants() -
     lost.ipam.allow_binding(world.now)
     lost.collect()
     lost.execute()
-    assert lost.ipam.bound
+    assert not lost.ipam.seed_share.is_awaited
     assert lost.peer not in lost.ipam.ring.shares
     assert any("another peer's" in note.text for note in lost.notes)
 
 
 def test_who_is_no_seed_has_nothing_to_bind() -> None:
-    assert World.of("a")["a"].ipam.bound
+    assert not World.of("a")["a"].ipam.seed_share.is_awaited
 
 
 # --- lost addresses ---

@@ -99,7 +99,7 @@ class Cluster:
         if not self._config.ranges or self._config.ephemeral_ttl_s:
             return False
         if self._config.mode is GenesisMode.SEED:
-            return self._log.genesis is not None and self._ipam.seed_id not in self._log.electors
+            return self._log.genesis is not None and self._ipam.seed_share.seed_id not in self._log.electors
         return self._config.mode in VOTING_MODES
 
     @property

@@ -132,8 +132,8 @@ class DataPaths:
             self._follow_peers(now, stale)
         if (
             self._seeding.has_met_seeds
-            and self._ipam.awaits_seeds
-            and self._seeding.is_enough(self._ipam.seed_takers())
+            and self._ipam.seed_share.is_awaited
+            and self._seeding.is_enough(self._ipam.seed_share.takers())
         ):
             self._ipam.allow_binding(now)
 

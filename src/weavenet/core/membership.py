@@ -361,7 +361,7 @@ class Membership:
         """Voter or standby by a decided decree, so a quorum of the voters knows it durably."""
         if not self._consensing or not self._ipam.has_ring or self._wants_to_grow() or self.leaving.is_leaving:
             return
-        if self._ipam.awaits_seeds:
+        if self._ipam.seed_share.is_awaited:
             return
         for request in self._consensing:
             self._outbox.append(Reply(request, Done(self.role)))
@@ -369,7 +369,7 @@ class Membership:
 
     @property
     def is_elector(self) -> bool:
-        return self._config.peer in self._log.electors or self._ipam.bound_as in self._log.electors
+        return self._config.peer in self._log.electors or self._ipam.seed_share.bound_as in self._log.electors
 
     @property
     def role(self) -> str:
@@ -423,7 +423,7 @@ class Membership:
         self._seen_log = self._log.hash
         self.decrees.follow_log()
         removed = frozenset(self._log.removed)
-        gone = next((peer for peer in (self._config.peer, self._ipam.bound_as) if peer in removed), None)
+        gone = next((peer for peer in (self._config.peer, self._ipam.seed_share.bound_as) if peer in removed), None)
         if gone is not None:
             heir = self._log.heir(gone)
             self.fence(now, f"this peer was removed from the cluster in favour of {heir.hex()}")
@@ -467,7 +467,7 @@ class Membership:
         voters = self._log.voters
         if self._config.peer in voters:
             return self._config.peer
-        bound = self._ipam.bound_as
+        bound = self._ipam.seed_share.bound_as
         return bound if bound in voters else None
 
     def voter_address(self, voter: PeerId) -> PeerId | None:
@@ -495,7 +495,7 @@ class Membership:
         return "" if absent_s is None else absence(absent_s, is_known=peer in self._mesh.known_peers())
 
     def named(self, peer: PeerId) -> Named:
-        return self._directory.named(self._config.peer if peer == self._ipam.bound_as else peer)
+        return self._directory.named(self._config.peer if peer == self._ipam.seed_share.bound_as else peer)
 
     def directory(self) -> list[Named]:
         owners = self._ipam.ring.shares
@@ -508,7 +508,7 @@ class Membership:
     def eligible(self) -> frozenset[PeerId]:
         """Reachable peers that may vote, ourselves included; without those who vote as the seed that they stand for."""
         stays = self._cluster.is_elector_mode and not self.leaving.is_leaving
-        found = {self._config.peer} if stays and self._ipam.bound_as not in self._log.electors else set()
+        found = {self._config.peer} if stays and self._ipam.seed_share.bound_as not in self._log.electors else set()
         for peer in self._mesh.reachable():
             record = self._mesh.peer_record(peer)
             if record is None or not record.elector or record.leaving:
@@ -551,7 +551,7 @@ class Membership:
 
     @property
     def own_ids(self) -> frozenset[PeerId]:
-        return frozenset(each for each in (self._config.peer, self._ipam.bound_as) if each is not None)
+        return frozenset(each for each in (self._config.peer, self._ipam.seed_share.bound_as) if each is not None)
 
     def reachable(self) -> frozenset[PeerId]:
         return self._mesh.reachable() - {self._config.peer}

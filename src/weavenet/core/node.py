@@ -481,7 +481,7 @@ class Node:
     def _publish_peer_record(self, now: float) -> None:
         is_elector = self.cluster.is_elector_mode and self.cluster.may_found
         settled_n = self._electorate.announced if self.log.genesis is None else 0
-        wants_genesis, votes_as = self.founding.is_wanted, self.ipam.bound_as or b""
+        wants_genesis, votes_as = self.founding.is_wanted, self.ipam.seed_share.bound_as or b""
         is_leaving = self.membership.leaving.is_leaving
         said = (is_elector, settled_n, wants_genesis, votes_as, is_leaving)
         if said == self._said:

@@ -111,7 +111,7 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
         # Perhaps that of a peer whose operator chose one: it will be divided, whatever we were launched with.
         area = Ranges.parse(node.cluster.ranges)
         report = msgspec.structs.replace(report, ranges=range_reports(area, node.config.default_subnets))
-    if node.ipam.awaits_seeds:
+    if node.ipam.seed_share.is_awaited:
         missing = ", ".join(_missing_seeds(node)) or "none, it takes a moment"
         state, detail = "awaiting seeds", f"most seeds that have taken a share, or all others; missing: {missing}"
     return msgspec.structs.replace(
@@ -274,7 +274,7 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
     dead = [report for report in connections if report.state == "established" and report.plane == "no data path"]
     for report in dead[:3]:
         warnings.append(f"no data path to {report.name}({report.nickname}): {report.plane_reason}")
-    if node.ipam.awaits_seeds:
+    if node.ipam.seed_share.is_awaited:
         warnings.append(
             f"this seed has a blank store, and takes its share only after meeting {ipam.detail}; next: start them, "
             "or launch with --first-start if this is the very first start"
@@ -293,7 +293,7 @@ def _minority(node: Node) -> list[str]:
     voters, membership = node.log.voters, node.membership
     missing = [voter for voter in voters if membership.voter_address(voter) is None]
     present, needed = len(voters) - len(missing), quorum(len(voters))
-    if node.log.genesis is None or present >= needed or node.ipam.awaits_seeds:
+    if node.log.genesis is None or present >= needed or node.ipam.seed_share.is_awaited:
         return []
     return [
         f"{present} of {len(voters)} voters within reach, {needed} are needed to decide: what is free here and at "

@@ -202,8 +202,8 @@ class Storm:
         """Whether any log names it, also as the seed that it was."""
         if victim.node is None:
             return True
-        if victim.node.ipam.bound_as is not None:
-            ids = {*ids, victim.node.ipam.bound_as}
+        if victim.node.ipam.seed_share.bound_as is not None:
+            ids = {*ids, victim.node.ipam.seed_share.bound_as}
         nodes = [host.node for host in self._world.hosts if host.node is not None]
         return any(ids.intersection(node.log.voters) for node in nodes)
 

@@ -4,9 +4,6 @@ Only an owner grants or re-versions its own usable space. A grant is final: it i
 for the same request, and never given to anybody else, since in the ring it belongs to the requester from then on. Own
 touching segments are joined under one stamp now and then (compaction), so that grants do not fragment the ring.
 
-A seed binds its share (spec: "IPAM: ring, electors, decrees", Genesis) by stamping the segments of its virtual owner
-with its own PeerId, version 2, once, and only after :meth:`Ipam.allow_binding`.
-
 It does not replicate the ring (:meth:`Ipam.take_delta` says what to push), decide the genesis, or talk to the bridge.
 """
 
@@ -15,10 +12,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-import msgspec
-
 from weavenet.core.commands import Command
-from weavenet.core.config import GenesisMode, NodeConfig
+from weavenet.core.config import NodeConfig
 from weavenet.core.deadlines import earliest
 from weavenet.core.effects import Change, Outbox
 from weavenet.core.limits import SEGMENTS_MAX, STAMP_VERSION_MAX
@@ -27,24 +22,20 @@ from weavenet.core.messages.unicast import SpaceDenied, SpaceGrant, SpaceRequest
 from weavenet.core.ranges import RANGE_BITS, base, by_range, placed, told
 from weavenet.core.report import IpamReport
 from weavenet.core.ring.allocation import Allocation, taken
-from weavenet.core.ring.estate import META_TABLE, Estate
+from weavenet.core.ring.estate import Estate
 from weavenet.core.ring.genesis import seed_owner
 from weavenet.core.ring.granting import Given, Grants, choose_block, next_stamp
 from weavenet.core.ring.log import Log
 from weavenet.core.ring.reporting import ipam_report
+from weavenet.core.ring.seedshare import SeedShare
 from weavenet.core.ring.seeking import Need, Seeker
 from weavenet.core.ring.segments import Ring, SegmentsInvalid
-from weavenet.core.types import GENESIS_POSITION, PeerId, Segment, Stamp
+from weavenet.core.types import PeerId, Segment
 
 COMPACT_INTERVAL_S = 60.0
 """Own touching segments are joined at most this often: each time costs one gossiped change."""
 DELTA_SEGMENTS_MAX = 512
 """Segments per pushed delta: about 25 kB, well inside a page."""
-_BOUND = b"bound"
-_BINDER = b"binder"
-_TAKEN_VERSION = 2
-"""Of the stamp of a seed's share that its seed took; a grant of it raises that."""
-"""There when the share of our seed name was still to be had; an impostor with a second store gets none."""
 
 
 class Ipam:
@@ -68,10 +59,7 @@ class Ipam:
         self.seeker = Seeker(incarnation, outbox, rng)
         self._grants = Grants(disk)
         self._reachable: frozenset[PeerId] = frozenset()
-        seed = msgspec.msgpack.encode(seed_owner(config.name, config.seed_salt))
-        self._bound = disk.get((META_TABLE, _BOUND)) == seed  # of this name: a copied disk may be launched with another
-        self._is_binder = self._bound and (META_TABLE, _BINDER) in disk
-        self._may_bind = False
+        self.seed_share = SeedShare(config, log, self.estate, disk, outbox)
         self._reclaiming: Need | None = None
         self._reclaim_at: float | None = None
         self._compact_at: float | None = None
@@ -111,11 +99,6 @@ class Ipam:
     def needs_genesis(self) -> bool:
         """A request waits for the first division of addresses."""
         return bool(self.allocation.waiting) and not self.estate.has_ring
-
-    @property
-    def bound(self) -> bool:
-        """False while the share of our seed name is still its virtual owner's."""
-        return self._bound or self._virtual_owner() is None
 
     def blocked(self) -> tuple[tuple[str, str], ...]:
         """(ident, address) whose frames the bridge must drop, sorted."""
@@ -173,25 +156,28 @@ class Ipam:
     def adopt_genesis(self, now: float) -> None:
         """The log just got its genesis: make the ring and serve who waited for it."""
         self.estate.adopt_genesis()
-        self._bind()
+        self._take_share()
         self._pump(now)
 
     def forget(self) -> None:
         """Yield: drop the ring, which nobody used. What waits goes on waiting for the other cluster's."""
         self.estate.forget()
-        rows = self._grants.forget()
-        if self._bound:
-            self._bound = self._is_binder = False
-            rows += [Change(META_TABLE, _BOUND, None), Change(META_TABLE, _BINDER, None)]
-        self._outbox.persist(*rows)
+        self._outbox.persist(*self._grants.forget(), *self.seed_share.forget())
         self.seeker.clear()
         self._news.clear()
 
     def allow_binding(self, now: float) -> None:
-        """We may take the share of our seed name: another seed's ring is merged, or this is the first start of all."""
-        self._may_bind = True
-        if self._bind():
+        """The share of our seed may be taken, see :meth:`SeedShare.allow`."""
+        self.seed_share.allow()
+        if self._take_share():
             self._pump(now)
+
+    def _take_share(self) -> bool:
+        changed = self.seed_share.take()
+        if changed is None:
+            return False
+        self._news.extend(changed)
+        return True
 
     def merge_ring(self, now: float, delta: RingDelta) -> RingDelta | None:
         """Merge what others know; what was new, durable here, to be passed on."""
@@ -496,55 +482,3 @@ class Ipam:
             self._news.extend(self.estate.learn(joined))
 
     # --- seeds ---
-
-    def _virtual_owner(self) -> PeerId | None:
-        """The id that owns the share of our seed name; None when there is no such share."""
-        config, genesis = self._config, self._log.genesis
-        if config.mode is not GenesisMode.SEED or config.name not in config.seeds or genesis is None:
-            return None
-        owner = seed_owner(config.name, config.seed_salt)
-        return owner if owner in genesis.owners and owner not in self._log.removed else None
-
-    @property
-    def bound_as(self) -> PeerId | None:
-        """The id of a seed that this peer stands for: it took that share, and votes as it. Whoever removes that id
-        removes this peer."""
-        config = self._config
-        return seed_owner(config.name, config.seed_salt) if self._is_binder else None
-
-    @property
-    def seed_id(self) -> PeerId | None:
-        """The id of the seed that this peer stands for, or will once it may take its share; None: of no seed."""
-        return None if self._bound and not self._is_binder else self._virtual_owner()
-
-    @property
-    def awaits_seeds(self) -> bool:
-        """Our seed's share is neither taken yet nor known to be another's."""
-        return not self._bound and self._virtual_owner() is not None
-
-    def seed_takers(self) -> frozenset[PeerId]:
-        """The peers that took a seed's share and still own some of it, as our ring says."""
-        stamps = (piece.stamp for piece in self.estate.ring.segments)
-        return frozenset(
-            each.owner for each in stamps if each.position == GENESIS_POSITION and each.version == _TAKEN_VERSION
-        )
-
-    def _bind(self) -> bool:
-        owner = self._virtual_owner()
-        if self._bound or not self._may_bind or owner is None or not self.estate.has_ring or self.estate.leaving:
-            return False
-        stamp = Stamp(GENESIS_POSITION, _TAKEN_VERSION, self.estate.me)
-        share = [
-            Segment(piece.start, piece.end, stamp) for piece in self.estate.ring.segments if piece.stamp.owner == owner
-        ]
-        changed, rows = self.estate.merge(tuple(share))
-        self._bound = True
-        self._is_binder = bool(changed)
-        if changed:
-            rows.append(Change(META_TABLE, _BINDER, b"1"))
-        self._outbox.persist(*rows, Change(META_TABLE, _BOUND, msgspec.msgpack.encode(owner)))
-        self._news.extend(changed)
-        if not changed:
-            text = f"the share of seed {self._config.name} is another peer's already: addresses come by grant"
-            self._outbox.note("warning", "ipam", text)
-        return True

@@ -25,6 +25,7 @@ PYTHON = str(CHECKOUT / ".venv" / "bin" / "python")
 LAB = f"bench-{os.getpid()}"
 """A name of its own: `weave lab down` of somebody else must not take it for the only one there is."""
 DEADLINE_S = 60.0
+LOG = "/var/log/weave.log"
 _PATH = "/run/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -134,7 +135,7 @@ def lab(count: int, gate: Gate) -> Iterator[list[Host]]:
 def _show_log(host: Host) -> None:
     """What the daemon said last, before the lab and its logs go."""
     with contextlib.suppress(OSError):
-        lines = Path(f"/proc/{host.pid}/root/var/log/weave.log").read_text(errors="replace").splitlines()
+        lines = Path(f"/proc/{host.pid}/root{LOG}").read_text(errors="replace").splitlines()
         print(f"bench: log of {host.name}:", *lines[-20:], sep="\n    ", file=sys.stderr)
 
 

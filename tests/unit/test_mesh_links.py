@@ -42,6 +42,7 @@ def test_two_peers_link_up_and_tell_it_once() -> None:
     assert one.mesh.link_host(two.peer) == "10.0.0.2"
     assert one.mesh.link_rtt_ms(two.peer) == pytest.approx(8, abs=4)
     assert one.mesh.next_hop(two.peer) is not None
+    assert one.notes == ["host2 at 10.0.0.2:6783 connected"]
 
 
 def test_simultaneous_dials_end_in_one_link_without_any_interruption() -> None:
@@ -55,6 +56,7 @@ def test_simultaneous_dials_end_in_one_link_without_any_interruption() -> None:
             assert not any(change.links_down for change in host.changes)
             assert len(host.dialled) <= 2
             assert states(host) == ["established"]
+            assert [note.split()[-1] for note in host.notes] == ["connected"]
 
 
 def test_a_refusal_is_shown_on_both_sides_with_its_sentence() -> None:
@@ -202,6 +204,7 @@ def test_silence_is_noticed_within_seconds() -> None:
     network.cut = lambda _one, _other: True
     assert network.run(4.5, lambda: not one.mesh.established_peers() and not two.mesh.established_peers())
     assert one.mesh.terminations == 1
+    assert one.notes[1].startswith("host2 at 10.0.0.2:6783 disconnected: nothing was heard for")
 
 
 def test_a_pause_of_our_own_drops_no_link() -> None:

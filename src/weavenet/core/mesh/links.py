@@ -101,6 +101,12 @@ class Link(msgspec.Struct):
         return self.state is LinkState.ESTABLISHED
 
     @property
+    def title(self) -> str:
+        """For people: the nickname, once the peer has said it, and the remote end."""
+        nickname = "" if self.hello is None else self.hello.nickname
+        return f"{nickname} at {self.host}:{self.port}" if nickname else f"{self.host}:{self.port}"
+
+    @property
     def listening(self) -> tuple[str, int]:
         """Where others reach the peer, as far as this link shows."""
         if self.outbound or self.hello is None:

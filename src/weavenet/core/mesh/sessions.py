@@ -167,6 +167,8 @@ class Sessions:
         self._links.by_peer[link.peer] = link
         self.failures.forget(link.host)
         self._dialer.established(link)
+        if held is None or held.incarnation != link.incarnation:
+            self._outbox.note("info", "links", f"{link.title} connected")
         self._on_up(now, link, held)
 
     # --- ending ---
@@ -174,10 +176,7 @@ class Sessions:
     def refuse(self, now: float, link: Link, code: RefusalCode, sentence: str) -> None:
         """Close ``link`` and tell the peer why."""
         link.refused_by_us = True
-        if link.hello is not None and link.hello.nickname:
-            self._note(f"{link.hello.nickname} at {link.host}:{link.port} refused: {sentence}")
-        else:
-            self._note(f"{link.host}:{link.port} refused: {sentence}")
+        self._note(f"{link.title} refused: {sentence}")
         self._record_refusal(now, link, code, sentence)
         self.close(now, link, code, sentence)
 
@@ -196,7 +195,7 @@ class Sessions:
             if hello is not None and (hello.epoch, hello.epoch_id) >= self._shared.hello().epoch:
                 self.removed_us = refusal.sentence
         elif refusal.code not in _HARMLESS:
-            self._note(f"{link.host}:{link.port} refused us: {refusal.sentence}")
+            self._note(f"{link.title} refused us: {refusal.sentence}")
         if link.state is LinkState.AGREED and refusal.code not in _HARMLESS:
             self._on_rejected(link)
         self._record_refusal(now, link, refusal.code, refusal.sentence)
@@ -242,6 +241,8 @@ class Sessions:
         has_lived = link.established_at is not None and now - link.established_at >= LINK_LIVED_S
         self._dialer.closed(now, link, has_lived=has_lived or code is RefusalCode.DUPLICATE, info=info)
         if was_held:
+            if code is not RefusalCode.DUPLICATE and not link.refused_by_us:
+                self._outbox.note("info", "links", f"{link.title} disconnected: {info}")
             self.terminations += code is not RefusalCode.DUPLICATE
             self._on_down(now, link)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from weavenet import program
 from weavenet.cli import spawn
 from weavenet.cli.compose import Composed, compose
 from weavenet.cli.hostcheck import check_host
@@ -401,90 +399,6 @@ def test_default_range_over_a_route_is_refused_and_a_chosen_one_warned_about(pro
 def test_options_have_one_variable_each() -> None:
     assert len({option.variable for option in OPTIONS}) == len(OPTIONS)
     assert all(option.metavar or option.kind is Kind.SWITCH for option in OPTIONS)
-
-
-# --- starting the process; a script plays the daemon ---
-
-
-@pytest.fixture
-def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Settings]:
-    """``play(code)``: settings with which ``start_in_background`` runs ``code`` as the daemon."""
-
-    def prepare(code: str) -> Settings:
-        script = tmp_path / "daemon.py"
-        script.write_text("import json, os, sys\nsettings = json.load(sys.stdin)\n" + textwrap.dedent(code))
-        monkeypatch.setattr(program, "command", lambda module, *arguments: [sys.executable, str(script), *arguments])
-        return Settings(passwords=("secret-secret",), log_file=str(tmp_path / "weave.log"))
-
-    return prepare
-
-
-READY = """
-fd = int(sys.argv[sys.argv.index("--ready-fd") + 1])
-def tell(**fields):
-    os.write(fd, json.dumps(fields).encode() + b"\\n")
-"""
-
-
-def test_ready_daemon(play: Callable[[str], Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("WEAVE_PASSWORD", "secret-secret")
-    settings = play(
-        READY
-        + """
-leaked = [key for key in os.environ if key.startswith("WEAVE_")]
-seen = leaked, os.getsid(0) == os.getpid(), os.getcwd(), settings["passwords"]
-with open(os.path.join(os.path.dirname(sys.argv[0]), "seen"), "w") as file:
-    json.dump(seen, file)
-tell(ready=True, name="::1", pid=os.getpid())
-"""
-    )
-    assert spawn.start_in_background(settings).name == "::1"
-    assert json.loads((tmp_path / "seen").read_text()) == [[], True, "/", ["secret-secret"]]
-
-
-def test_daemon_that_refuses(play: Callable[[str], Settings]) -> None:
-    settings = play(
-        READY + "tell(failure={'code': 'host', 'expected': 'port free', 'found': 'taken', 'next_step': 'x'})"
-    )
-    with pytest.raises(Ended) as caught:
-        spawn.start_in_background(settings)
-    assert (caught.value.status, caught.value.sentence) == (1, "port free\n  found: taken\n  next: x")
-
-
-def test_daemon_that_lost_the_race_counts_as_second_launch(play: Callable[[str], Settings]) -> None:
-    settings = play(READY + "tell(failure={'code': 'busy', 'expected': 'no other daemon'})")
-    with pytest.raises(Ended) as caught:
-        spawn.start_in_background(settings)
-    assert caught.value.status == 3
-
-
-def test_daemon_that_dies_shows_its_last_words(play: Callable[[str], Settings]) -> None:
-    settings = play("raise SystemExit('no such kernel')")
-    Path(settings.log_file).write_text("an old line\n")
-    with pytest.raises(Ended) as caught:
-        spawn.start_in_background(settings)
-    assert "no such kernel" in caught.value.sentence
-    assert "an old line" not in caught.value.sentence
-    assert "exit status 1" in caught.value.sentence
-
-
-def test_daemon_that_is_slow(play: Callable[[str], Settings], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spawn, "READY_TIMEOUT_S", 0.2)
-    settings = play("import signal; print(os.getpid(), flush=True); signal.pause()")
-    try:
-        with pytest.raises(Ended) as caught:
-            spawn.start_in_background(settings)
-        assert caught.value.status == 2
-        pid = int(caught.value.sentence.partition("pid ")[2].partition(")")[0])
-    finally:
-        os.kill(pid, 9)
-        os.waitpid(pid, 0)
-
-
-def test_log_that_cannot_be_written(play: Callable[[str], Settings]) -> None:
-    settings = Settings(log_file="/proc/nothing/weave.log")
-    with pytest.raises(Ended, match="--foreground"):
-        spawn.start_in_background(settings)
 
 
 def test_launch_needs_root(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

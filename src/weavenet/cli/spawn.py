@@ -1,5 +1,8 @@
 """Starts the daemon as a process of its own and waits for its word.
 
+It is a fork of the command, which has loaded a quarter of what a daemon needs, and goes on under the name that it would
+have had as a program of its own; where the kernel does not let it, it becomes that program.
+
 The settings go through an anonymous file that becomes its standard input, so that passwords appear in no argument list,
 environment or named file. What comes back is one JSON line on a pipe, then its end; the end alone means that the daemon
 died before it could say anything.
@@ -7,10 +10,11 @@ died before it could say anything.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
-import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -19,12 +23,17 @@ import msgspec
 
 from weavenet import program
 from weavenet.cli.outcome import ERROR, LIMIT, RUNNING, Ended, sentence_of, status_of
+from weavenet.cli.processtitle import retitle
 from weavenet.core.errors import Code, Failure
 from weavenet.runtime.settings import Settings, encode_settings
 
 READY_TIMEOUT_S = 60.0
 READY_BYTES_MAX = 64 * 1024
 LOG_TAIL_BYTES = 2000
+LAST_WORDS_S = 10.0
+VARIABLES = "WEAVE_"
+"""How the names of our variables begin."""
+_DESCRIPTORS_MAX = 1 << 20
 
 
 class Word(msgspec.Struct, frozen=True):
@@ -40,7 +49,7 @@ DAEMON = "weavenet.runtime"
 
 def _environment() -> dict[str, str]:
     """Ours without ``WEAVE_…``: the settings hold all of it, and a password must not stay readable in /proc."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("WEAVE_")}
+    return {key: value for key, value in os.environ.items() if not key.startswith(VARIABLES)}
 
 
 def _settings_file(settings: Settings) -> int:
@@ -54,13 +63,54 @@ def run_in_foreground(settings: Settings) -> NoReturn:
     """Become the daemon."""
     file = _settings_file(settings)
     os.dup2(file, 0)
-    os.close(file)
-    command = program.command(DAEMON)
-    os.execve(command[0], command, _environment())
+    if file != 0:
+        os.close(file)
+    _become_daemon()
+
+
+def _become_daemon(*arguments: str) -> NoReturn:
+    command, environment = program.command(DAEMON, *arguments), _environment()
+    if not retitle(command, VARIABLES):
+        os.execve(command[0], command, environment)
+    for variable in os.environ.keys() - environment.keys():
+        del os.environ[variable]
+    sys.stdin = os.fdopen(0, "r", closefd=False)
+    sys.exit(program.run(DAEMON, list(arguments)))
+
+
+def _fork_daemon(settings_file: int, log: int, writer: int) -> int:
+    """The daemon's process id. It says its word to ``writer``."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.setsid()
+        os.chdir("/")
+        # Whoever called us with closed standard streams lets these be among 0, 1 and 2, and Python have none.
+        ready, *streams = (fcntl.fcntl(each, fcntl.F_DUPFD, 3) for each in (writer, settings_file, log, log))
+        for target, stream in enumerate(streams):
+            os.dup2(stream, target)
+        os.closerange(3, ready)
+        os.closerange(ready + 1, _DESCRIPTORS_MAX)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        _become_daemon("--ready-fd", str(ready))
+    except BaseException:  # nothing of the command may go on in here
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(1)
 
 
 def run_erasing(settings: Settings, *, force: bool) -> bytes:
     """Reset this host without a daemon; the one line of JSON that it says. Raises Ended."""
+    import subprocess
+
     file = _settings_file(settings)
     command = program.command("weavenet.runtime.erasing", *(["--force"] if force else []))
     try:
@@ -80,23 +130,14 @@ def start_in_background(settings: Settings) -> Word:
     file = _settings_file(settings)
     reader, writer = os.pipe()
     try:
-        process = subprocess.Popen(
-            program.command(DAEMON, "--ready-fd", str(writer)),
-            stdin=file,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            env=_environment(),
-            pass_fds=(writer,),
-            start_new_session=True,
-        )
+        pid = _fork_daemon(file, log, writer)
     finally:
         for fd in (file, writer, log):
             os.close(fd)
     try:
-        line = _read_line(reader, process.pid, settings.log_file)
+        line = _read_line(reader, pid, settings.log_file)
     except KeyboardInterrupt:
-        process.send_signal(signal.SIGTERM)
+        os.kill(pid, signal.SIGTERM)
         raise
     finally:
         os.close(reader)
@@ -107,7 +148,7 @@ def start_in_background(settings: Settings) -> Word:
     if word.failure is not None:
         raise _refused(word.failure)
     if not word.ready:
-        raise Ended(ERROR, _last_words(process, settings.log_file, log_size))
+        raise Ended(ERROR, _last_words(pid, settings.log_file, log_size))
     return word
 
 
@@ -150,16 +191,18 @@ def _read_line(reader: int, pid: int, log_file: str) -> bytes:
     return data
 
 
-def _last_words(process: subprocess.Popen[bytes], log_file: str, start: int) -> str:
+def _last_words(pid: int, log_file: str, start: int) -> str:
     """What the daemon that died unasked wrote last."""
-    try:
-        status = str(process.wait(timeout=10))
-    except subprocess.TimeoutExpired:
-        status = "unknown"
+    deadline = time.monotonic() + LAST_WORDS_S
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.01)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    result = str(os.waitstatus_to_exitcode(status)) if ended else "unknown"
     with Path(log_file).open("rb") as log:
         log.seek(start)
         tail = log.read()[-LOG_TAIL_BYTES:].decode("utf-8", "replace").strip()
     last = "\n".join(f"    {line}" for line in tail.splitlines()[-6:])
-    return f"the daemon ended before it was ready (exit status {status}); next: see {log_file}" + (
+    return f"the daemon ended before it was ready (exit status {result}); next: see {log_file}" + (
         f", which ends with:\n{last}" if last else ""
     )

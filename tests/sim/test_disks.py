@@ -85,6 +85,31 @@ def test_seed_that_slept(seed: int) -> None:
     stage.allocate(visitor, "second")
 
 
+def test_a_seed_that_waits_for_others_is_served_meanwhile() -> None:
+    """It hears from one of three seeds: that is enough to learn that its share is taken, and for addresses by grant."""
+    stage = Stage(8, 4, bootstrap=Bootstrap.SEED)
+    lost, present, *absent = stage.hosts
+    fresh = absent.pop()
+    stage.start(lost, present, *absent)
+    stage.until(lambda: all(map(has_share, (lost, present, *absent))), 60, "their shares")
+    stage.allocate(lost, "before")
+    stage.advance(10)
+    stage.partition((lost, present, fresh), tuple(absent))
+    stage.workload.lost(lost)
+    stage.checker.forget_host(lost)
+    for host in (lost, fresh):
+        host.lose_disk()
+        host.start()
+    stage.until(lambda: has_share(lost), 60, "that its share is another's")
+    assert stage.allocate(lost, "after")
+    stage.until(lambda: stage.links_between(fresh, present), 60, "a link")
+    assert stage.allocate(fresh, "guest")
+    assert not has_share(fresh)
+    stage.reunite()
+    stage.until(lambda: has_share(fresh), 60, "its share")
+    assert fresh.node is not None and fresh.node.ipam.seed_share.bound_as is not None
+
+
 def test_blank_seeds_that_are_all_there_take_their_shares() -> None:
     """Nobody was launched with ``--first-start``: with all seeds blank and met there is nothing to lose."""
     stage = Stage(5, 3, bootstrap=Bootstrap.SEED)

@@ -130,11 +130,9 @@ class DataPaths:
         if toggled or changes.touched or changes.records or self._handover.completed:
             stale = self._planes.peers if toggled else changes.touched | changes.records
             self._follow_peers(now, stale)
-        if (
-            self._seeding.has_met_seeds
-            and self._ipam.seed_share.is_awaited
-            and self._seeding.is_enough(self._ipam.seed_share.takers())
-        ):
+        share = self._ipam.seed_share
+        may_ask = self._seeding.has_met_seeds and share.is_awaited
+        if may_ask and (share.is_taken or self._seeding.is_enough(share.takers())):
             self._ipam.allow_binding(now)
 
     def settle(self, now: float) -> None:

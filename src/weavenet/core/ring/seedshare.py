@@ -65,6 +65,12 @@ class SeedShare:
         """The share is neither taken yet nor known to be another's."""
         return not self._is_bound and self._owner() is not None
 
+    @property
+    def is_taken(self) -> bool:
+        """Nothing of the share is the seed's any more, as our ring says."""
+        owner = self._owner()
+        return owner is not None and owner not in self._estate.ring.shares
+
     def takers(self) -> frozenset[PeerId]:
         """The peers that took a seed's share and still own some of it, as our ring says."""
         stamps = (piece.stamp for piece in self._estate.ring.segments)

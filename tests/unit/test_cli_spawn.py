@@ -26,7 +26,6 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Set
         script = tmp_path / "daemon.py"
         script.write_text("import json, os, sys\nsettings = json.load(sys.stdin)\n" + textwrap.dedent(code))
         monkeypatch.setattr(program, "command", lambda module, *arguments: [sys.executable, str(script), *arguments])
-        monkeypatch.setattr(spawn, "retitle", lambda arguments, hidden: False)
         return Settings(passwords=("secret-secret",), log_file=str(tmp_path / "weave.log"))
 
     return prepare
@@ -57,6 +56,7 @@ tell(ready=True, name="::1", pid=os.getpid())
 
 GOES_ON = """
 import json, os, sys
+sys.path[:0] = json.loads(sys.argv.pop())
 import weavenet.runtime.__main__ as daemon
 from weavenet.cli import spawn
 from weavenet.runtime.settings import Settings
@@ -82,8 +82,8 @@ def test_the_command_goes_on_as_the_daemon(tmp_path: Path, streams: str) -> None
     """In a fork, which shows the daemon's arguments and neither the command's nor its variables. Also where the caller
     closed the standard streams."""
     log = tmp_path / "weave.log"
-    words = [sys.executable, "-c", GOES_ON, "the-password-of-the-command", str(log), "some more room for the arguments"]
-    environment = {"PYTHONPATH": program.source, "WEAVE_PASSWORD": "secret-secret", "OTHER": "stays"}
+    words = [sys.executable, "-I", "-c", GOES_ON, "the-password-of-the-command", str(log), json.dumps(sys.path)]
+    environment = {"WEAVE_PASSWORD": "secret-secret", "OTHER": "stays"}
     done = subprocess.run(
         ["sh", "-c", f'"$@" {streams}', "sh", *words], stderr=subprocess.PIPE, env=environment, text=True, check=False
     )
@@ -92,7 +92,7 @@ def test_the_command_goes_on_as_the_daemon(tmp_path: Path, streams: str) -> None
         log.with_suffix(".log.seen").read_text()
     )
     assert (passwords, flag, is_leader, folder) == (["secret-secret"], "--ready-fd", True, "/")
-    assert shown.rstrip("\0").split("\0")[-3:-1] == ["weavenet.runtime", "--ready-fd"]
+    assert shown.rstrip("\0").split("\0") == program.command("weavenet.runtime")
     assert "password" not in shown + variables
     assert kept == [False, "stays"]
     assert [streams_now[0], *streams_now[1:3], streams_now[3]] == ["/memfd", str(log), str(log), "pipe"]

@@ -143,6 +143,26 @@ def test_a_seed_that_lost_its_disk_finds_its_share_taken_and_lives_by_grants() -
     assert any("another peer's" in note.text for note in lost.notes)
 
 
+def test_who_took_a_share_is_known_also_when_other_stamps_stand_there() -> None:
+    """Compaction, grants and inheritance give what a seed took other versions and owners."""
+    world = seeds("a", "b")
+    share = world["b"].ipam.seed_share
+    assert share.takers() == frozenset()
+    assert not share.is_taken
+    world["a"].ipam.allow_binding(1.0)
+    world["a"].collect()
+    world.settle()
+    assert share.takers() == {seed_owner("a", b"salt")}
+    for owner in (world["a"].peer, peer_id("somebody")):
+        taken = tuple(
+            Segment(piece.start, piece.end, Stamp(GENESIS_POSITION, piece.stamp.version + 3, owner))
+            for piece in world["b"].ipam.ring.segments
+            if piece.stamp.owner == world["a"].peer
+        )
+        world["b"].ipam.merge_ring(world.now, RingDelta(0, 1, taken))
+        assert share.takers() == {seed_owner("a", b"salt")}
+
+
 def test_who_is_no_seed_has_nothing_to_bind() -> None:
     assert not World.of("a")["a"].ipam.seed_share.is_awaited
 

@@ -7,6 +7,7 @@ import pytest
 
 from weavenet.core.config import GenesisMode, NodeConfig
 from weavenet.core.messages.gossip import PeerRecord
+from weavenet.core.ring import seed_owner
 from weavenet.core.seeding import Seeding
 from weavenet.core.types import PeerId
 
@@ -15,6 +16,10 @@ A, B, C, D = (f"00:00:00:00:00:0{number}" for number in range(4))
 
 def peer(number: int) -> PeerId:
     return PeerId(bytes([number]) * 16)
+
+
+def voter(name: str) -> PeerId:
+    return seed_owner(name, b"salt")
 
 
 def record(name: str, *, bound: bool) -> PeerRecord:
@@ -28,7 +33,7 @@ def record(name: str, *, bound: bool) -> PeerRecord:
         port=6783,
         mtu=1376,
         planes=(),
-        votes_as=bytes(16) if bound else b"",
+        votes_as=voter(name) if bound else b"",
     )
 
 
@@ -45,25 +50,26 @@ def seeding(records: dict[PeerId, PeerRecord], *, name: str = A) -> Seeding:
     return Seeding(config, records.get)
 
 
-def is_enough(found: Seeding, handed_over: list[int], takers: set[int]) -> bool:
+def is_enough(found: Seeding, handed_over: list[int], takers: set[str]) -> bool:
+    """``takers``: names of the seeds that took their shares, by the ring."""
     found.handed_over([peer(number) for number in handed_over])
-    return found.is_enough(frozenset(map(peer, takers)))
+    return found.is_enough(frozenset(map(voter, takers)))
 
 
 @pytest.mark.parametrize(("handed_over", "expected"), [([], False), ([1], False), ([1, 2], True), ([1, 2, 3], True)])
 def test_most_of_the_seeds_that_took_their_shares_vouch(handed_over: list[int], expected: bool) -> None:
     names = dict(zip((1, 2, 3), (B, C, D), strict=True))
     found = seeding({peer(number): record(name, bound=True) for number, name in names.items()})
-    assert is_enough(found, handed_over, {1, 2, 3}) is expected
+    assert is_enough(found, handed_over, {B, C, D}) is expected
 
 
-@pytest.mark.parametrize("takers", [{1}, set()])  # the other one granted everything away, or was removed
-def test_the_only_seed_that_took_its_share_vouches(takers: set[int]) -> None:
+@pytest.mark.parametrize("takers", [{B}, set()])  # it does not vote any more
+def test_the_only_seed_that_took_its_share_vouches(takers: set[str]) -> None:
     assert is_enough(seeding({peer(1): record(B, bound=True)}), [1], takers)
 
 
 def test_of_two_that_took_their_shares_one_is_not_most() -> None:
-    assert not is_enough(seeding({peer(1): record(B, bound=True)}), [1], {1, 2})
+    assert not is_enough(seeding({peer(1): record(B, bound=True)}), [1], {B, C})
 
 
 @pytest.mark.parametrize("name", [B, "00:00:00:00:00:99"])
@@ -75,13 +81,13 @@ def test_one_blank_seed_or_a_stranger_does_not(name: str) -> None:
 def test_all_other_seeds_do_also_when_blank(bound: bool) -> None:
     records = {peer(1): record(B, bound=bound), peer(2): record(C, bound=False), peer(3): record(D, bound=False)}
     found = seeding(records)
-    assert not is_enough(found, [1, 2], {1, 7})
-    assert is_enough(found, [3], {1, 7})
+    assert not is_enough(found, [1, 2], {B, C, D})
+    assert is_enough(found, [3], {B, C, D})
 
 
 def test_who_is_no_seed_takes_nothing() -> None:
     found = seeding({peer(1): record(B, bound=True)}, name="00:00:00:00:00:77")
-    assert not is_enough(found, [1], {1})
+    assert not is_enough(found, [1], {B})
     assert not found.has_met_seeds
 
 
@@ -90,7 +96,7 @@ def test_a_handover_before_the_other_took_its_share_is_repeated() -> None:
     found = seeding(records)
     found.handed_over([peer(1)])
     assert not found.to_repeat([peer(1)])
-    records[peer(1)] = msgspec.structs.replace(records[peer(1)], votes_as=bytes(16))
+    records[peer(1)] = msgspec.structs.replace(records[peer(1)], votes_as=voter(B))
     assert found.to_repeat([peer(1), peer(2)]) == {peer(1)}
     assert not found.to_repeat([peer(1)])
-    assert is_enough(found, [1], {1})
+    assert is_enough(found, [1], {B})

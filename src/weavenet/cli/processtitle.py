@@ -7,6 +7,7 @@ that libc's ``getenv`` still reads the variables in place.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pathlib import Path
 def retitle(arguments: Sequence[str], hidden: str) -> bool:
     """Show ``arguments`` as ours, and no variable whose name begins with ``hidden``. False when there is no room for
     them, or the kernel does not let us."""
-    title = b"".join(argument.encode() + b"\0" for argument in arguments)
+    title = b"".join(os.fsencode(argument) + b"\0" for argument in arguments)
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         start, end, env_start, env_end = map(int, fields[45:49])
@@ -23,11 +24,10 @@ def retitle(arguments: Sequence[str], hidden: str) -> bool:
         with Path("/proc/self/mem").open("r+b", buffering=0) as memory:
             memory.seek(env_start)
             variables = memory.read(env_end - env_start).split(b"\0")
-            kept = (each if not each.startswith(hidden.encode()) else bytes(len(each)) for each in variables)
+            kept = (bytes(len(each)) if each.startswith(os.fsencode(hidden)) else each for each in variables)
             memory.seek(env_start)
-            memory.write(b"\0".join(kept))
+            written = memory.write(b"\0".join(kept))
             memory.seek(start)
-            memory.write(title.ljust(end - start, b"\0"))
+            return written + memory.write(title.ljust(end - start, b"\0")) == env_end - env_start + end - start
     except (OSError, ValueError):
         return False
-    return True

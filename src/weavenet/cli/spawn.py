@@ -1,7 +1,8 @@
 """Starts the daemon as a process of its own and waits for its word.
 
 It is a fork of the command, which has loaded a quarter of what a daemon needs, and goes on under the name that it would
-have had as a program of its own; where the kernel does not let it, it becomes that program.
+have had as a program of its own. Where the command was not started as the daemon would be (``-I``, see ``program``), or
+there is no way to show another name, it becomes that program.
 
 The settings go through an anonymous file that becomes its standard input, so that passwords appear in no argument list,
 environment or named file. What comes back is one JSON line on a pipe, then its end; the end alone means that the daemon
@@ -10,6 +11,7 @@ died before it could say anything.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -69,11 +71,12 @@ def run_in_foreground(settings: Settings) -> NoReturn:
 
 
 def _become_daemon(*arguments: str) -> NoReturn:
-    command, environment = program.command(DAEMON, *arguments), _environment()
-    if not retitle(command, VARIABLES):
-        os.execve(command[0], command, environment)
+    environment = _environment()
     for variable in os.environ.keys() - environment.keys():
-        del os.environ[variable]
+        del os.environ[variable]  # before they are overwritten, when they could not be found any more
+    if not sys.flags.isolated or not retitle(program.command(DAEMON), VARIABLES):
+        command = program.command(DAEMON, *arguments)
+        os.execve(command[0], command, environment)
     sys.stdin = os.fdopen(0, "r", closefd=False)
     sys.exit(program.run(DAEMON, list(arguments)))
 
@@ -96,7 +99,7 @@ def _fork_daemon(settings_file: int, log: int, writer: int) -> int:
         os.closerange(3, ready)
         os.closerange(ready + 1, _DESCRIPTORS_MAX)
         sys.stdout = os.fdopen(1, "w", closefd=False)
-        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
         _become_daemon("--ready-fd", str(ready))
     except BaseException:  # nothing of the command may go on in here
         import traceback
@@ -137,7 +140,8 @@ def start_in_background(settings: Settings) -> Word:
     try:
         line = _read_line(reader, pid, settings.log_file)
     except KeyboardInterrupt:
-        os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
         raise
     finally:
         os.close(reader)
@@ -193,12 +197,15 @@ def _read_line(reader: int, pid: int, log_file: str) -> bytes:
 
 def _last_words(pid: int, log_file: str, start: int) -> str:
     """What the daemon that died unasked wrote last."""
+    result = "unknown"
     deadline = time.monotonic() + LAST_WORDS_S
-    ended, status = os.waitpid(pid, os.WNOHANG)
-    while not ended and time.monotonic() < deadline:
-        time.sleep(0.01)
-        ended, status = os.waitpid(pid, os.WNOHANG)
-    result = str(os.waitstatus_to_exitcode(status)) if ended else "unknown"
+    with contextlib.suppress(ChildProcessError):  # collected already where SIGCHLD is ignored
+        while result == "unknown" and time.monotonic() < deadline:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                result = str(os.waitstatus_to_exitcode(status))
+            else:
+                time.sleep(0.01)
     with Path(log_file).open("rb") as log:
         log.seek(start)
         tail = log.read()[-LOG_TAIL_BYTES:].decode("utf-8", "replace").strip()

@@ -131,8 +131,9 @@ class DataPaths:
             stale = self._planes.peers if toggled else changes.touched | changes.records
             self._follow_peers(now, stale)
         share = self._ipam.seed_share
-        may_ask = self._seeding.has_met_seeds and share.is_awaited
-        if may_ask and (share.is_taken or self._seeding.is_enough(share.takers())):
+        if share.is_awaited and (
+            share.is_taken or (self._seeding.has_met_seeds and self._seeding.is_enough(share.takers()))
+        ):
             self._ipam.allow_binding(now)
 
     def settle(self, now: float) -> None:

@@ -277,7 +277,7 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
     if node.ipam.seed_share.is_awaited:
         warnings.append(
             f"this seed has a blank store, and takes its share only after meeting {ipam.detail}; next: start them, "
-            "or launch with --first-start if this is the very first start"
+            "`weave rmpeer` those that are gone for good, or launch with --first-start if this is the very first start"
         )
     warnings += _label_warnings(node)
     return warnings

@@ -1,8 +1,8 @@
 """When a seed with a blank store may take its share (spec "IPAM: ring, electors, decrees", Genesis: *lost-disk-seed*).
 
 A blank store may be a lost one: the share was taken and given out in an earlier life, and only others know. So it takes
-the share after it merged the rings of a majority of the seeds that have taken theirs, as those rings say, or of every
-other seed. One that took its share may have been cut off since before our earlier life (history
+the share after it merged the rings of a majority of the voting seeds that have taken theirs, as those rings say, or of
+every other seed. One that took its share may have been cut off since before our earlier life (history
 *seed-that-slept*: it vouched, and the share had been granted on). A seed that is blank itself proves nothing alone: it
 may have lost its disk too, or was removed and fenced (history *two-blank-seeds*: both bound, one of them a share that
 had been granted on).
@@ -31,8 +31,8 @@ class Seeding:
         self._is_seed = config.mode is GenesisMode.SEED and config.name in config.seeds
         self._blank: dict[PeerId, str] = {}
         """Seeds handed over with before they had taken their share, and their names."""
-        self._taken: dict[PeerId, str] = {}
-        """The same for those that had taken it."""
+        self._vouchers: dict[PeerId, str] = {}
+        """The ids as which seeds vote that had taken it, and their names."""
 
     def handed_over(self, peers: Iterable[PeerId]) -> None:
         """We and each of ``peers`` hold each other's ring now."""
@@ -40,19 +40,23 @@ class Seeding:
             return
         for peer in peers:
             record = self._record(peer)
-            if record is not None and record.name in self._others:
-                (self._taken if record.votes_as else self._blank)[peer] = record.name
+            if record is None or record.name not in self._others:
+                continue
+            if record.votes_as:
+                self._vouchers[PeerId(record.votes_as)] = record.name
+            else:
+                self._blank[peer] = record.name
 
     @property
     def has_met_seeds(self) -> bool:
-        return bool(self._taken or self._blank)
+        return bool(self._vouchers or self._blank)
 
     def is_enough(self, takers: Set[PeerId]) -> bool:
-        """Our share may be taken. ``takers``: the peers that have taken a seed's share, by our ring."""
-        heard = len(takers & self._taken.keys())
-        if self._taken and (not takers or 2 * heard > len(takers)):
+        """Our share may be taken. ``takers``: as which those vote that have taken a seed's share, by our ring."""
+        heard = len(takers & self._vouchers.keys())
+        if self._vouchers and (not takers or 2 * heard > len(takers)):
             return True
-        return bool(self._others) and self._others.issubset({*self._blank.values(), *self._taken.values()})
+        return bool(self._others) and self._others.issubset({*self._blank.values(), *self._vouchers.values()})
 
     def to_repeat(self, origins: Iterable[PeerId]) -> frozenset[PeerId]:
         """Of peers whose records changed: those whose handover counts only when it is done again."""

@@ -377,10 +377,17 @@ def _disagreement(members: list[Host]) -> str:
             return f"{members[0].label} and {host.label} hold different rings"
         missing = sorted(peers - host.open_peers - {host.peer})
         # Without a lease it keeps its paths shut, and whoever could renew it left after giving it up (seed 13479).
-        is_given_up = node.planes.is_shut and not _has_quorum(node)
+        is_given_up = node.planes.is_shut and not _has_quorum(node, members)
         if missing and not is_given_up:
             return f"{host.label} has no data path to {' '.join(peer.hex()[:6] for peer in missing)}"
     return ""
+
+
+def _has_quorum(node: Node, members: list[Host]) -> bool:
+    """Whether most of its voters are among those that run in its cluster."""
+    running = {host.peer for host in members}
+    running.update(each.node.ipam.seed_share.bound_as or each.peer for each in members if each.node is not None)
+    return 2 * len(running.intersection(node.log.voters)) > len(node.log.voters)
 
 
 def _unfinished(members: list[Host]) -> str:
@@ -402,7 +409,7 @@ def _unfinished(members: list[Host]) -> str:
                 heir = next(each for each in members if each.peer == node.log.heir(owner))
                 if heir.node is not None and not heir.node.membership.collect.is_needed:
                     return f"{host.label} shows space of a removed peer"
-        if node.membership.wants_decree and _has_quorum(node):
+        if node.membership.wants_decree and _has_quorum(node, members):
             return f"{host.label} waits for a decree"
     return ""
 
@@ -420,9 +427,3 @@ def run_seed(
 
 
 __all__ = ["FaultKind", "HistoryOptions", "World", "draw_options", "run_seed"]
-
-
-def _has_quorum(node: Node) -> bool:
-    """Whether most voters are within reach."""
-    voters = node.log.voters
-    return 2 * sum(node.membership.voter_address(voter) is not None for voter in voters) > len(voters)

@@ -167,8 +167,10 @@ class Sessions:
         self._links.by_peer[link.peer] = link
         self.failures.forget(link.host)
         self._dialer.established(link)
-        if held is None or held.incarnation != link.incarnation:
+        if held is None:
             self._outbox.note("info", "links", f"{link.title} connected")
+        elif held.incarnation != link.incarnation:
+            self._outbox.note("info", "links", f"{link.title} was started anew, and connected")
         self._on_up(now, link, held)
 
     # --- ending ---
@@ -241,7 +243,7 @@ class Sessions:
         has_lived = link.established_at is not None and now - link.established_at >= LINK_LIVED_S
         self._dialer.closed(now, link, has_lived=has_lived or code is RefusalCode.DUPLICATE, info=info)
         if was_held:
-            if code is not RefusalCode.DUPLICATE and not link.refused_by_us:
+            if code is None or (code in _HARMLESS and code is not RefusalCode.DUPLICATE):  # of others it was told
                 self._outbox.note("info", "links", f"{link.title} disconnected: {info}")
             self.terminations += code is not RefusalCode.DUPLICATE
             self._on_down(now, link)

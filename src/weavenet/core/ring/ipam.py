@@ -480,5 +480,3 @@ class Ipam:
         joined = [Segment(run[0].start, run[-1].end, next_stamp(run, self.estate.me)) for run in runs if len(run) > 1]
         if joined:
             self._news.extend(self.estate.learn(joined))
-
-    # --- seeds ---

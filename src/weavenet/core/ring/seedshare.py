@@ -72,11 +72,12 @@ class SeedShare:
         return owner is not None and owner not in self._estate.ring.shares
 
     def takers(self) -> frozenset[PeerId]:
-        """The peers that took a seed's share and still own some of it, as our ring says."""
-        stamps = (piece.stamp for piece in self._estate.ring.segments)
-        return frozenset(
-            each.owner for each in stamps if each.position == GENESIS_POSITION and each.version == _TAKEN_VERSION
-        )
+        """The ids of the seeds that vote and whose shares were taken, as our log and ring say. Of those that left, or
+        were removed, there is nobody to ask."""
+        genesis, shares = self._log.genesis, self._estate.ring.shares
+        if genesis is None:
+            return frozenset()
+        return frozenset(each for each in genesis.owners if each in self._log.electors and each not in shares)
 
     def allow(self) -> None:
         """The share may be taken: enough seeds' rings are merged, or this is the first start of all."""

@@ -52,6 +52,7 @@ def seeding(records: dict[PeerId, PeerRecord], *, name: str = A) -> Seeding:
 
 def is_enough(found: Seeding, handed_over: list[int], takers: set[str]) -> bool:
     """``takers``: names of the seeds that took their shares, by the ring."""
+    found.meet([peer(number) for number in handed_over])
     found.handed_over([peer(number) for number in handed_over])
     return found.is_enough(frozenset(map(voter, takers)))
 
@@ -63,13 +64,21 @@ def test_most_of_the_seeds_that_took_their_shares_vouch(handed_over: list[int], 
     assert is_enough(found, handed_over, {B, C, D}) is expected
 
 
-@pytest.mark.parametrize("takers", [{B}, set()])  # it does not vote any more
+@pytest.mark.parametrize("takers", [{B}, set()])  # by the ring; it says so itself, too
 def test_the_only_seed_that_took_its_share_vouches(takers: set[str]) -> None:
     assert is_enough(seeding({peer(1): record(B, bound=True)}), [1], takers)
 
 
 def test_of_two_that_took_their_shares_one_is_not_most() -> None:
     assert not is_enough(seeding({peer(1): record(B, bound=True)}), [1], {B, C})
+
+
+def test_one_that_says_of_itself_that_it_took_its_share_counts_before_the_ring_says_so() -> None:
+    """The history of seed 16254: one of two had slept, and was handed over with first."""
+    found = seeding({peer(1): record(B, bound=True), peer(2): record(C, bound=True)})
+    found.meet([peer(2)])
+    assert not is_enough(found, [1], {B})
+    assert is_enough(found, [2], {B})
 
 
 @pytest.mark.parametrize("name", [B, "00:00:00:00:00:99"])
@@ -95,8 +104,8 @@ def test_a_handover_before_the_other_took_its_share_is_repeated() -> None:
     records = {peer(1): record(B, bound=False)}
     found = seeding(records)
     found.handed_over([peer(1)])
-    assert not found.to_repeat([peer(1)])
+    assert not found.meet([peer(1)])
     records[peer(1)] = msgspec.structs.replace(records[peer(1)], votes_as=voter(B))
-    assert found.to_repeat([peer(1), peer(2)]) == {peer(1)}
-    assert not found.to_repeat([peer(1)])
+    assert found.meet([peer(1), peer(2)]) == {peer(1)}
+    assert not found.meet([peer(1)])
     assert is_enough(found, [1], {B})

@@ -119,7 +119,7 @@ class DataPaths:
         if self._membership.reopen:
             again, self._membership.reopen = self._membership.reopen, set()
             self._want_handovers(now, again)
-        for peer in self._seeding.to_repeat(changes.records):
+        for peer in self._seeding.meet(changes.records):
             self._handover.forget(peer)
         reachable = self._mesh.reachable()
         toggled = frozenset() if reachable is self._reachable else reachable ^ self._reachable

@@ -31,6 +31,7 @@ from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.events import Event
 from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.report import NodeReport
+from weavenet.core.types import PeerId
 from weavenet.lab.waiting import wait_until
 from weavenet.runtime import daemon as daemon_module
 from weavenet.runtime.daemon import Daemon
@@ -361,6 +362,30 @@ def test_blocks_are_in_force_before_a_later_plane_opens() -> None:
         applier.set_blocked((b,), lambda: done.append("b in force"))
         await settled(10)
         assert done[5:] == ["block ['a', 'b']", "b in force", "plane 0", "closed", "block ['b']"]
+        task.cancel()
+
+    run(test)
+
+
+@pytest.mark.parametrize(("may_show", "at_once"), [(None, False), (frozenset(), True)])
+def test_nobody_waits_for_a_data_path_that_cannot_show_anybody(
+    may_show: frozenset[PeerId] | None, at_once: bool
+) -> None:
+    """What an earlier life left in the kernel has to be closed before peers hear of us; without a bridge there is
+    nothing, and links come up while the data path is still being opened."""
+
+    async def test() -> None:
+        async def block(blocked: Blocked) -> None: ...
+        async def apply(peers: tuple[PlanePeer, ...]) -> None: ...
+
+        done: list[str] = []
+        applier = Applier(block, apply, may_show)
+        applier.set_plane((), lambda: done.append("closed"))
+        assert bool(done) is at_once
+        task = asyncio.create_task(applier.run())
+        async with asyncio.timeout(5):
+            while not done:
+                await asyncio.sleep(0)
         task.cancel()
 
     run(test)

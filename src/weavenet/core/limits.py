@@ -8,6 +8,8 @@ PROTOCOL_MAX = 1
 PORT_DEFAULT = 6783
 VXLAN_PORT = 6784
 VXLAN_VNI = 6784
+BRIDGE = "weave"
+"""The bridge that containers and the devices of all data paths are ports of."""
 SLEEVE_DEVICE = "weave-sleeve"
 """The TAP device of the sleeve worker, a port of the bridge."""
 WIREGUARD_DEVICE = "weave-wg"

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 
 from weavenet.core.errors import Code, Failure, WeaveError
+from weavenet.core.limits import BRIDGE
 from weavenet.host import sysctl
 from weavenet.host.links import Link, LinkCache, PortFlags
 from weavenet.host.netlink import Netlink
 
-BRIDGE = "weave"
 PORT_PREFIX = "vethwe"
 CONTAINER_PORT = PortFlags(hairpin=True, learning=True, neigh_suppress=False, isolated=False)
 

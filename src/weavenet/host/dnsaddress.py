@@ -27,8 +27,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from weavenet.core.errors import WeaveError
+from weavenet.core.limits import BRIDGE
 from weavenet.host import dnsprobe, reversepath
-from weavenet.host.bridge import BRIDGE, Bridge
+from weavenet.host.bridge import Bridge
 from weavenet.host.kernel import Kernel
 
 if TYPE_CHECKING:

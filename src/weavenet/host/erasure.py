@@ -13,8 +13,9 @@ import subprocess
 from collections.abc import Collection, Iterable
 
 from weavenet.core.errors import Code, Failure, WeaveError
+from weavenet.core.limits import BRIDGE
 from weavenet.host import exposure_rules, netns, rules
-from weavenet.host.bridge import BRIDGE, is_port_name
+from weavenet.host.bridge import is_port_name
 from weavenet.host.dnsaddress import ADDRESS, TABLE
 from weavenet.host.firewall import LEGACY, LEGACY_RULE
 from weavenet.host.kernel import Kernel

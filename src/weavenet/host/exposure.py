@@ -34,9 +34,10 @@ from weavenet.core.commands import (
     Result,
 )
 from weavenet.core.errors import Code, Failure, WeaveError
+from weavenet.core.limits import BRIDGE
 from weavenet.core.names import EXPOSE, absolute_name
 from weavenet.host import announce, ipv6, requests, sysctl
-from weavenet.host.bridge import BRIDGE, Bridge
+from weavenet.host.bridge import Bridge
 from weavenet.host.exposure_rules import Exposed
 from weavenet.host.firewall import Firewall
 from weavenet.host.kernel import Kernel

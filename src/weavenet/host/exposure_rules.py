@@ -16,7 +16,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from weavenet.host.bridge import BRIDGE
+from weavenet.core.limits import BRIDGE
 from weavenet.host.nft import Command
 from weavenet.host.rules import ACCEPT, IFNAME, TABLE, delete_table, field, match
 

@@ -13,8 +13,8 @@ import asyncio
 import shutil
 import subprocess
 
+from weavenet.core.limits import BRIDGE
 from weavenet.host import exposure_rules, netns, rules, sysctl
-from weavenet.host.bridge import BRIDGE
 from weavenet.host.exposure_rules import Exposed
 from weavenet.host.nft import Command, Nft, NftError, TableWatch
 

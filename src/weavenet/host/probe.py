@@ -16,9 +16,9 @@ from pathlib import Path
 import msgspec
 
 from weavenet.core.errors import WeaveError
-from weavenet.core.limits import MTU_DEFAULT, PORT_DEFAULT, VXLAN_PORT
+from weavenet.core.limits import BRIDGE, MTU_DEFAULT, PORT_DEFAULT, VXLAN_PORT
 from weavenet.host import netns, portfilter, sysctl, wireguardkernel, wireguardprocess
-from weavenet.host.bridge import BRIDGE, Bridge
+from weavenet.host.bridge import Bridge
 from weavenet.host.kernel import Kernel
 from weavenet.host.netlink import Route
 from weavenet.host.nft import Nft

@@ -15,8 +15,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from weavenet.core.limits import VXLAN_PORT, WIREGUARD_DEVICE
-from weavenet.host.bridge import BRIDGE, port_name
+from weavenet.core.limits import BRIDGE, VXLAN_PORT, WIREGUARD_DEVICE
+from weavenet.host.bridge import port_name
 from weavenet.host.dnsaddress import ADDRESS as DNS_ADDRESS
 from weavenet.host.nft import Command
 

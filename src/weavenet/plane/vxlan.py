@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from weavenet.core.effects import PlanePeer, VxlanUse
-from weavenet.core.limits import SLEEVE_DEVICE, VXLAN_PORT, VXLAN_VNI, WIREGUARD_DEVICE
+from weavenet.core.limits import BRIDGE, SLEEVE_DEVICE, VXLAN_PORT, VXLAN_VNI, WIREGUARD_DEVICE
 from weavenet.core.types import is_ip_address
 from weavenet.host import announce, netns, portfilter, sysctl
-from weavenet.host.bridge import BRIDGE, Bridge, is_port_name
+from weavenet.host.bridge import Bridge, is_port_name
 from weavenet.host.kernel import Kernel
 from weavenet.host.links import GoneNeighbour, Link, PortFlags, VxlanSettings
 from weavenet.host.netlink import FLOOD_MAC

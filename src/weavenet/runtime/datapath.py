@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -20,7 +21,7 @@ from weavenet.core.commands import Addresses, Attachments, Command, Result
 from weavenet.core.effects import PlanePeer
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.events import Event, PlaneTraffic, ProbeReceived, WireguardReported
-from weavenet.core.limits import DNS_DOMAIN_DEFAULT, SLEEVE_UNIT_BYTES, WIREGUARD_DEVICE
+from weavenet.core.limits import BRIDGE, DNS_DOMAIN_DEFAULT, SLEEVE_UNIT_BYTES, WIREGUARD_DEVICE
 from weavenet.core.overlay.planes import FASTDP, SLEEVE, WIREGUARD
 from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.types import PeerId, bridge_mac, plane_mac
@@ -122,6 +123,7 @@ class Applier:
         self,
         block: Callable[[Blocked], Awaitable[None]],
         apply: Callable[[tuple[PlanePeer, ...]], Awaitable[None]] | None,
+        may_show: frozenset[PeerId] | None = None,
     ) -> None:
         self._block, self._apply = block, apply
         self._blocked: Blocked = ()
@@ -129,7 +131,7 @@ class Applier:
         self._in_kernel: Blocked | None = ()  # as last set; None: being set, or that failed
         self._peers: tuple[PlanePeer, ...] | None = None
         self._peers_stale = False
-        self._may_show: frozenset[PeerId] | None = None
+        self._may_show = may_show
         """Peers whose paths may be open in the kernel; None: whatever an earlier life left there."""
         self._sleeve: SleeveDesired | None = None
         self.on_sleeve: Callable[[SleeveDesired], None] = lambda desired: None
@@ -217,6 +219,11 @@ class Applier:
         self._in_kernel, self._in_force = blocked, frozenset(blocked)
 
 
+def _has_bridge() -> bool:
+    """Asked without the netlink library, whose import takes longest of all."""
+    return any(name == BRIDGE for _, name in socket.if_nameindex())
+
+
 class KernelDatapath:
     """Implements :class:`Datapath` with the real kernel. ``planes`` empty: bridge and attachments only. ``sleeve``:
     where its worker is to be found; None: none is run. ``wireguard``: likewise of its device. ``in_clear``: whether the
@@ -248,7 +255,8 @@ class KernelDatapath:
         self._attachments: AttachmentKeeper | None = None
         self._exposure: Exposure | None = None
         self._dns_address: DnsAddress | None = None
-        self._applier = Applier(self._block, self._apply if planes else None)
+        # Without a bridge nothing passes, so nobody has to be closed before peers may hear of us.
+        self._applier = Applier(self._block, self._apply if planes else None, None if _has_bridge() else frozenset())
         self._task: asyncio.Task[None] | None = None
         self._undo = contextlib.AsyncExitStack()
 

@@ -20,6 +20,7 @@ import msgspec
 
 from weavenet import program
 from weavenet.core.effects import NameRecord
+from weavenet.core.limits import BRIDGE
 from weavenet.core.report import DnsQueries, DnsReport
 from weavenet.dns.addresses import is_here, with_port
 from weavenet.dns.feed import (
@@ -38,7 +39,6 @@ from weavenet.dns.feed import (
 from weavenet.runtime.settings import Settings
 
 PORT = 53
-BRIDGE = "weave"
 RESOLV_CONF = "/etc/resolv.conf"
 
 RESTART_FIRST_S, RESTART_FACTOR, RESTART_CAP_S = 0.5, 2.0, 30.0

@@ -1,8 +1,8 @@
 """Durable allocations through the control API: one client, keep-alive, one request in flight.
 
 Each answer is an address that is on disk. Measured with nothing held, with 10,000 and with 100,000 addresses held, and
-on one side of a partition. For scale: a null request (the cost of client, socket and HTTP), and bare sqlite commits of
-one row on the same disk.
+on one side of a partition; also by many clients at once, whose requests share commits. For scale: a null request (the
+cost of client, socket and HTTP), and bare sqlite commits of one row on the same disk.
 """
 
 from __future__ import annotations
@@ -154,6 +154,13 @@ def measure(options: Options, gate: Gate) -> Result:
             holding += count
             return timed(connection, [_allocate(next(idents)) for _ in range(count)])
 
+        def at_once() -> float:
+            nonlocal holding
+            holding += count
+            started = time.perf_counter()
+            fill(first, idents, count)
+            return count / (time.perf_counter() - started)
+
         def repeated() -> Figures:
             return best_of([gate.measure(allocations) for _ in range(repetitions)])
 
@@ -164,6 +171,9 @@ def measure(options: Options, gate: Gate) -> Result:
                 holding = level
             options.progress(f"allocations: measuring with {holding:,} held")
             rows.append(row(f"{level:,} held", repeated()))
+        options.progress(f"allocations: measuring {FILLERS} clients at once")
+        rate = statistics.median(gate.measure(at_once) for _ in range(repetitions))
+        rows.append((f"{FILLERS} clients at once", f"{rate:,.0f}", "", "", "", "", ""))
         with partition(first, hosts[1:]):
             options.progress("allocations: measuring in a partition")
             rows.append(row(f"{held[-1]:,} held, alone in a partition", repeated()))

@@ -147,7 +147,7 @@ def measure(options: Options, gate: Gate) -> Result:
             row("control socket answers on all three", [times.listening for times in found], None),
             row("all three connected to each other", [times.all_connected for times in found], BAR_S),
             row("first address", [times.first_address for times in found], BAR_S),
-            row("an address on each of the three", [times.all_addresses for times in found], None),
+            row("an address on each of the three", [times.all_addresses for times in found], BAR_S),
             row("`weave launch` has returned on all three", [times.launched for times in found], None),
         ],
         [f"{count} starts of three fresh hosts, 2 cores carry all three", gate.summary()],

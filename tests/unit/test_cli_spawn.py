@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -127,6 +128,17 @@ def test_daemon_that_dies_shows_its_last_words(play: Callable[[str], Settings]) 
     assert "no such kernel" in caught.value.sentence
     assert "an old line" not in caught.value.sentence
     assert "exit status 1" in caught.value.sentence
+
+
+def test_daemon_that_dies_where_its_end_is_ignored(play: Callable[[str], Settings]) -> None:
+    """Some parents leave SIGCHLD ignored: the kernel collects the daemon, and nobody can ask how it ended."""
+    settings = play("raise SystemExit('no such kernel')")
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with pytest.raises(Ended, match="no such kernel"):
+            spawn.start_in_background(settings)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_daemon_that_is_slow(play: Callable[[str], Settings], monkeypatch: pytest.MonkeyPatch) -> None:

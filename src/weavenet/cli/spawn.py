@@ -1,6 +1,6 @@
 """Starts the daemon as a process of its own and waits for its word.
 
-It is a fork of the command, which has loaded a quarter of what a daemon needs, and goes on under the name that it would
+It is a fork of the command, which has loaded a fifth of what a daemon needs, and goes on under the name that it would
 have had as a program of its own. Where the command was not started as the daemon would be (``-I``, see ``program``), or
 there is no way to show another name, it becomes that program.
 
@@ -198,14 +198,13 @@ def _read_line(reader: int, pid: int, log_file: str) -> bytes:
 def _last_words(pid: int, log_file: str, start: int) -> str:
     """What the daemon that died unasked wrote last."""
     result = "unknown"
-    deadline = time.monotonic() + LAST_WORDS_S
-    with contextlib.suppress(ChildProcessError):  # collected already where SIGCHLD is ignored
-        while result == "unknown" and time.monotonic() < deadline:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                result = str(os.waitstatus_to_exitcode(status))
-            else:
-                time.sleep(0.01)
+    with contextlib.suppress(OSError):  # nobody to wait for any more where SIGCHLD is ignored
+        process = os.pidfd_open(pid)
+        select.select([process], [], [], LAST_WORDS_S)
+        os.close(process)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            result = str(os.waitstatus_to_exitcode(status))
     with Path(log_file).open("rb") as log:
         log.seek(start)
         tail = log.read()[-LOG_TAIL_BYTES:].decode("utf-8", "replace").strip()

@@ -27,6 +27,8 @@ _TAKEN_VERSION = 2
 
 
 class SeedShare:
+    """``disk``: whether an earlier start took the share. Of a peer that is no seed there is none."""
+
     def __init__(
         self, config: NodeConfig, log: Log, estate: Estate, disk: Mapping[tuple[str, bytes], bytes], outbox: Outbox
     ) -> None:

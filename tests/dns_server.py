@@ -14,7 +14,19 @@ from pathlib import Path
 
 import msgspec
 
-from weavenet.dns.feed import AskStatus, Configure, Frames, Listen, Listening, Name, Names, Status, ToDaemon, encode
+from weavenet.dns.feed import (
+    AskStatus,
+    Configure,
+    Frames,
+    Listen,
+    Listening,
+    Name,
+    Names,
+    Status,
+    Stop,
+    ToDaemon,
+    encode,
+)
 
 DEADLINE_S = 20.0
 
@@ -26,21 +38,38 @@ class WorkerProcess:
         self.resolv_conf = folder / "resolv.conf"
         self.resolv_conf.write_text(upstreams)
         self.host, self.port = host, free_port(host)
-        self.feed, theirs = socket.socketpair()
-        self.feed.settimeout(DEADLINE_S)
-        self._frames = Frames()
-        with theirs:
+        self.socket = folder / "dns.sock"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(self.socket))
+            descriptor = listener.fileno()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "weavenet.dns", str(theirs.fileno())], pass_fds=[theirs.fileno()]
+                [sys.executable, "-m", "weavenet.dns", str(descriptor)], pass_fds=[descriptor]
             )
+        wait_for(self.connects, "the worker listens")
         listen = (Listen(self.host, self.port),)
         self.configuration = Configure("weave.local.", 1, ("10.32.0.0/12",), listen, str(self.resolv_conf))
+        self.configure()
+
+    def connects(self) -> bool:
+        """To a worker that listens."""
+        feed = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        feed.settimeout(DEADLINE_S)
+        try:
+            feed.connect(str(self.socket))
+        except OSError:
+            feed.close()
+            return False
+        self.feed, self._frames = feed, Frames()
+        return True
+
+    def configure(self) -> None:
+        """What a daemon says first."""
         self.send(self.configuration)
         listening = self.hear()
         assert isinstance(listening, Listening)
-        assert listening.open == listen, listening
+        assert listening.open == self.configuration.listen, listening
 
-    def send(self, message: Configure | Names | AskStatus) -> None:
+    def send(self, message: Configure | Names | AskStatus | Stop) -> None:
         self.feed.sendall(encode(message))
 
     def hear(self) -> ToDaemon:
@@ -68,9 +97,10 @@ class WorkerProcess:
         raise AssertionError("no such process")
 
     def close(self) -> None:
-        """The end of the feed ends the worker, by itself and without complaint."""
-        self.feed.close()
+        """The worker ends when it is told to, by itself and without complaint."""
+        self.send(Stop())
         assert self.process.wait(DEADLINE_S) == 0
+        self.feed.close()
 
 
 @contextlib.contextmanager

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import shutil
 import signal
+import threading
+import time
 
 import pytest
 
-from lab.clusters import Attached, attach_new, form
+from lab.clusters import Attached, attach_new, form, wait_for_links
 from lab.fresh import MakeLab
 from weavenet.core.limits import SLEEVE_DEVICE
 from weavenet.lab import observe, processes
 from weavenet.lab.host import Container, Host
 from weavenet.lab.lab import Lab
 from weavenet.lab.waiting import wait_until
+from weavenet.runtime import nameserver
 
 SERVER = "169.254.53.53"
 DEADLINE_S = 30.0
@@ -130,6 +134,46 @@ def test_a_killed_worker_comes_back_with_all_names(lab: Lab, containers: list[At
         until_answers(containers[0][0], [address], f"{container.name}.weave.local")
     assert worker(lab.hosts[0]) != before
     assert len(lab.hosts[0].daemon_pids()) == 1
+
+
+@pytest.mark.parametrize("ending", ["stop", "kill"])
+def test_names_are_answered_while_the_daemon_is_replaced(lab: Lab, containers: list[Attached], ending: str) -> None:
+    """Also those of the other host, of which the next daemon knows nothing at first."""
+    host, (asker, own), (other, address) = lab.hosts[0], *containers
+    before = worker(host)
+    wanted = {f"{asker.name}.weave.local": own, f"{other.name}.weave.local": address}
+    for name, found in wanted.items():
+        until_answers(asker, [found], name)
+    missed, done = [], threading.Event()
+
+    def ask() -> int:
+        asked = 0
+        while not done.is_set():
+            for name, found in wanted.items():
+                asked += 1
+                if dig(asker, "+time=5", name) != [found]:
+                    missed.append(name)
+        return asked
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        try:
+            if ending == "stop":
+                host.weave("stop", check=True)
+            else:
+                host.kill_daemon()
+            host.weave("launch", lab.hosts[1].name, check=True)
+            wait_for_links(lab.hosts)
+            time.sleep(nameserver.SETTLE_S)  # then the table of the new daemon counts
+        finally:
+            done.set()
+        asked = asking.result(DEADLINE_S)
+    assert missed == []
+    assert asked > 10
+    assert worker(host) == before
+    new, found = attach_new(host, f"after-{ending}")
+    until_answers(containers[1][0], [found], f"{new.name}.weave.local")
+    until_answers(asker, [found], f"{new.name}.weave.local")
 
 
 def test_every_way_into_the_overlay_is_filtered(lab: Lab, containers: list[Attached]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from dns_fuzz import storm
 from dns_server import DEADLINE_S, FakeUpstream, WorkerProcess, has_address, is_root, wait_for, worker
 from weavenet.dns import tcp, wire
 from weavenet.dns.feed import Name, Names
+from weavenet.dns.worker import Worker
 
 NAMES = {
     "Web.weave.local.": [bytes([10, 32, 0, 1])],
@@ -85,6 +87,42 @@ def test_a_table_in_parts_replaces_the_old_one_as_a_whole(server: WorkerProcess)
     assert server.status().names == 2
     assert oracle.rcode(ask(server, "web.weave.local.")) == "NXDOMAIN"
     assert oracle.values(ask(server, "a.weave.local."), "A") == ["0.0.0.0"]
+
+
+def test_the_table_stays_while_no_daemon_is_there_and_half_of_another_is_forgotten(server: WorkerProcess) -> None:
+    server.send(Names(True, False, (Name("half.weave.local.", (bytes(4),)),)))
+    server.status()
+    server.feed.close()
+    assert oracle.values(ask(server, "web.weave.local."), "A") == ["10.32.0.1"]
+    assert server.connects()
+    server.configure()
+    server.set_names({"db.weave.local.": [bytes([10, 32, 0, 9])]}, whole=False)
+    assert oracle.values(ask(server, "web.weave.local."), "A") == ["10.32.0.1"]
+    assert oracle.values(ask(server, "db.weave.local."), "A") == ["10.32.0.9"]
+    assert oracle.rcode(ask(server, "half.weave.local.")) == "NXDOMAIN"
+
+
+def test_the_newest_connection_is_the_daemon(server: WorkerProcess) -> None:
+    with server.feed as older:
+        assert server.connects()
+        server.configure()
+        assert older.recv(1) == b"", "closed"
+    assert oracle.values(ask(server, "web.weave.local."), "A") == ["10.32.0.1"]
+
+
+def test_names_end_when_no_daemon_comes_for_long(tmp_path: Path) -> None:
+    """Then they might stand for others. Whoever connects in time keeps the worker."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "dns.sock"))
+        worker = Worker(listener, orphan_s=0.05)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as daemon:
+            daemon.connect(str(tmp_path / "dns.sock"))
+            thread = threading.Thread(target=worker.run, daemon=True)
+            thread.start()
+            thread.join(0.5)
+            assert thread.is_alive()
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
 
 
 def test_many_questions_on_one_connection(server: WorkerProcess) -> None:

@@ -34,13 +34,13 @@ from weavenet.core.report import NodeReport
 from weavenet.core.types import PeerId
 from weavenet.lab.waiting import wait_until
 from weavenet.runtime import daemon as daemon_module
+from weavenet.runtime import nameserver, sleeveworker
 from weavenet.runtime.daemon import Daemon
 from weavenet.runtime.datapath import Applier, Blocked, NameOwner
 from weavenet.runtime.foundation import Foundation
 from weavenet.runtime.lock import AlreadyRunning
 from weavenet.runtime.notify import Notifier
 from weavenet.runtime.settings import Settings, encode_settings
-from weavenet.runtime.sleeveworker import stop_workers
 
 
 class MemoryDatapath:
@@ -298,7 +298,7 @@ def test_the_api_answers_over_the_socket(tmp_path: Path) -> None:
 
 @pytest.mark.lab
 def test_the_process_in_a_namespace_of_its_own(tmp_path: Path) -> None:
-    """The real thing: ready line, second launch, SIGTERM. Its sleeve worker outlives it, until told to stop."""
+    """The real thing: ready line, second launch, SIGTERM. Its workers outlive it, until told to stop."""
     settings = Settings(
         data_dir=str(tmp_path / "d"), run_dir=str(tmp_path / "r"), targets=(), log_file=str(tmp_path / "log")
     )
@@ -319,13 +319,16 @@ def test_the_process_in_a_namespace_of_its_own(tmp_path: Path) -> None:
     again = subprocess.run(daemon[:3], input=encode_settings(settings), capture_output=True, timeout=20, check=False)
     assert again.returncode == 3
     assert str(line["pid"]).encode() in again.stderr
-    wait_until(lambda: len(list((tmp_path / "r").glob("sleeve-*.sock"))) == 1, 20, "a sleeve worker")
+    workers = tmp_path / "r"
+    for kind in ("sleeve", "dns"):
+        wait_until(lambda kind=kind: len(list(workers.glob(f"{kind}-*.sock"))) == 1, 20, f"a worker for {kind}")
     os.kill(line["pid"], signal.SIGTERM)
     _, complaint = process.communicate(timeout=20)
     assert process.returncode == 0, complaint
     assert "stopped" in (tmp_path / "log").read_text()
-    asyncio.run(stop_workers(str(tmp_path / "r")))
-    assert not list((tmp_path / "r").glob("sleeve-*.sock"))
+    for stop in (sleeveworker.stop_workers, nameserver.stop_workers):
+        asyncio.run(stop(str(workers)))
+    assert not list(workers.glob("*.sock"))
 
 
 def test_blocks_are_in_force_before_a_later_plane_opens() -> None:

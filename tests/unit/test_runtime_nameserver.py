@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dns.asyncquery
 import dns.exception
+import msgspec
 import pytest
 
 import dns_oracle as oracle
@@ -30,9 +31,24 @@ def record(name: str, *last: int) -> NameRecord:
 
 
 class Stage:
-    def __init__(self) -> None:
+    def __init__(self, run_dir: Path) -> None:
         self.port = free_port(HOST)
-        self.server = NameServer(Settings(dns_listen=(f"{HOST}:{self.port}",)))
+        self.settings = Settings(dns_listen=(f"{HOST}:{self.port}",), run_dir=str(run_dir))
+        self.server = NameServer(self.settings)
+
+    async def restart(self, **changes: object) -> int | None:
+        """As a daemon does that is stopped, and launched with ``changes`` of its settings; the worker of before."""
+        before = self.server.pid
+        await self.server.close()
+        self.server = NameServer(msgspec.structs.replace(self.settings, **changes))
+        self.server.start()
+        return before
+
+    async def until_connected(self) -> None:
+        async def is_so() -> bool:
+            return bool(self.server.listening)
+
+        await self.until(is_so, "the worker is connected to")
 
     async def ask(self, name: str) -> list[str] | None:
         """Addresses; None when nobody answers."""
@@ -58,21 +74,31 @@ class Stage:
         await self.until(is_so, f"{name} stands for {wanted}")
 
 
-def play(scene: Callable[[Stage], Awaitable[None]]) -> None:
-    async def run() -> None:
-        stage = Stage()
-        stage.server.start()
-        try:
-            await scene(stage)
-        finally:
-            await stage.server.close()
-        assert stage.server.pid is None
-        assert await stage.ask("web") is None
-
-    asyncio.run(run())
+Play = Callable[[Callable[[Stage], Awaitable[None]]], None]
 
 
-def test_names_whole_and_changed() -> None:
+@pytest.fixture
+def play(tmp_path: Path) -> Play:
+    def of(scene: Callable[[Stage], Awaitable[None]]) -> None:
+        async def run() -> None:
+            stage = Stage(tmp_path / "run")
+            stage.server.start()
+            try:
+                await scene(stage)
+            finally:
+                await stage.server.stop()
+            assert stage.server.pid is None
+            assert await stage.ask("web") is None
+            assert not list((tmp_path / "run").glob("*.sock"))
+
+        asyncio.run(run())
+
+    return of
+
+
+def test_names_whole_and_changed(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SETTLE_S", 0.1)
+
     async def scene(stage: Stage) -> None:
         stage.server.set_names(True, (record("web", 1), record("db", 2, 3)))
         await stage.until_answers("db", 2, 3)
@@ -90,7 +116,7 @@ def test_names_whole_and_changed() -> None:
     play(scene)
 
 
-def test_a_large_table_and_changes_while_it_is_told() -> None:
+def test_a_large_table_and_changes_while_it_is_told(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         stage.server.set_names(True, tuple(record(f"host{number}", 1) for number in range(5000)))
         await asyncio.sleep(0)
@@ -108,7 +134,7 @@ def test_a_large_table_and_changes_while_it_is_told() -> None:
     play(scene)
 
 
-def test_a_killed_worker_is_replaced_and_knows_everything() -> None:
+def test_a_killed_worker_is_replaced_and_knows_everything(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         stage.server.set_names(True, (record("web", 1),))
         stage.server.set_names(False, (record("db", 2),))
@@ -124,7 +150,7 @@ def test_a_killed_worker_is_replaced_and_knows_everything() -> None:
     play(scene)
 
 
-def test_a_worker_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_hangs_is_replaced(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ASK_EVERY_S", 0.05)
     monkeypatch.setattr(module, "STOP_S", 0.2)
 
@@ -147,8 +173,70 @@ def test_a_worker_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> Non
     play(scene)
 
 
+def test_names_are_answered_while_no_daemon_is_there_and_while_the_next_one_learns_them(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node begins with the names of its own host; those of others come a moment later."""
+
+    async def scene(stage: Stage) -> None:
+        stage.server.set_names(True, (record("web", 1), record("far", 2), record("gone", 3)))
+        await stage.until_answers("far", 2)
+        monkeypatch.setattr(module, "SETTLE_S", 3600.0)
+        before = await stage.restart()
+        assert await stage.ask("far") == ["10.32.0.2"]
+        stage.server.set_names(True, (record("web", 1),))
+        await stage.until_connected()
+        assert stage.server.pid == before
+        assert await stage.ask("far") == ["10.32.0.2"], "not told yet"
+        stage.server.set_names(False, (record("web", 4), record("near", 5)))
+        await stage.until_answers("web", 4)
+        await stage.until_answers("near", 5)
+        assert await stage.ask("far") == ["10.32.0.2"], "what changed is told at once, and nothing else"
+        monkeypatch.setattr(module, "SETTLE_S", 0.1)
+        stage.server.set_names(True, (record("web", 4), record("far", 2)))
+        await stage.until_answers("gone")
+        assert await stage.ask("far") == ["10.32.0.2"]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("change", [{"dns_domain": "other.local."}, {"dns_ttl_s": 7}])
+def test_a_worker_for_other_settings_is_replaced(play: Play, change: dict[str, object]) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.server.set_names(True, (record("web", 1),))
+        await stage.until_answers("web", 1)
+        before = await stage.restart(**change)
+        stage.server.set_names(True, (NameRecord("new.weave.local.", (bytes([10, 32, 0, 9]),)),))
+        await stage.until_connected()
+        assert stage.server.pid != before
+        assert before is not None and not Path(f"/proc/{before}/fd/0").exists()
+
+    play(scene)
+
+
+def test_an_adopted_worker_that_dies_or_hangs_is_replaced(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STOP_S", 0.2)
+
+    async def scene(stage: Stage) -> None:
+        for number in (signal.SIGKILL, signal.SIGSTOP):
+            stage.server.set_names(True, (record("web", 1),))
+            await stage.until_answers("web", 1)
+            before = await stage.restart()
+            stage.server.set_names(True, (record("web", 2),))
+            await stage.until_connected()
+            assert stage.server.pid == before is not None
+            with monkeypatch.context() as impatience:
+                impatience.setattr(module, "ASK_EVERY_S", 0.05)
+                os.kill(before, number)
+                impatience.setattr(module, "SILENCE_S", 0.4)
+                await stage.until_answers("web", 2)
+            assert stage.server.pid != before
+
+    play(scene)
+
+
 def test_one_that_never_stays_up_is_tried_less_and_less_and_told_about(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    play: Play, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     started = tmp_path / "started"
     python = tmp_path / "python"
@@ -171,7 +259,7 @@ def test_one_that_never_stays_up_is_tried_less_and_less_and_told_about(
     play(scene)
 
 
-def test_an_address_that_is_taken_is_told_about_and_tried_again() -> None:
+def test_an_address_that_is_taken_is_told_about_and_tried_again(play: Play) -> None:
     import socket
 
     async def scene(stage: Stage) -> None:
@@ -198,12 +286,12 @@ def test_an_address_that_is_taken_is_told_about_and_tried_again() -> None:
     play(scene)
 
 
-def test_an_address_that_no_device_has_is_told_about() -> None:
+def test_an_address_that_no_device_has_is_told_about(tmp_path: Path) -> None:
     """It may come later, so the worker listens there; and it is told with the port at which nobody would look."""
     listen = (f"192.0.2.53:{free_port(HOST)}", f"{HOST}:{free_port(HOST)}")
 
     async def scene() -> None:
-        server = NameServer(Settings(dns_listen=listen))
+        server = NameServer(Settings(dns_listen=listen, run_dir=str(tmp_path)))
         server.start()
         deadline = time.monotonic() + DEADLINE_S
         while len(server.listening) < len(listen):
@@ -212,14 +300,14 @@ def test_an_address_that_no_device_has_is_told_about() -> None:
         (warning,) = server.warnings()
         assert "address 192.0.2.53," in warning and "--dns-listen-address" in warning
         assert server.address == listen[0], "not the one that no container reaches"
-        await server.close()
+        await server.stop()
 
     asyncio.run(scene())
 
 
-def test_nowhere_to_listen_means_no_worker() -> None:
+def test_nowhere_to_listen_means_no_worker(tmp_path: Path) -> None:
     async def scene() -> None:
-        server = NameServer(Settings())
+        server = NameServer(Settings(run_dir=str(tmp_path)))
         server.start()
         assert server.pid is None
         server.set_addresses((("127.0.0.1", "weave"),))

@@ -17,7 +17,8 @@ STOP_TIMEOUT_S = 15.0
 
 @click.command()
 def stop() -> None:
-    """Stop the daemon. Its state, the bridge and attached containers stay, and containers keep talking.
+    """Stop the daemon. Its state, the bridge and attached containers stay, containers keep talking, and names are
+    answered for ten minutes more.
 
     \b
     Example:  weave stop && weave launch

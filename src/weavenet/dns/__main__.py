@@ -1,10 +1,10 @@
-"""``python -m weavenet.dns FD``: the worker, started by the daemon with its end of the feed as descriptor FD."""
+"""``python -m weavenet.dns FD``: the worker, started by the daemon. FD: a bound unix socket, on which to listen for
+the daemon and those that come after it."""
 
 from __future__ import annotations
 
 import gc
 import resource
-import signal
 import socket
 import sys
 
@@ -20,7 +20,6 @@ def main(arguments: list[str]) -> int:
         return 1
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES, hard), hard))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the daemon ends us in its own time
     worker = Worker(socket.socket(fileno=int(arguments[0])))
     gc.freeze()
     worker.run()

@@ -1,10 +1,13 @@
 """What daemon and worker say to each other: frames of a length (4 bytes, big-endian) and a msgpack array.
 
-The daemon sends one :class:`Configure`, then :class:`Names`: the whole table in several frames, of which only the last
-makes it valid, and changes afterwards. Frames are small, so that reading one never delays an answer by more than a
-fraction of a millisecond. The worker sends :class:`Listening` whenever that changed, and :class:`Status` when asked.
+The worker listens on a unix socket and outlives the daemon. The newest connection is the daemon; an older one is
+closed. On each the daemon sends one :class:`Configure` first, then :class:`Names`: the whole table in several frames,
+of which only the last makes it valid, and changes of the valid one. Frames are small, so that reading one never delays
+an answer by more than a fraction of a millisecond. The worker sends :class:`Listening` for the first configuration of
+a connection and whenever that changed, and :class:`Status` when asked.
 
-The end of the stream ends the worker. A frame that does not decode is a fault of ours and ends it too.
+When the stream ends the last table stays valid. :class:`Stop` ends the worker, and so does a frame that does not
+decode, which is a fault of ours.
 """
 
 from __future__ import annotations
@@ -55,6 +58,10 @@ class AskStatus(msgspec.Struct, frozen=True, array_like=True, tag=3):
     pass
 
 
+class Stop(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """End the worker. Understood by every release, since the next one says it to the worker of the one before."""
+
+
 class Listening(msgspec.Struct, frozen=True, array_like=True, tag=4):
     """``failed``: (listen, why)."""
 
@@ -79,7 +86,7 @@ class Status(msgspec.Struct, frozen=True, array_like=True, tag=5):
     looping: tuple[str, ...]
 
 
-ToWorker = Configure | Names | AskStatus
+ToWorker = Configure | Names | AskStatus | Stop
 ToDaemon = Listening | Status
 
 _encoder = msgspec.msgpack.Encoder()

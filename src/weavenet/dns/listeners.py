@@ -82,6 +82,10 @@ class Listeners:
         self._look_at: float | None = None
         loop.watch(self)
 
+    def tell_again(self) -> None:
+        """With the next :meth:`set`, whatever was reported before: somebody else listens now."""
+        self._reported = None
+
     def set(self, wanted: tuple[Listen, ...]) -> None:
         self._wanted = wanted
         self.tick(time.monotonic())

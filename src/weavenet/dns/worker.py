@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import random
 import socket
+import time
 
 import msgspec
 
-from weavenet.dns.feed import AskStatus, Configure, Frames, Name, Names, Status, ToDaemon, ToWorker, encode
+from weavenet.dns.feed import AskStatus, Configure, Frames, Name, Names, Status, Stop, ToDaemon, ToWorker, encode
 from weavenet.dns.forward import Forwarder
 from weavenet.dns.listeners import Listeners
 from weavenet.dns.loop import READ, Loop
@@ -20,14 +21,21 @@ from weavenet.dns.upstream import Sockets
 from weavenet.dns.zone import Zone
 
 READ_BYTES = 65_536
+ORPHAN_S = 600.0
+"""So long names are answered as they last were while no daemon is there: a restart or an upgrade takes less, and later
+they might stand for others."""
+BACKLOG = 4
 
 
 class Worker:
-    """``feed``: the stream from the daemon, connected; its end stops the loop."""
+    """``listener``: a bound unix socket on which the daemon is awaited."""
 
-    def __init__(self, feed: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, *, orphan_s: float = ORPHAN_S) -> None:
         self.loop = Loop()
-        self._feed = feed
+        self._listener = listener
+        self._orphan_s = orphan_s
+        self._feed: socket.socket | None = None
+        self._orphan_at = time.monotonic() + orphan_s
         self._frames = Frames()
         self._has_frames = False
         self._decoder = msgspec.msgpack.Decoder(ToWorker)
@@ -43,19 +51,44 @@ class Worker:
         self._resolv_conf: ResolvConf | None = None
         self._building: Zone | None = None
         self._configured: Configure | None = None
-        feed.setblocking(False)
-        self.loop.add(feed.fileno(), READ, self._readable)
+        listener.setblocking(False)
+        listener.listen(BACKLOG)
+        self.loop.add(listener.fileno(), READ, self._accept)
         self.loop.watch(self)
 
     def run(self) -> None:
-        """Until the feed ends."""
+        """Until told to stop, or until nobody has told anything for too long."""
         self.loop.run()
         if self._listeners is not None:
             self._listeners.close()
 
     # --- the feed: one frame per turn, so that queries never wait for more than one ---
 
+    def _accept(self, events: int) -> None:
+        try:
+            feed, _ = self._listener.accept()
+        except OSError:
+            return
+        self._drop()
+        self._feed, self._building = feed, None
+        if self._listeners is not None:
+            self._listeners.tell_again()
+        feed.setblocking(False)
+        self.loop.add(feed.fileno(), READ, self._readable)
+
+    def _drop(self) -> None:
+        """The daemon is gone, or another one is here."""
+        if self._feed is None:
+            return
+        self.loop.remove(self._feed.fileno())
+        self._feed.close()
+        self._feed = None
+        self._frames, self._has_frames = Frames(), False
+        self._orphan_at = time.monotonic() + self._orphan_s
+
     def _readable(self, events: int) -> None:
+        if self._feed is None:
+            return
         try:
             data = self._feed.recv(READ_BYTES)
         except BlockingIOError:
@@ -63,15 +96,20 @@ class Worker:
         except OSError:
             data = b""
         if not data:
-            self.loop.stop()
+            self._drop()
             return
         self._frames.add(data)
         self._has_frames = True
 
     def deadline(self) -> float | None:
+        if self._feed is None:
+            return self._orphan_at
         return 0.0 if self._has_frames else None
 
     def tick(self, now: float) -> None:
+        if self._feed is None:
+            self.loop.stop()
+            return
         body = self._frames.next()
         if body is None:
             self._has_frames = False
@@ -83,16 +121,20 @@ class Worker:
                 self._take_names(names)
             case AskStatus():
                 self._send(self._status())
+            case Stop():
+                self.loop.stop()
 
     def _send(self, message: ToDaemon) -> None:
-        """The daemon asks for little and reads at once: a full stream means that it is stuck or gone."""
+        """The daemon asks for little and reads at once: a full stream means that it is stuck."""
+        if self._feed is None:
+            return
         data = encode(message)
         try:
             sent = self._feed.send(data)
         except OSError:
-            return
+            return  # if it is gone, reading tells
         if sent < len(data):
-            self.loop.stop()  # half a message: nothing after it could be read
+            self._drop()  # half a message: nothing after it could be read
 
     # --- what it says ---
 

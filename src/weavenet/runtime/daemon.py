@@ -36,7 +36,7 @@ from weavenet.runtime.datapath import STARTING, Datapath, KernelDatapath, NameOw
 from weavenet.runtime.foundation import Foundation
 from weavenet.runtime.identity import Me
 from weavenet.runtime.life import DatapathFactory, Life
-from weavenet.runtime.nameserver import NameServer
+from weavenet.runtime.nameserver import NameServer, stop_workers
 from weavenet.runtime.notify import Notifier
 from weavenet.runtime.settings import Settings, WireguardUse, password_warnings
 
@@ -242,6 +242,8 @@ class Daemon:
             await self._begin(self._foundation.settle(), control)
             for warning in self._warnings:
                 _log.warning("%s", warning)
+            if self._name_server is None:
+                await stop_workers(self.settings.run_dir)  # a daemon before this one may have had names
             self._ready()
             watchdog = asyncio.create_task(self._feed_watchdog())
             await self._keep_alive()
@@ -338,7 +340,7 @@ class Daemon:
         life = self._life
         try:
             if self._name_server is not None:
-                await self._name_server.close()
+                await self._name_server.stop()
             if life is not None:
                 await life.erase()
         except (WeaveError, OSError) as error:

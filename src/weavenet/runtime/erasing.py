@@ -18,12 +18,11 @@ from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.leaving import Leaving, Phase, State, departed_disk
 from weavenet.core.limits import SLEEVE_DEVICE, WIREGUARD_DEVICE
 from weavenet.core.types import PeerId, peer_text
-from weavenet.runtime import identity
+from weavenet.runtime import identity, nameserver, sleeveworker
 from weavenet.runtime.foundation import LOCK_FILE, PID_FILE
 from weavenet.runtime.issuing import peer_id
 from weavenet.runtime.lock import Lock
 from weavenet.runtime.settings import Settings, decode_settings
-from weavenet.runtime.sleeveworker import stop_workers
 from weavenet.runtime.store import FILE_NAME, open_store
 
 _MEMBER_TABLES = frozenset({"log", "ring", "alloc", "acceptor", "known"})
@@ -35,11 +34,12 @@ async def erase_host(run_dir: str) -> None:
     from weavenet.host import wireguardprocess
     from weavenet.host.erasure import erase
     from weavenet.plane.vxlan import DEVICES
-    from weavenet.runtime.sleeveworker import PREFIX
 
-    await stop_workers(run_dir)
-    for path in Path(run_dir).glob(f"{PREFIX}*"):
-        path.unlink(missing_ok=True)
+    await sleeveworker.stop_workers(run_dir)
+    await nameserver.stop_workers(run_dir)
+    for prefix in (sleeveworker.PREFIX, nameserver.PREFIX):
+        for path in Path(run_dir).glob(f"{prefix}*"):
+            path.unlink(missing_ok=True)
     await erase((*DEVICES.values(), SLEEVE_DEVICE, WIREGUARD_DEVICE))
     wireguardprocess.erase(WIREGUARD_DEVICE)
 

@@ -1,23 +1,30 @@
-"""Starts the DNS worker, feeds it, and starts it again when it ends: within milliseconds once, then ever less eagerly.
+"""Starts the DNS worker, or adopts the one that runs; feeds it, and starts it again when it ends: within milliseconds
+once, then ever less eagerly.
 
-The table of names is kept here too, so that a new worker gets all of it at once. Invariants: the worker is told
-everything in order, a whole table in small frames before changes; how much waits to be told is bounded by the table
-itself, since of each name only its last state waits. A worker that does not answer for SILENCE_S is killed.
+The worker outlives the daemon and answers as it was last told while nobody is there. The table of names is kept here
+too, so that a new worker gets all of it at once. Invariants: the worker is told everything in order, a whole table in
+small frames before changes; how much waits to be told is bounded by the table itself, since of each name only its last
+state waits. A worker that does not answer for SILENCE_S is killed. One for other settings, or of another release, is
+replaced when this daemon is ready.
 
-It outlives the lives of the node: while one ends and the next begins, names are answered as they last were.
+It outlives the lives of the node as well. A node that begins knows only the names of its own host, so a worker that
+has a table keeps it for SETTLE_S, and is told just what changes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import ipaddress
 import logging
 import socket
 import time
+from pathlib import Path
 
 import msgspec
 
+import weavenet
 from weavenet import program
 from weavenet.core.effects import NameRecord
 from weavenet.core.limits import BRIDGE
@@ -33,10 +40,13 @@ from weavenet.dns.feed import (
     Name,
     Names,
     Status,
+    Stop,
     ToDaemon,
     encode,
 )
+from weavenet.runtime import workers
 from weavenet.runtime.settings import Settings
+from weavenet.runtime.workers import Ended, Handle
 
 PORT = 53
 RESOLV_CONF = "/etc/resolv.conf"
@@ -50,31 +60,39 @@ ASK_EVERY_S, SILENCE_S = 5.0, 15.0
 STATUS_S = 0.05
 """How long a report waits for fresh figures; `weave status` as a whole may take 100 ms."""
 STOP_S = 2.0
-COMPLAINT_BYTES_MAX = 8192
-"""Of what a dying worker says on stderr."""
+SETTLE_S = 5.0
+"""Links come up and bring the names of other hosts within a second or two."""
+PREFIX = "dns-"
+
+Connection = tuple[Handle, asyncio.StreamReader, asyncio.StreamWriter]
 
 _log = logging.getLogger("weave.dns")
 
 
-class Ended(Exception):
-    """Why a worker is no more."""
+async def stop_workers(run_dir: str, but: Path | None = None) -> None:
+    """End the workers that were started from ``run_dir``, all or all ``but`` one, and wait until they are gone."""
+    await workers.stop(run_dir, PREFIX, encode(Stop()), but=but)
 
 
 class NameServer:
     """``settings``: its ``dns_…`` fields, and the ranges."""
 
     def __init__(self, settings: Settings) -> None:
+        self._run_dir = settings.run_dir
         self._fixed = tuple(map(_listen, settings.dns_listen))
         self._configuration = Configure(
             settings.dns_domain, settings.dns_ttl_s, settings.ranges, self._fixed, RESOLV_CONF
         )
+        self._path = _socket_path(settings.run_dir, self._configuration)
         self._table: dict[str, NameRecord] = {}
         self._changed: set[str] = set()
-        self._whole = True  # the worker needs all of the table
+        self._has_table = self._path.exists()  # the worker, that there is or that is to be adopted
+        self._whole_at: float | None = None  # it needs all of the table, by then
         self._configure = True
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._pid: int | None = None
+        self._worker: Handle | None = None
+        self._process: asyncio.subprocess.Process | None = None
         self._listening = Listening((), ())
         self._status: Status | None = None
         self._heard_at = 0.0
@@ -89,7 +107,7 @@ class NameServer:
     @property
     def pid(self) -> int | None:
         """Of the worker that runs now."""
-        return self._pid
+        return self._worker.pid if self._worker is not None else None
 
     @property
     def listening(self) -> tuple[Listen, ...]:
@@ -99,14 +117,15 @@ class NameServer:
         """As in :class:`weavenet.core.effects.SetNames`."""
         if whole:
             self._table.clear()
-            self._whole = True
+            self._changed.clear()
+            self._whole_at = time.monotonic() + SETTLE_S if self._has_table else 0.0
         for record in names:
             key = record.name.lower()
             if record.addresses:
                 self._table[key] = record
             else:
                 self._table.pop(key, None)
-            if self._writer is not None:  # else the next worker is told all of it anyway
+            if self._has_table and not whole:  # else it is told all of it anyway
                 self._changed.add(key)
         self._wake.set()
 
@@ -190,10 +209,15 @@ class NameServer:
             self._task = asyncio.create_task(self._keep_alive(pause_s))
 
     async def close(self) -> None:
-        """End the worker."""
+        """Let go of the worker; it goes on."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """End the worker."""
+        await self.close()
+        await stop_workers(self._run_dir)
 
     async def _keep_alive(self, pause_s: float) -> None:
         await asyncio.sleep(pause_s)
@@ -204,6 +228,8 @@ class NameServer:
                 await self._run_worker()
             except Exception as error:  # whatever it was: names must be answered again
                 self._why = str(error) or type(error).__name__
+            self._has_table, self._whole_at = False, 0.0
+            self._changed.clear()
             if time.monotonic() - self._began_at > STABLE_S:
                 self._failures, pause_s = 0, 0.0
             self._failures += 1
@@ -213,58 +239,74 @@ class NameServer:
 
     async def _run_worker(self) -> None:
         """Until it ends, which is always an exception."""
-        ours, theirs = socket.socketpair()
+        worker, reader, writer = await self._adopt() or await self._spawn()
+        tasks: list[asyncio.Task[None]] = []
+        why = ""
         try:
-            with theirs:
-                process = await asyncio.create_subprocess_exec(
-                    *program.command("weavenet.dns", str(theirs.fileno())),
-                    pass_fds=[theirs.fileno()],
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.DEVNULL,
-                    stderr=asyncio.subprocess.PIPE,
-                )
-        except BaseException:
-            ours.close()
-            raise
-        reader, writer = await asyncio.open_connection(sock=ours, limit=FRAME_BYTES_MAX)
-        complaint = asyncio.create_task(_read_complaint(process.stderr))
-        self._pid, self._writer = process.pid, writer
-        self._whole = self._configure = True
-        self._heard_at = time.monotonic()
-        tasks = [asyncio.create_task(work) for work in (self._feed(writer), self._hear(reader), self._watch(writer))]
-        try:
+            await stop_workers(self._run_dir, but=self._path)  # they answer until this one can
+            self._worker, self._writer = worker, writer
+            self._configure = True
+            self._heard_at = time.monotonic()
+            tasks += map(asyncio.create_task, (self._feed(writer), self._hear(reader), self._watch(writer)))
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             why = "; ".join(str(task.exception()) for task in done if task.exception() is not None)
+            await worker.end(STOP_S)  # the next one needs its addresses
         finally:
-            self._pid = self._writer = None
+            self._worker = self._writer = None
             self._listening = Listening((), ())
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             writer.close()
-            await _end(process)
-            await asyncio.wait({complaint}, timeout=STOP_S)  # it ends with the process
-            complaint.cancel()
-            await asyncio.gather(complaint, return_exceptions=True)
-        said = "" if complaint.cancelled() else complaint.result().strip().rpartition("\n")[2]
-        raise Ended(said or f"exit status {process.returncode}" + (f", {why}" if why else ""))
+            worker.close()
+        if text := workers.said(self._path):
+            _log.error("the DNS worker said: %s", text)
+        raise Ended(workers.last_words(self._path) or why)
+
+    async def _adopt(self) -> Connection | None:
+        """The worker that runs, if there is one."""
+        try:
+            reader, writer = await asyncio.open_unix_connection(str(self._path), limit=FRAME_BYTES_MAX)
+            worker = Handle.of(writer)
+        except OSError:
+            return None
+        _log.info("the DNS worker is adopted")
+        return worker, reader, writer
+
+    async def _spawn(self) -> Connection:
+        self._has_table, self._whole_at = False, 0.0
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(str(self._path))
+            self._path.chmod(0o600)  # nobody can connect before the worker listens
+            descriptor = listener.fileno()
+            command = program.command("weavenet.dns", str(descriptor))
+            self._process, reader, writer = await workers.spawn(self._path, command, pass_fds=(descriptor,))
+        return Handle(self._process.pid), reader, writer
 
     async def _feed(self, writer: asyncio.StreamWriter) -> None:
         while True:
             if self._configure:
                 self._configure = False
                 writer.write(encode(self._configuration))
-            if self._whole:
-                self._whole = False
+            if self._is_whole_due():
+                self._whole_at = None
                 self._changed.clear()
+                self._has_table = True
                 await self._send(writer, list(self._table.values()), whole=True)
             elif self._changed:
                 changed, self._changed = self._changed, set()
                 records = [self._table.get(key) or NameRecord(key, ()) for key in changed]
                 await self._send(writer, records, whole=False)
-            if not (self._configure or self._whole or self._changed):
+            if not (self._configure or self._is_whole_due() or self._changed):
                 self._wake.clear()
-                await self._wake.wait()
+                patience_s = None if self._whole_at is None else self._whole_at - time.monotonic()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), patience_s)
+
+    def _is_whole_due(self) -> bool:
+        return self._whole_at is not None and time.monotonic() >= self._whole_at
 
     async def _send(self, writer: asyncio.StreamWriter, records: list[NameRecord], *, whole: bool) -> None:
         """A whole table begins with its first frame and ends with its last, be it empty."""
@@ -340,22 +382,8 @@ def _listen(text: str) -> Listen:
     return Listen(host.strip("[]"), int(port))
 
 
-async def _read_complaint(stream: asyncio.StreamReader | None) -> str:
-    """What the worker says on stderr: logged as it comes, the last of it returned."""
-    said = b""
-    while stream is not None and (data := await stream.read(4096)):
-        said = (said + data)[-COMPLAINT_BYTES_MAX:]
-    text = said.decode(errors="replace")
-    if text.strip():
-        _log.error("the DNS worker said: %s", text.strip())
-    return text
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """The end of its feed ends it; if not, it is killed."""
-    with contextlib.suppress(ProcessLookupError):
-        try:
-            await asyncio.wait_for(process.wait(), STOP_S)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+def _socket_path(run_dir: str, configuration: Configure) -> Path:
+    """A worker is adopted by a daemon of the same release and zone; where it listens can change."""
+    zone = (configuration.domain, configuration.ttl_s, configuration.ranges, configuration.resolv_conf)
+    made_for = msgspec.json.encode((weavenet.__version__, zone))
+    return Path(run_dir) / f"{PREFIX}{hashlib.sha256(made_for).hexdigest()[:12]}{workers.SUFFIX}"

@@ -12,7 +12,6 @@ Decides nothing about peers; what the worker says becomes ``SleeveReported`` eve
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -23,9 +22,11 @@ from weavenet.core.events import SleeveReported
 from weavenet.core.limits import SLEEVE_DEVICE
 from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.types import PeerId
+from weavenet.runtime import workers
+from weavenet.runtime.workers import READ_BYTES, SUFFIX, Ended
 from weavenet.sleeve.feed import Splitter, Stop, decode_status, frame
 
-PREFIX, SUFFIX = "sleeve-", ".sock"
+PREFIX = "sleeve-"
 FIRST_PAUSE_S = 0.5
 """Starting Python takes processor time that peers and first addresses need more."""
 RESTART_FIRST_S, RESTART_FACTOR, RESTART_CAP_S = 0.2, 2.0, 30.0
@@ -33,19 +34,10 @@ STABLE_S = 30.0
 """A worker that lived this long is started again without a pause."""
 FAILURES_TOLD = 3
 """So many short lives in a row are no accident."""
-CONNECT_S, CONNECT_EVERY_S = 10.0, 0.02
-"""A new worker listens once Python has started."""
-STOP_S = 3.0
 SILENCE_S = 10.0
 """It reports once a second."""
-COMPLAINT_CHARACTERS_MAX = 500
-READ_BYTES = 1 << 18
 
 _log = logging.getLogger("weave.sleeve")
-
-
-class Ended(Exception):
-    """Why a worker is no more."""
 
 
 def socket_path(run_dir: str, peer: PeerId) -> Path:
@@ -55,22 +47,7 @@ def socket_path(run_dir: str, peer: PeerId) -> Path:
 
 async def stop_workers(run_dir: str, but: Path | None = None) -> None:
     """End the workers that were started from ``run_dir``, all or all ``but`` one, and wait until they are gone."""
-    for path in sorted(Path(run_dir).glob(f"{PREFIX}*{SUFFIX}")):
-        if path == but:
-            continue
-        with contextlib.suppress(OSError):
-            reader, writer = await asyncio.open_unix_connection(str(path))
-            writer.write(frame(Stop()))
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(STOP_S):
-                    await _drained(reader)
-            writer.close()
-        path.unlink(missing_ok=True)
-
-
-async def _drained(reader: asyncio.StreamReader) -> None:
-    while await reader.read(READ_BYTES):
-        pass
+    await workers.stop(run_dir, PREFIX, frame(Stop()), but=but)
 
 
 class SleeveWorker:
@@ -159,28 +136,12 @@ class SleeveWorker:
             writer.close()
 
     async def _spawn(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        complaint = self._path.with_suffix(".err")
         arguments = ["--tap", SLEEVE_DEVICE, "--port", str(self._port), "--socket", str(self._path)]
         if self._host:
             arguments += ["--host", self._host]
-        with complaint.open("wb") as stderr:
-            self._process = await asyncio.create_subprocess_exec(
-                *program.command("weavenet.sleeve", *arguments),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=stderr,
-                start_new_session=True,  # no signal to the daemon's group ends it
-            )
-        give_up_at = time.monotonic() + CONNECT_S
-        while time.monotonic() < give_up_at:
-            with contextlib.suppress(OSError):
-                return await asyncio.open_unix_connection(str(self._path))
-            if self._process.returncode is not None:
-                said = complaint.read_text(errors="replace").strip().rpartition("\n")[2]
-                raise Ended(said[:COMPLAINT_CHARACTERS_MAX] or f"exit status {self._process.returncode}")
-            await asyncio.sleep(CONNECT_EVERY_S)
-        self._process.kill()
-        raise Ended(f"it did not listen within {CONNECT_S:.0f} s")
+        started = await workers.spawn(self._path, program.command("weavenet.sleeve", *arguments))
+        self._process = started.process
+        return started.reader, started.writer
 
     async def _feed(self, writer: asyncio.StreamWriter) -> None:
         while True:

@@ -8,6 +8,7 @@ dnsperf in the container. Both cores carry server and load.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import statistics
 import subprocess
@@ -142,7 +143,7 @@ def paired(gate: Gate, count: int, measure: Callable[[int], float]) -> list[Pair
     found = []
     for number in range(count):
         order = (OURS, DNSMASQ) if number % 2 == 0 else (DNSMASQ, OURS)
-        values = gate.measure(lambda order=order: [measure(port) for port in order])
+        values = gate.measure(functools.partial(lambda order: [measure(port) for port in order], order))
         found.append((values[0], values[1]) if order[0] == OURS else (values[1], values[0]))
     return found
 

@@ -22,10 +22,12 @@ from weavenet.lab.host import Host
 from weavenet.lab.lab import Lab
 from weavenet.lab.pings import Pings
 from weavenet.lab.waiting import wait_until
+from weavenet.runtime.sleeveworker import SILENCE_S
 
 PASSWORD = "correct horse battery staple 7391"
 MARK = b"in clear 7391 ok"
 """Of 16 bytes: as many as ping takes for a pattern."""
+HANG_DEADLINE_S = NOTICE_DEADLINE_S + SILENCE_S
 _LISTEN = """
 import json, select, signal, socket, sys
 mark, port = bytes.fromhex(sys.argv[1]), int(sys.argv[2])
@@ -131,6 +133,35 @@ def test_a_killed_worker_is_replaced_and_traffic_goes_on(lab: Lab, containers: l
     print(f"a killed worker cost {counted.longest_gap * 10} ms")
     with echo(target):
         assert_intact(source, address, "tcp", 1_000_000)
+
+
+def test_a_worker_that_hangs_is_replaced(lab: Lab, containers: list[Attached]) -> None:
+    """Also one that this daemon did not start."""
+    (source, _), (target, address) = containers
+    target.host.weave("stop", check=True)
+    launch(target.host)
+    (victim,) = worker_pids(target.host)
+    os.kill(victim, signal.SIGSTOP)
+    wait_until(lambda: victim not in worker_pids(target.host), HANG_DEADLINE_S, "the hanging worker to go")
+    wait_until(lambda: source.ping(address, 1), NOTICE_DEADLINE_S, "traffic again")
+
+
+def test_the_worker_listens_where_the_daemon_is_told_to(lab: Lab, containers: list[Attached]) -> None:
+    (source, _), (target, address) = containers
+    before = worker_pids(target.host)
+    for flags in (["--port", "7001"], []):
+        target.host.weave("stop", check=True)
+        launch(target.host, *flags, f"{source.host.name}:{PORT_DEFAULT}")
+        port = int(flags[-1]) if flags else PORT_DEFAULT
+        wait_until(
+            lambda port=port: f":{port} " in target.host.run(["ss", "-Hlun"]).stdout,  # type: ignore[misc]
+            NOTICE_DEADLINE_S,
+            f"a worker at port {port}",
+        )
+        assert len(worker_pids(target.host)) == 1
+        assert worker_pids(target.host) != before
+        wait_until(lambda: source.ping(address, 1), NOTICE_DEADLINE_S, "traffic again")
+    wait_for_sleeve(lab)
 
 
 def test_the_worker_forwards_while_the_daemon_restarts(lab: Lab, containers: list[Attached]) -> None:

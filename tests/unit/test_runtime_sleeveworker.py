@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
+import weavenet
 from weavenet.core.events import SleeveReported
 from weavenet.core.overlay.sleeve import SleeveStatus
 from weavenet.core.types import PeerId
@@ -35,7 +38,7 @@ def test_a_worker_is_not_heard_before_its_device_is_plugged_in(tmp_path: Path) -
             writer.write(frame(STATUS))
             await writer.drain()
 
-        server = await asyncio.start_unix_server(serve, socket_path(str(tmp_path), PEER))
+        server = await asyncio.start_unix_server(serve, socket_path(str(tmp_path), PEER, "", 6783))
         worker = SleeveWorker(PEER, run_dir=str(tmp_path), host="", port=6783, post=post, is_plugged=is_plugged)
         worker.start()
         try:
@@ -49,3 +52,15 @@ def test_a_worker_is_not_heard_before_its_device_is_plugged_in(tmp_path: Path) -
             server.close()
 
     asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))
+
+
+def test_a_worker_is_adopted_only_for_what_it_was_made_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {
+        socket_path(str(tmp_path), peer, host, port)
+        for peer in (PEER, PeerId(b"q" * 16))
+        for host in ("", "192.0.2.1")
+        for port in (6783, 7000)
+    }
+    assert len(found) == 8
+    monkeypatch.setattr(weavenet, "__version__", "99.0")
+    assert socket_path(str(tmp_path), PEER, "", 6783) not in found

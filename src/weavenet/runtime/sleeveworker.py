@@ -1,7 +1,7 @@
 """Starts the sleeve worker, or adopts the one that runs; feeds it, hears it, starts it again when it ends.
 
-The worker outlives the daemon: it listens on a unix socket whose name carries the identity it was made for, and goes
-on forwarding while nobody is connected. Invariants: one worker per host, for the identity in force; it is given the
+The worker outlives the daemon: it listens on a unix socket whose name says what it was made for, and goes on
+forwarding while nobody is connected. Invariants: one worker per host, for the identity in force; it is given the
 whole wanted state whenever it is connected to and whenever that changes; only the latest waits to be given. It is not
 heard before its device is a port of the bridge: others learn its keys from what it says, and find that it answers, so
 they would send to it what reaches no container yet.
@@ -12,18 +12,22 @@ Decides nothing about peers; what the worker says becomes ``SleeveReported`` eve
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
+
+import weavenet
 from weavenet import program
 from weavenet.core.events import SleeveReported
 from weavenet.core.limits import SLEEVE_DEVICE
 from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.types import PeerId
 from weavenet.runtime import workers
-from weavenet.runtime.workers import READ_BYTES, SUFFIX, Ended
+from weavenet.runtime.workers import READ_BYTES, SUFFIX, Ended, Handle
 from weavenet.sleeve.feed import Splitter, Stop, decode_status, frame
 
 PREFIX = "sleeve-"
@@ -40,9 +44,15 @@ SILENCE_S = 10.0
 _log = logging.getLogger("weave.sleeve")
 
 
-def socket_path(run_dir: str, peer: PeerId) -> Path:
-    """Short: a unix socket's path has at most 107 bytes."""
-    return Path(run_dir) / f"{PREFIX}{peer.hex()[:12]}{SUFFIX}"
+class Silent(Ended):
+    """It runs, or seems to, but does nothing."""
+
+
+def socket_path(run_dir: str, peer: PeerId, host: str, port: int) -> Path:
+    """A worker is adopted by a daemon of the same release, that wants it to listen at the same place: what it is told,
+    and its faults, are those of its release. Short: a unix socket's path has at most 107 bytes."""
+    made_for = msgspec.json.encode((weavenet.__version__, peer.hex(), host, port))
+    return Path(run_dir) / f"{PREFIX}{hashlib.sha256(made_for).hexdigest()[:12]}{SUFFIX}"
 
 
 async def stop_workers(run_dir: str, but: Path | None = None) -> None:
@@ -65,7 +75,7 @@ class SleeveWorker:
         is_plugged: Callable[[], Awaitable[None]],
     ) -> None:
         self._run_dir, self._host, self._port = run_dir, host, port
-        self._path = socket_path(run_dir, peer)
+        self._path = socket_path(run_dir, peer, host, port)
         self._post = post
         self._is_plugged = is_plugged
         self._desired: SleeveDesired | None = None
@@ -125,12 +135,17 @@ class SleeveWorker:
             if self._process is None:
                 await asyncio.sleep(FIRST_PAUSE_S)
             reader, writer = await self._spawn()
+        worker = Handle.of(writer)
         self._wake.set()
         feeding = asyncio.create_task(self._feed(writer))
         try:
             await self._is_plugged()
             await self._hear(reader)
+        except Silent:
+            await worker.end(0.0)  # the next one needs its device and its port
+            raise
         finally:
+            worker.close()
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
             writer.close()
@@ -158,7 +173,7 @@ class SleeveWorker:
                 async with asyncio.timeout(SILENCE_S):
                     data = await reader.read(READ_BYTES)
             except TimeoutError:
-                raise Ended(f"it was silent for {SILENCE_S:.0f} s") from None
+                raise Silent(f"it was silent for {SILENCE_S:.0f} s") from None
             if not data:
                 raise Ended("its stream ended")
             for body in splitter.feed(data):

@@ -100,7 +100,7 @@ class Handle:
         if not await self._ends(within_s):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
-            await self._ends(within_s)
+            await self._ends(STOP_S)
 
     async def _ends(self, within_s: float) -> bool:
         loop, ended = asyncio.get_running_loop(), asyncio.Event()

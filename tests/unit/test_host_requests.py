@@ -31,7 +31,8 @@ def test_address_arguments(text: str, canonical: str, command: Allocate | Claim)
 @pytest.mark.parametrize(
     "text",
     ["", "10.32.2.7", "ip:10.32.2.7", "net:10.32.2.7/24", "net:", "net:foo", "10.32.2.7/33", "ip:net:default", "web",
-     "224.0.0.1/4", "0.0.0.0/0", "127.0.0.1/8"],
+     "224.0.0.1/4", "0.0.0.0/0", "127.0.0.1/8", "169.254.53.53/32", "::ffff:10.32.0.9/112", "fe80::1%eth0/64",
+     "net:0.0.0.0/0", "net:::/0", "10.1.0.1/0"],
 )  # fmt: skip
 def test_bad_address_arguments_are_refused(text: str) -> None:
     with pytest.raises(WeaveError) as refusal:
@@ -42,6 +43,8 @@ def test_bad_address_arguments_are_refused(text: str) -> None:
 def test_nothing_asked_for_is_the_default_subnet_and_duplicates_count_once() -> None:
     assert [wanted.text for wanted in requests.parse_all(())] == ["net:default"]
     assert len(requests.parse_all(("10.1.0.1/16", "ip:10.1.0.1/16"))) == 1
+    with pytest.raises(WeaveError, match="another prefix"):
+        requests.parse_all(("10.1.0.1/16", "10.1.0.1/24"))
     with pytest.raises(WeaveError):
         requests.parse_all([f"10.1.{i // 256}.{i % 256}/16" for i in range(1, 400)])
 

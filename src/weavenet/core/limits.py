@@ -10,6 +10,8 @@ VXLAN_PORT = 6784
 VXLAN_VNI = 6784
 BRIDGE = "weave"
 """The bridge that containers and the devices of all data paths are ports of."""
+DNS_ADDRESS = "169.254.53.53"
+"""Where containers of every host ask, and the DNS server of that host answers."""
 SLEEVE_DEVICE = "weave-sleeve"
 """The TAP device of the sleeve worker, a port of the bridge."""
 WIREGUARD_DEVICE = "weave-wg"

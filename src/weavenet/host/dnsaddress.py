@@ -27,7 +27,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from weavenet.core.errors import WeaveError
-from weavenet.core.limits import BRIDGE
+from weavenet.core.limits import BRIDGE, DNS_ADDRESS
 from weavenet.host import dnsprobe, reversepath
 from weavenet.host.bridge import Bridge
 from weavenet.host.kernel import Kernel
@@ -35,7 +35,7 @@ from weavenet.host.kernel import Kernel
 if TYPE_CHECKING:
     from weavenet.host.firewall import Firewall
 
-ADDRESS = "169.254.53.53"
+ADDRESS = DNS_ADDRESS
 TABLE = 6784
 """Routing table and priority of the rule."""
 CHECK_S = 1.0

@@ -13,9 +13,10 @@ import msgspec
 
 from weavenet.core.commands import Allocate, Attachment, Claim
 from weavenet.core.errors import Code, Failure, WeaveError
-from weavenet.core.limits import ADDRESSES_PER_IDENT_MAX
+from weavenet.core.limits import ADDRESSES_PER_IDENT_MAX, DNS_ADDRESS
 
 DEFAULT = "net:default"
+EVERYTHING = "a subnet of all addresses; there would be no way to others"
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -63,16 +64,32 @@ def parse(text: str) -> Wanted:
     try:
         if kind == "net" and colon:
             subnet = str(ipaddress.ip_network(value, strict=True))
+            if subnet.endswith("/0"):
+                raise _invalid(text, EVERYTHING)
             return Wanted(f"net:{subnet}", subnet=subnet)
         value = value if kind == "ip" and colon else text
         if "/" not in value:
             raise _invalid(text, "the prefix length is missing")
+        if "%" in value:  # which ipaddress would leave out
+            raise _invalid(text, "an address of the network belongs to no device of this host")
         interface = ipaddress.ip_interface(value)
     except ValueError as error:
         raise _invalid(text, str(error)) from error
-    if interface.ip.is_multicast or interface.ip.is_unspecified or interface.ip.is_loopback:
-        raise _invalid(text, "no container can have this address")
+    problem = EVERYTHING if interface.network.prefixlen == 0 else _problem(interface.ip)
+    if problem:
+        raise _invalid(text, problem)
     return Wanted(f"ip:{interface}", address=str(interface))
+
+
+def _problem(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """Why no container, and no host on the network, can have it; empty when it can."""
+    if address.is_multicast or address.is_unspecified or address.is_loopback:
+        return "no container can have this address"
+    if str(address) == DNS_ADDRESS:
+        return "the DNS server of each host answers there"
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return f"it means the IPv4 address {address.ipv4_mapped}"
+    return ""
 
 
 def parse_all(texts: Sequence[str]) -> tuple[Wanted, ...]:
@@ -80,7 +97,21 @@ def parse_all(texts: Sequence[str]) -> tuple[Wanted, ...]:
     wanted = tuple(dict.fromkeys(parse(text) for text in texts)) or (Wanted(DEFAULT),)
     if len(wanted) > ADDRESSES_PER_IDENT_MAX:
         raise _invalid(texts[-1], f"more than {ADDRESSES_PER_IDENT_MAX} addresses for one container")
+    refuse_twice(wanted, None)
     return wanted
+
+
+def refuse_twice(wanted: Iterable[Wanted], old: Attachment | None) -> None:
+    """Raises WeaveError for an address that is wanted with two prefixes, or held with another one: nobody needs it
+    twice."""
+    held = [ipaddress.ip_interface(text) for text in (old.addresses if old is not None else ())]
+    found = {interface.ip: interface for interface in held}
+    for item in wanted:
+        if item.address:
+            interface = ipaddress.ip_interface(item.address)
+            other = found.setdefault(interface.ip, interface)
+            if other != interface:
+                raise _invalid(item.text, f"the same address as {other}, with another prefix")
 
 
 def chosen(attachment: Attachment, texts: Sequence[str]) -> tuple[str, ...]:

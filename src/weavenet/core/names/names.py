@@ -20,7 +20,7 @@ from weavenet.core.errors import Code, Failure, InvariantBroken
 from weavenet.core.limits import NAME_ABSENCE_S, NAME_ENTRIES_MAX
 from weavenet.core.messages.gossip import KIND_NAME, EntryRecord, record_body
 from weavenet.core.names.directory import Directory
-from weavenet.core.names.registrations import EXPOSE, EXTERNAL, Entry, Owners, Registrations, packed
+from weavenet.core.names.registrations import EXPOSE, EXTERNAL, Entry, Owners, Registrations, packed, refuse_unusable
 from weavenet.core.names.spelling import absolute_name, folded, is_below, name_problem
 from weavenet.core.types import PeerId
 
@@ -92,6 +92,9 @@ class Names:
             return name
         try:
             given = tuple(sorted(set(map(packed, command.addresses))))
+            if isinstance(command, AddName):
+                for address in given:
+                    refuse_unusable(address)
         except ValueError as error:
             return Failure(Code.INVALID, "expected IP addresses without prefix", str(error))
         self._stale_owners.add(command.ident)

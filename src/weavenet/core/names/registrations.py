@@ -73,6 +73,14 @@ def packed(text: str) -> bytes:
     return address.packed
 
 
+def refuse_unusable(address: bytes) -> None:
+    """Raises ValueError for an address at which nobody is met, or somebody else on each host."""
+    found = ipaddress.ip_address(address)
+    is_local = isinstance(found, ipaddress.IPv6Address) and found.is_link_local
+    if found.is_unspecified or found.is_multicast or is_local:
+        raise ValueError(f"{found} is nobody's, or holds on one link only")
+
+
 class Registrations:
     """``domain``: absolute; every name is below it."""
 

@@ -323,7 +323,7 @@ def taken(address: str, holder: str) -> Failure:
         Code.ALREADY_TAKEN,
         f"expected {address} to be free",
         f"it is used by {holder}",
-        "detach it there first, or claim another address",
+        "free it there first (`weave detach`, or `weave hide` if the host has it), or claim another address",
     )
 
 

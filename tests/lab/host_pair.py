@@ -219,6 +219,21 @@ class FakeNode:
             case _:
                 return Failure(Code.INVALID, f"{type(command).__name__} is not expected here")
 
+    def dying_after(self, last: type) -> Callable[[Command], Awaitable[Result]]:
+        """The node as a daemon sees it that is killed when the first ``last`` was done: who asks goes no further."""
+        is_dead = False
+
+        async def request(command: Command) -> Result:
+            nonlocal is_dead
+            if not is_dead:
+                result = await self.request(command)
+                is_dead = isinstance(command, last)
+                if not is_dead:
+                    return result
+            raise asyncio.CancelledError
+
+        return request
+
     def _allocate(self, ident: str, subnet: str) -> str:
         prefix = subnet.partition("/")[0].rsplit(".", 1)[0] if subnet else "10.32.0"
         for address in self.held.get(ident, ()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import subprocess
@@ -308,6 +309,33 @@ def test_hosts_files_are_rewritten_where_asked_for(names: Callable[[], str], tmp
             assert own.read_text() == "192.0.2.1 gate\n"
             process.kill()
             await process.wait()
+            await attachments.close()
+
+    drive(scenario)
+
+
+@pytest.mark.parametrize("held_before", [False, True])
+def test_what_an_attach_took_that_a_killed_daemon_did_not_end_is_free_again(
+    names: Callable[[], str], held_before: bool
+) -> None:
+    """What the same ident holds otherwise, as a network plugin's may, stays."""
+
+    async def scenario() -> None:
+        async with Pair() as (a, _):
+            node, name = FakeNode(), names()
+            make(name)
+            kept = ["10.99.0.1/16"] if held_before else []
+            node.held[name] = list(kept)
+            dying = Attachments(a.kernel, a.attacher, node.dying_after(Allocate), a.namespace)
+            await dying.open()
+            with contextlib.suppress(asyncio.CancelledError):
+                await dying.attach(f"netns:{name}")
+            await dying.close()
+            assert len(node.held[name]) == len(kept) + 1
+            attachments = await opened(a, node)
+            assert node.held[name] == kept
+            assert not node.attachments
+            assert (await attachments.ps()).attachments == ()
             await attachments.close()
 
     drive(scenario)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import pytest
 from host_pair import FakeNode, Host, Pair, eventually, run_async
 
-from weavenet.core.commands import AddName, Addresses, PutAttachment
+from weavenet.core.commands import AddName, Addresses, Allocate, PutAttachment
 from weavenet.core.effects import Endpoint
 from weavenet.core.errors import Code, Failure
 from weavenet.core.types import bridge_mac
@@ -97,6 +98,45 @@ def test_forwarding_is_switched_back_without_a_trace(redirects: str) -> None:
             assert await look(a) == before
             node.refuse = PutAttachment
             assert isinstance(await exposure.expose((), ""), Failure)
+            assert await look(a) == before
+            await exposure.close()
+
+    drive(scenario)
+
+
+def test_what_a_killed_daemon_began_is_undone_or_finished_by_the_next() -> None:
+    async def scenario() -> None:
+        async with Pair() as (a, _):
+            node = FakeNode()
+            before = await look(a)
+            for last, wanted in ((Allocate, ()), (PutAttachment, ("10.32.0.2/12",))):
+                assert a.firewall is not None
+                dying = Exposure(a.kernel, a.bridge, a.firewall, node.dying_after(last), "weave.local.")
+                await dying.open()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await dying.expose((), "")
+                await dying.close()
+                exposure = await opened(a, node)
+                assert exposure.attachment.addresses == wanted
+                assert tuple(node.held["weave:expose"]) == wanted
+                shown = (await look(a))[1]
+                assert all(address in shown for address in wanted)
+                assert given(await exposure.hide(())) == wanted
+                assert await look(a) == before
+                await exposure.close()
+
+    drive(scenario)
+
+
+def test_an_address_that_another_device_has_is_refused() -> None:
+    async def scenario() -> None:
+        async with Pair() as (a, _):
+            node = FakeNode()
+            exposure = await opened(a, node)
+            own = (await run_async(a.namespace, "ip", "-4", "-o", "address", "show", "scope", "global")).split()[3]
+            before = await look(a)
+            refused = await exposure.expose((own,), "")
+            assert isinstance(refused, Failure) and "has it" in refused.found
             assert await look(a) == before
             await exposure.close()
 

@@ -180,6 +180,7 @@ def test_without_a_daemon_nothing_can_be_handed_over(make_lab: MakeLab) -> None:
     before = traces(h2)
     form(lab)
     attach_new(h2, "h2-c1")
+    h2.weave("expose", check=True)
     old = uid(h2)
     h2.weave("stop", check=True)
     refused = h2.weave("reset")

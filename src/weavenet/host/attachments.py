@@ -2,7 +2,8 @@
 
 Invariants:
 - What was asked for and given is in the node's store (``PutAttachment``) before the caller hears of it; a call that
-  fails or is cancelled gives back the addresses and devices of that call.
+  fails or is cancelled gives back the addresses and devices of that call, and so does the next daemon for a call that
+  ended with this one.
 - Calls for one ident happen one after the other.
 - Process ended: ``Died`` (addresses kept for 30 s). Name or host veth gone: ``Destroyed`` (free at once). What was
   asked for under a name is remembered then, and applied again when the name comes back; ``pid:`` and paths never are.
@@ -174,10 +175,13 @@ class Attachments:
             )
         ident = container.ident
         old = self._known.get(ident)
+        requests.refuse_twice(wanted, old)
         before = await self._held(ident)
         self._deaths.watch(ident, is_name=is_named(container.reference), pidfd=container.pidfd)
         answers: list[tuple[str, ...]] = []
         try:
+            if old is None:
+                await self._must(PutAttachment(_begun(container, before)))
             for item in wanted:
                 answers.append(await self._obtain(ident, item))
             taken = tuple(dict.fromkeys(address for answer in answers for address in answer))
@@ -243,6 +247,8 @@ class Attachments:
             log.warning("%s could not be cleaned up: %s", container.reference, error)
         if taken:
             await self._request(Release(container.ident, tuple(a.partition("/")[0] for a in taken)))
+        if old is None:
+            await self._request(RemoveAttachment(container.ident))
 
     async def detach(self, container: str, addresses: Sequence[str] = ()) -> Addresses | Failure:
         """Take the given addresses away, or all; those that were freed."""
@@ -415,6 +421,9 @@ class Attachments:
 
     async def _reconcile(self, old: Attachment) -> None:
         """After a start: adopt, plug again, or destroy."""
+        if not old.requested:
+            await self._undo(old)
+            return
         try:
             found = netns.resolve(old.container, self._host)
         except WeaveError:
@@ -435,6 +444,17 @@ class Attachments:
             except WeaveError as error:
                 log.warning("%s", error)
 
+    async def _undo(self, begun: Attachment) -> None:
+        """What a call took that ended with its daemon."""
+        log.info("giving back what %s got: its attach did not end", begun.container)
+        with contextlib.suppress(OSError):
+            await self._attacher.remove(begun.ident)
+        self._known.pop(begun.ident, None)
+        taken = sorted(await self._held(begun.ident) - set(begun.addresses))
+        if taken:
+            await self._must(Release(begun.ident, tuple(a.partition("/")[0] for a in taken)))
+        await self._must(RemoveAttachment(begun.ident))
+
     async def _restore(self, container: netns.Container, old: Attachment) -> None:
         if not old.live:
             if is_named(old.container):
@@ -444,3 +464,9 @@ class Attachments:
             await self._attacher.plug(container, old.addresses, multicast_route=old.multicast_route)
         self._deaths.watch(old.ident, is_name=is_named(old.container), pidfd=container.pidfd)
         await self._put(old, old.requested, old.addresses, live=True)
+
+
+def _begun(container: netns.Container, held: frozenset[str]) -> Attachment:
+    """Remembered while a call runs that attaches a container for the first time: nothing is ``requested`` of it, as of
+    no other, and ``addresses`` are those that it held before and keeps."""
+    return Attachment(container.ident, container.reference, b"", (), tuple(sorted(held)), False, live=False)

@@ -1,7 +1,7 @@
 """Removes from this host's kernel whatever the product made there: devices, tables, rules, routes.
 
 Only what carries our names is touched. Works without a running daemon and may be repeated. What others changed because
-of us (``ip_forward`` switched on by ``expose``) is put back by ``hide``, not here.
+of us (``ip_forward`` switched on by ``expose``) is put back by ``hide`` and :mod:`weavenet.runtime.erasing`, not here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The host itself on the network: addresses on the bridge, with masquerading and a name, remembered and taken back.
 
 It is an attachment like a container's, of the ident ``weave:expose``: what was asked for and given is in the node's
-store before the caller hears of it, others learn the bridge's MAC with the addresses, and names of it follow. The
-kernel is kept as wanted: an address that somebody takes off the bridge comes back, one lost to another peer leaves.
+store before the kernel has it, so that the next daemon finishes or undoes what this one leaves half done; others learn
+the bridge's MAC with the addresses, and names of it follow. The kernel is kept as wanted: an address that somebody
+takes off the bridge comes back, one lost to another peer leaves.
 
 Invariants: calls happen one after the other, and whoever waits for an address keeps nobody from taking a lost one off
 (the node answers nothing before that is done). A call that fails or is cancelled gives back what it took. Hiding the
@@ -82,10 +83,16 @@ class Exposure:
         remembered = result.attachments if isinstance(result, Attachments) else ()
         async with self._lock:
             self._known = next((each for each in remembered if each.ident == EXPOSE), NOTHING)
+            stale = sorted(await self._held() - set(self._known.addresses))
             if self._known.addresses:
-                await self._must(PutAttachment(await self._applied(self._known)))
+                self._known = await self._completed(self._known)
+                await self._must(PutAttachment(self._known))
+                await self._apply(self._known, stale)
             else:
+                await self._take_off(stale)
                 await self._firewall.set_exposed(())
+            if stale:  # a call that never got as far as being remembered
+                await self._must(Release(EXPOSE, tuple(map(_bare, stale))))
         self._task = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
@@ -124,6 +131,8 @@ class Exposure:
 
     async def _expose(self, wanted: Sequence[requests.Wanted], *, masquerade: bool) -> tuple[str, ...]:
         old, before = self._known, await self._held()
+        requests.refuse_twice(wanted, old)
+        await self._refuse_own(wanted)
         answers: list[tuple[str, ...]] = []
         try:
             for item in wanted:
@@ -131,8 +140,9 @@ class Exposure:
             taken = tuple(dict.fromkeys(address for answer in answers for address in answer))
             asked, held = requests.merge(old, wanted, answers)
             new = msgspec.structs.replace(old, requested=tuple(asked), addresses=tuple(held), masquerade=masquerade)
-            new = await self._applied(new)
+            new = await self._completed(new)
             await self._must(PutAttachment(new))
+            await self._apply(new)
         except BaseException:
             await asyncio.shield(self._give_back(old, before))
             raise
@@ -140,6 +150,18 @@ class Exposure:
         with contextlib.suppress(OSError):  # a courtesy to neighbours
             announce.send(self._kernel.namespace, BRIDGE, [(new.mac, _bare(address)) for address in taken])
         return taken
+
+    async def _refuse_own(self, wanted: Sequence[requests.Wanted]) -> None:
+        """Raises WeaveError for an address that another device of this host has: it would be in two networks."""
+        for link in self._kernel.links.all():
+            if link.name == BRIDGE:
+                continue
+            held = set(map(_bare, await self._kernel.netlink.addresses(link.index)))
+            for item in wanted:
+                if item.address and _bare(item.address) in held:
+                    expected = f"expected an address that no other device of this host has: {item.address}"
+                    step = "choose one of the network, or let `weave expose` choose"
+                    raise WeaveError(Failure(Code.CONFLICT, expected, f"{link.name} has it", step))
 
     async def _obtain(self, item: requests.Wanted) -> tuple[str, ...]:
         """What IPAM gives, unless this host leaves the network while we wait."""
@@ -163,6 +185,7 @@ class Exposure:
             await self._apply(old, taken)
         except OSError as error:
             log.warning("the host's exposure could not be taken back: %s", error)
+        await self._request(PutAttachment(old) if old.addresses else RemoveAttachment(EXPOSE))
         if taken:
             await self._request(Release(EXPOSE, tuple(map(_bare, taken))))
 
@@ -204,17 +227,15 @@ class Exposure:
 
     # --- the kernel ---
 
-    async def _applied(self, attachment: Attachment) -> Attachment:
-        """``attachment`` with what the kernel adds to it, after it was applied."""
+    async def _completed(self, attachment: Attachment) -> Attachment:
+        """``attachment`` with what the kernel adds to it."""
         bridge = await self._bridge.ensure()
         is_off = sysctl.read(self._kernel.namespace, FORWARDING) == "0"
         if is_off:  # so it was before, or the machine has started again since
             accepted = sysctl.read(self._kernel.namespace, REDIRECTS) == "1"
             attachment = msgspec.structs.replace(attachment, forwarding_switched=True, redirects_accepted=accepted)
         self._redirects_accepted = attachment.redirects_accepted
-        complete = msgspec.structs.replace(attachment, mac=bridge.mac, live=True)
-        await self._apply(complete)
-        return complete
+        return msgspec.structs.replace(attachment, mac=bridge.mac, live=True)
 
     async def _apply(self, wanted: Attachment, gone: Sequence[str] = ()) -> None:
         """Make the kernel like ``wanted``, without the addresses ``gone``. Idempotent. Raises OSError."""
@@ -243,8 +264,10 @@ class Exposure:
         await self._firewall.set_exposed(tuple(Exposed(subnet, wanted.masquerade) for subnet in sorted(subnets)))
         if wanted.forwarding_switched or self._is_switched:
             self._is_switched = bool(wanted.addresses)
-            off = {FORWARDING: "0", REDIRECTS: "1" if self._redirects_accepted else "0"}
-            sysctl.write(self._kernel.namespace, {FORWARDING: "1"} if self._is_switched else off)
+            if self._is_switched:
+                sysctl.write(self._kernel.namespace, {FORWARDING: "1"})
+            else:
+                forward_no_more(self._kernel.namespace, redirects_accepted=self._redirects_accepted)
 
     async def _take_off(self, addresses: Sequence[str]) -> None:
         link = self._kernel.links.get(BRIDGE)
@@ -261,6 +284,11 @@ class Exposure:
                 await self._apply_again()
             except (OSError, WeaveError) as error:
                 log.warning("addresses of this host on the network could not be put back: %s", error)
+
+
+def forward_no_more(namespace: int | None, *, redirects_accepted: bool) -> None:
+    """As it was on a host that forwarded nothing before it was exposed."""
+    sysctl.write(namespace, {FORWARDING: "0", REDIRECTS: "1" if redirects_accepted else "0"})
 
 
 def _bare(address: str) -> str:

@@ -14,16 +14,19 @@ from pathlib import Path
 
 import msgspec
 
+from weavenet.core.commands import Attachment
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.leaving import Leaving, Phase, State, departed_disk
 from weavenet.core.limits import SLEEVE_DEVICE, WIREGUARD_DEVICE
+from weavenet.core.names import EXPOSE
+from weavenet.core.overlay import endpoints
 from weavenet.core.types import PeerId, peer_text
 from weavenet.runtime import identity, nameserver, sleeveworker
 from weavenet.runtime.foundation import LOCK_FILE, PID_FILE
 from weavenet.runtime.issuing import peer_id
 from weavenet.runtime.lock import Lock
 from weavenet.runtime.settings import Settings, decode_settings
-from weavenet.runtime.store import FILE_NAME, open_store
+from weavenet.runtime.store import FILE_NAME, Rows, open_store
 
 _MEMBER_TABLES = frozenset({"log", "ring", "alloc", "acceptor", "known"})
 
@@ -87,6 +90,7 @@ def erase(settings: Settings, *, force: bool) -> str:
                     "done by force, nothing was handed over: if others know this peer, run on one of them: "
                     f"weave rmpeer {peer_text(peer)}"
                 )
+            _forward_as_before(settings)
             erase_files(settings)
         asyncio.run(erase_host(settings.run_dir))
         Path(settings.log_file or "/nonexistent").unlink(missing_ok=True)
@@ -98,13 +102,27 @@ def erase(settings: Settings, *, force: bool) -> str:
     return text
 
 
-def _member(settings: Settings) -> PeerId | None:
-    """Who this host is in a cluster; None when it is in none."""
+def _rows(settings: Settings) -> Rows:
     store = open_store(Path(settings.data_dir))
     try:
-        rows = store.load()
+        return store.load()
     finally:
         store.close()
+
+
+def _forward_as_before(settings: Settings) -> None:
+    """What an exposed host switched, as :meth:`Exposure.hide` would."""
+    row = _rows(settings).get((endpoints.TABLE, EXPOSE.encode()))
+    exposed = msgspec.msgpack.decode(row, type=Attachment) if row is not None else None
+    if exposed is not None and exposed.forwarding_switched:
+        from weavenet.host.exposure import forward_no_more
+
+        forward_no_more(None, redirects_accepted=exposed.redirects_accepted)
+
+
+def _member(settings: Settings) -> PeerId | None:
+    """Who this host is in a cluster; None when it is in none."""
+    rows = _rows(settings)
     seed, leaving = rows.get((identity.TABLE, identity.SEED)), rows.get(Leaving.disk_key())
     has_left = leaving is not None and msgspec.msgpack.decode(leaving, type=State).phase is Phase.GONE
     if seed is None or has_left or not any(table in _MEMBER_TABLES for table, _ in rows):

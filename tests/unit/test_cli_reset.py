@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from weavenet.core.effects import Change
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.lab.waiting import wait_until
 from weavenet.runtime import erasing, identity
+from weavenet.runtime.lock import Lock
 from weavenet.runtime.settings import Settings
 from weavenet.runtime.store import open_store
 
@@ -140,3 +142,20 @@ def test_what_others_keep_there_stays(settings: Settings) -> None:
     other.write_text("kept")
     erasing.erase(settings, force=False)
     assert list(Path(settings.data_dir).iterdir()) == [other]
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("held", ["pid_file", "lock_file"])
+def test_nothing_is_taken_from_under_a_daemon_that_does_not_answer(held: str, force: bool, settings: Settings) -> None:
+    store(settings, SEED, MEMBER)
+    lock = Lock.acquire(Path(getattr(settings, held)))
+    try:
+        with pytest.raises(WeaveError) as caught:
+            erasing.erase(settings, force=force)
+        assert f"pid {os.getpid()}" in caught.value.failure.found
+        assert "`weave stop`" in caught.value.failure.next_step
+        opened = open_store(Path(settings.data_dir))
+        assert len(opened.load()) == 2
+        opened.close()
+    finally:
+        lock.release()

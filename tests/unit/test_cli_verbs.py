@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,9 +14,10 @@ import msgspec
 import pytest
 
 from fake_daemon import NAMES, RunningDaemon, ipam_report, running
-from weavenet.cli import client, quick
+from weavenet.cli import client, quick, unheard
 from weavenet.cli.main import VERBS, run
 from weavenet.cli.quick import main
+from weavenet.cli.spawn import DAEMON
 from weavenet.control.status import SECTIONS
 from weavenet.core.commands import Connect, Consense, Done, Forget
 from weavenet.core.errors import Code, Failure
@@ -34,6 +36,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningDae
 @pytest.fixture
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEAVE_HTTP_ADDR", str(tmp_path / "absent.sock"))
+    monkeypatch.setattr(unheard, "lock_files", lambda settings: (tmp_path / "weave.pid", tmp_path / "weave.lock"))
 
 
 def test_places_are_those_of_the_daemon() -> None:
@@ -252,6 +255,46 @@ def test_stop_of_nothing_is_no_error(nobody: None, capfd: CapFd) -> None:
     assert "not running" in capfd.readouterr().err
 
 
+@pytest.fixture
+def unheard_daemon(nobody: None, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process under the daemon's name that holds the lock beside the store, and answers nowhere."""
+    code = "from weavenet.runtime.lock import Lock; import sys, pathlib; lock = Lock.acquire(pathlib.Path(sys.argv[2]))"
+    command = [sys.executable, "-c", f"{code}; print(flush=True); input()", DAEMON, str(tmp_path / "weave.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["ps"]])
+def test_a_daemon_whose_socket_is_gone_is_named(
+    arguments: list[str], unheard_daemon: subprocess.Popen[str], capfd: CapFd
+) -> None:
+    assert main(arguments) == 1
+    said = capfd.readouterr().err
+    assert f"a daemon is running (pid {unheard_daemon.pid}), but nobody answers" in said
+    assert "`weave stop`" in said
+
+
+def test_stop_ends_a_daemon_whose_socket_is_gone(unheard_daemon: subprocess.Popen[str], capfd: CapFd) -> None:
+    assert run(["stop"]) == 0
+    assert unheard_daemon.wait(10) == -signal.SIGTERM
+    assert capfd.readouterr().err == ""
+
+
+def test_stop_leaves_a_process_alone_that_only_has_the_pid_of_an_earlier_daemon(
+    nobody: None, tmp_path: Path, capfd: CapFd
+) -> None:
+    command = [sys.executable, "-c", "input()", DAEMON]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        (tmp_path / "weave.lock").write_text(f"{process.pid}\n")
+        assert run(["stop"]) == 0
+        assert process.poll() is None
+        process.kill()
+    assert "not running" in capfd.readouterr().err
+
+
 def test_version(fake: RunningDaemon, capfd: CapFd) -> None:
     assert run(["version"]) == 0
     assert capfd.readouterr().out.splitlines()[1] == "weave 0.1.0"
@@ -284,17 +327,19 @@ def test_completion_answers(capfd: CapFd, monkeypatch: pytest.MonkeyPatch) -> No
     assert {"plain,connect", "plain,consense"} <= set(capfd.readouterr().out.split())
 
 
-def test_status_path_imports_nothing_heavy() -> None:
+def test_status_path_imports_nothing_heavy(fake: RunningDaemon) -> None:
     code = (
         "import sys; sys.argv = ['weave', 'status']; from weavenet.cli.quick import main; main(['status']);"
-        "print(*sorted(set(sys.modules) & {'click', 'asyncio', 'ssl', 'pyroute2', 'http.client', 'msgspec', 'json'}))"
+        "heavy = {'click', 'asyncio', 'ssl', 'pyroute2', 'http.client', 'msgspec', 'json'};"
+        "print('heavy:', *sorted(heavy & set(sys.modules)))"
     )
     source = str(Path(client.__file__).parents[2])
     result = subprocess.run(
         [sys.executable, "-S", "-c", code],
-        env={"PYTHONPATH": source, "WEAVE_HTTP_ADDR": "/nowhere/x.sock"},
+        env={"PYTHONPATH": source, "WEAVE_HTTP_ADDR": fake.socket_path},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert result.stdout.strip() == ""
+    assert "Verdict" in result.stdout
+    assert result.stdout.rpartition("heavy:")[2].strip() == ""

@@ -27,6 +27,18 @@ class NotRunning(Ended):
     def __init__(self) -> None:
         super().__init__(ERROR, "weave is not running; next: start it with `weave launch`")
 
+    def told(self) -> str:
+        from weavenet.cli.unheard import running_pid
+
+        pid = running_pid()
+        if pid is None:
+            return self.sentence
+        return (
+            f"a daemon is running (pid {pid}), but nobody answers at {socket_path()}: it has just begun or is about to "
+            "end, or the socket was removed; next: try again, and if that does not help, `weave stop`, `weave launch` "
+            "(containers keep their network)"
+        )
+
 
 class Reply:
     """``body`` as sent; ``json()`` when it is needed."""

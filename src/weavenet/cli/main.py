@@ -88,8 +88,8 @@ def run(arguments: list[str]) -> int:
     try:
         status = cli.main(arguments or ["help"], prog_name="weave", standalone_mode=False)
     except Ended as ended:
-        if ended.sentence:
-            print(spoken(ended.sentence), file=sys.stderr)
+        if sentence := ended.told():
+            print(spoken(sentence), file=sys.stderr)
         return ended.status
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()

@@ -23,6 +23,10 @@ class Ended(Exception):
         self.status = status
         self.sentence = sentence
 
+    def told(self) -> str:
+        """The sentence at the moment when it is shown."""
+        return self.sentence
+
 
 def status_of(code: str) -> int:
     """Exit status of a ``Failure.code``."""

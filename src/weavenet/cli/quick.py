@@ -27,7 +27,7 @@ def _status(path: str) -> int:
     try:
         body = ask("GET", f"/v1/{path}").body
     except Ended as ended:
-        print(spoken(ended.sentence), file=sys.stderr)
+        print(spoken(ended.told()), file=sys.stderr)
         return ended.status
     write(body)
     return OK

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 
 import click
 
@@ -28,10 +29,23 @@ def stop() -> None:
         process = watch(pid) if isinstance(pid, int) else None
         ask("POST", "/v1/stop", {})
     except NotRunning:
-        note("weave is not running")
+        _stop_unheard()
         return
     if process is not None:
         wait_for_end(process, pid)
+
+
+def _stop_unheard() -> None:
+    """A daemon whose socket is gone is told by a signal, which means the same to it."""
+    from weavenet.cli.unheard import running_pid
+
+    pid = running_pid()
+    process = watch(pid) if pid is not None else None
+    if process is None or pid != running_pid():  # once more, now that nobody else can get this pid
+        note("weave is not running")
+        return
+    signal.pidfd_send_signal(process, signal.SIGTERM)
+    wait_for_end(process, pid)
 
 
 def watch(pid: int) -> int | None:

@@ -22,9 +22,8 @@ from weavenet.core.names import EXPOSE
 from weavenet.core.overlay import endpoints
 from weavenet.core.types import PeerId, peer_text
 from weavenet.runtime import identity, nameserver, sleeveworker
-from weavenet.runtime.foundation import LOCK_FILE, PID_FILE
 from weavenet.runtime.issuing import peer_id
-from weavenet.runtime.lock import Lock
+from weavenet.runtime.lock import AlreadyRunning, Lock
 from weavenet.runtime.settings import Settings, decode_settings
 from weavenet.runtime.store import FILE_NAME, Rows, open_store
 
@@ -59,10 +58,10 @@ def erase_files(settings: Settings, root: Path = Path("/")) -> None:
     finally:
         store.close()
     is_derived = identity.choose_name(msgspec.structs.replace(settings, name=""), {}, root) == name
-    gone = [folder / LOCK_FILE, *(folder / f"{FILE_NAME}{suffix}" for suffix in ("-wal", "-shm"))]
+    gone = [Path(settings.lock_file), *(folder / f"{FILE_NAME}{suffix}" for suffix in ("-wal", "-shm"))]
     if is_derived or not name:
         gone.append(folder / FILE_NAME)
-    gone.append(Path(settings.run_dir) / PID_FILE)
+    gone.append(Path(settings.pid_file))
     for path in gone:
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # others keep something there
@@ -72,8 +71,10 @@ def erase_files(settings: Settings, root: Path = Path("/")) -> None:
 def erase(settings: Settings, *, force: bool) -> str:
     """What was done, in words. Raises WeaveError or OSError."""
     text = "nothing was left to reset"
-    lock = Lock.acquire(Path(settings.run_dir) / PID_FILE)
+    locks = [_lock(settings.pid_file, force=force)]
     try:
+        if Path(settings.lock_file).exists():
+            locks.append(_lock(settings.lock_file, force=force))
         if (Path(settings.data_dir) / FILE_NAME).exists():
             peer = _member(settings)
             if peer is not None and not force:
@@ -95,11 +96,26 @@ def erase(settings: Settings, *, force: bool) -> str:
         asyncio.run(erase_host(settings.run_dir))
         Path(settings.log_file or "/nonexistent").unlink(missing_ok=True)
     finally:
-        (Path(settings.run_dir) / PID_FILE).unlink(missing_ok=True)
+        Path(settings.pid_file).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             Path(settings.run_dir).rmdir()
-        lock.release()
+        for lock in locks:
+            lock.release()
     return text
+
+
+def _lock(path: str, *, force: bool) -> Lock:
+    """Nothing is taken from under a daemon that only cannot be reached, such as one whose run directory was removed."""
+    try:
+        return Lock.acquire(Path(path))
+    except AlreadyRunning as error:
+        step = "`weave stop`, then `weave reset --force`" if force else "`weave stop`, `weave launch`, `weave reset`"
+        failure = msgspec.structs.replace(
+            error.failure,
+            expected="expected a daemon that answers at its control socket, or none at all",
+            next_step=step,
+        )
+        raise WeaveError(failure) from error
 
 
 def _rows(settings: Settings) -> Rows:

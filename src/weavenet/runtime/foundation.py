@@ -17,9 +17,6 @@ from weavenet.runtime.lock import Lock
 from weavenet.runtime.settings import Settings
 from weavenet.runtime.store import Rows, Store, open_store
 
-PID_FILE = "weave.pid"
-LOCK_FILE = "weave.lock"
-
 
 class Foundation:
     """Made by :meth:`lay`, completed by :meth:`settle`; :meth:`reopen` gives the next life a store again."""
@@ -41,11 +38,11 @@ class Foundation:
     @classmethod
     def lay(cls, settings: Settings, root: Path = Path("/")) -> Foundation:
         """Lock, open the store, start the certificate child. Raises WeaveError (AlreadyRunning among them)."""
-        locks = [Lock.acquire(Path(settings.run_dir) / PID_FILE)]
+        locks = [Lock.acquire(Path(settings.pid_file))]
         try:
             store = open_store(Path(settings.data_dir))
             try:
-                locks.append(Lock.acquire(Path(settings.data_dir) / LOCK_FILE))
+                locks.append(Lock.acquire(Path(settings.lock_file)))
                 self = cls(settings, locks, store, root)
                 self.rows = store.load()
                 self.is_fresh = not self.rows

@@ -99,6 +99,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def control_socket(self) -> str:
         return f"{self.run_dir}/control.sock"
 
+    @property
+    def pid_file(self) -> str:
+        """Locked by the daemon, with its pid inside: one per host."""
+        return f"{self.run_dir}/weave.pid"
+
+    @property
+    def lock_file(self) -> str:
+        """The same beside the store: one per store."""
+        return f"{self.data_dir}/weave.lock"
+
     def public(self) -> Settings:
         """The same without secrets: what reports and logs may show."""
         return msgspec.structs.replace(self, passwords=())

@@ -102,6 +102,27 @@ def test_a_read_only_store_is_said_and_works_again_once_it_can_be_written(lab: L
     assert attach_new(host, "late")[1] not in {address for _, address in old}
 
 
+FILL = "cat /dev/zero >/full/filler 2>/dev/null"
+
+
+def test_a_disk_that_is_full_at_launch_is_said_to_be_full(make_lab: MakeLab) -> None:
+    lab = make_lab(1)
+    (host,) = lab.hosts
+    launch = "weave launch --data-dir /full"
+    for before in (f"{launch}; {FILL}; weave stop", f"{launch}; weave stop; {FILL}", FILL):
+        host.run(["sh", "-c", "mkdir -p /full; mount -t tmpfs -o size=400k,mode=0700 tmpfs /full"], check=True)
+        host.run(["sh", "-c", before])
+        refused = host.run(launch.split())
+        assert refused.returncode == 1
+        assert "full" in refused.stderr or "No space left" in refused.stderr, refused.stderr
+        assert "next: free some space in /full" in refused.stderr, refused.stderr
+        assert "run this again" in refused.stderr
+        host.run(["rm", "/full/filler"], check=True)
+        host.run(launch.split(), check=True)
+        host.run(["sh", "-c", "weave stop; umount /full"], check=True)
+    lab.down()
+
+
 def test_a_full_disk_stops_allocation_in_words_and_goes_on_by_itself(make_lab: MakeLab) -> None:
     lab = make_lab(3)
     host = lab.hosts[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import signal
@@ -17,7 +18,8 @@ import pytest
 
 from weavenet.core.effects import Change
 from weavenet.core.errors import Code, Failure, WeaveError
-from weavenet.runtime.store import FILE_NAME, FORMAT_VERSION, Store, open_store
+from weavenet.runtime.lock import Lock
+from weavenet.runtime.store import FILE_NAME, FORMAT_VERSION, Store, explain, open_store
 
 
 class Written:
@@ -183,6 +185,37 @@ def test_a_failed_commit_is_final(tmp_path: Path) -> None:
         assert "dmesg" in written.failures[0].next_step
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("free_blocks", "word"), [(0, "the disk is full"), (1 << 20, "reported an error")])
+@pytest.mark.parametrize("name", ["SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_WRITE"])
+def test_a_disk_error_of_a_full_disk_is_said_to_be_that(
+    name: str, free_blocks: int, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = os.statvfs_result((4096, 4096, 1 << 21, free_blocks, free_blocks, 100, 50, 50, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: disk)
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorname = name
+    failure = explain(error, tmp_path / "weave.db")
+    assert word in failure.found
+    assert ("free some space" in failure.next_step) == (free_blocks == 0)
+
+
+def test_no_room_for_the_file_itself_is_a_full_disk(tmp_path: Path) -> None:
+    failure = explain(OSError(errno.ENOSPC, "No space left on device"), tmp_path / "weave.db")
+    assert "the disk is full" in failure.found
+    assert "run this again" in failure.next_step
+
+
+def test_a_lock_without_room_for_its_pid_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(WeaveError, match=f"No space left.*free some space in {tmp_path}"):
+            Lock.acquire(tmp_path / "weave.lock")
+    Lock.acquire(tmp_path / "weave.lock").release()
 
 
 def test_full_disk_is_said(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ two processes hold locks on two files of one name.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -31,14 +32,7 @@ class Lock:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.fchmod(descriptor, 0o600)  # whoever may read a file may lock it, and so keep us from starting
         except OSError as error:
-            raise WeaveError(
-                Failure(
-                    Code.HOST,
-                    f"expected to write {path}",
-                    error.strerror or str(error),
-                    "run as root",
-                )
-            ) from error
+            raise _unusable(path, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -52,11 +46,21 @@ class Lock:
                     "stop it with `weave stop`",
                 )
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            os.close(descriptor)
+            raise _unusable(path, error) from error
         return cls(descriptor)
 
     def release(self) -> None:
         os.ftruncate(self._descriptor, 0)
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # also where a child has not closed its copy yet
         os.close(self._descriptor)
+
+
+def _unusable(path: Path, error: OSError) -> WeaveError:
+    is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    step = f"free some space in {path.parent}, and run this again" if is_full else "run as root"
+    return WeaveError(Failure(Code.HOST, f"expected to write {path}", error.strerror or str(error), step))

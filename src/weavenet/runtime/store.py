@@ -15,6 +15,7 @@ too much waits here (see there). Does not know what the values mean.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
@@ -44,6 +45,8 @@ BUSY_TIMEOUT_MS = 2000
 """For a reader such as a backup tool; no other writer exists, since one daemon holds the lock."""
 
 _HEADER_BYTES = 100
+_ROOM_BYTES = 64 * 1024
+"""With less than this free a disk counts as full: the index of the log alone takes 32 KiB at once."""
 
 _PUT = "INSERT INTO kv(tbl, key, value) VALUES(?, ?, ?) ON CONFLICT(tbl, key) DO UPDATE SET value = excluded.value"
 _DELETE = "DELETE FROM kv WHERE tbl = ? AND key = ?"
@@ -309,7 +312,10 @@ def damaged(path: Path, found: str) -> Failure:
 
 
 _NEXT_STEPS = {
-    "SQLITE_FULL": ("the disk is full", "free some space in {directory}; the daemon continues by itself"),
+    "SQLITE_FULL": (
+        "the disk is full",
+        "free some space in {directory}; a running daemon then continues by itself, otherwise run this again",
+    ),
     "SQLITE_NOTADB": ("the file is no database: damaged or overwritten", "{restore}"),
     "SQLITE_CORRUPT": ("the database is damaged", "{restore}"),
     "SQLITE_READONLY": ("it cannot be written", "make {directory} writable for the daemon (mount -o remount,rw)"),
@@ -328,7 +334,7 @@ _RESTORE = (
 
 def explain(error: Exception, path: Path) -> Failure:
     """What a person can do about a failed open, read or commit."""
-    name = getattr(error, "sqlite_errorname", None) or ""
+    name = "SQLITE_FULL" if _is_full(error, path) else getattr(error, "sqlite_errorname", None) or ""
     found, next_step = str(error), "check {directory}"
     for prefix, (meaning, step) in _NEXT_STEPS.items():
         if name.startswith(prefix):
@@ -342,3 +348,16 @@ def explain(error: Exception, path: Path) -> Failure:
         found.format(**texts) if "{" in found else found,
         next_step.format(**texts),
     )
+
+
+def _is_full(error: Exception, path: Path) -> bool:
+    """SQLite calls it a disk error when there is no room for the index of its log, which it maps into memory."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    if not (getattr(error, "sqlite_errorname", None) or "").startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")):
+        return False
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return disk.f_bfree * disk.f_frsize < _ROOM_BYTES or (disk.f_files > 0 and disk.f_ffree == 0)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from weavenet.cli import spawn
+from weavenet.cli import hostcheck, spawn
 from weavenet.cli.compose import Composed, compose
-from weavenet.cli.hostcheck import check_host
+from weavenet.cli.hostcheck import check_host, default_overlap
 from weavenet.cli.layers import OPTIONS, Kind, misspelt, read_layers
 from weavenet.cli.main import run
 from weavenet.cli.outcome import Ended
@@ -385,15 +385,36 @@ def test_an_ipv6_range_on_a_host_without_ipv6_is_refused_in_words(proc: Path) ->
     assert check_host(Settings(ranges=("10.99.0.0/16",)), proc) == ()
 
 
-def test_default_range_over_a_route_is_refused_and_a_chosen_one_warned_about(proc: Path) -> None:
-    with pytest.raises(Ended) as caught:
-        check_host(Settings(), proc)
-    assert caught.value.status == 1
-    assert "10.32.0.0/16 on eth0" in caught.value.sentence.replace("10.32.0.0/12", "")
+def test_a_chosen_range_over_a_route_is_warned_about_and_the_default_is_for_the_daemon_to_judge(proc: Path) -> None:
+    assert default_overlap(Settings(), proc) == "10.32.0.0/16 on eth0"
+    assert check_host(Settings(), proc) == ()
     (warning,) = check_host(Settings(range_explicit=True), proc)
-    assert "eth0" in warning
-    assert check_host(Settings(ranges=("10.99.0.0/16",)), proc) == ()
-    assert check_host(Settings(ranges=()), proc) == ()
+    assert "10.32.0.0/16 on eth0" in warning
+    assert default_overlap(Settings(range_explicit=True), proc) == ""
+    assert check_host(Settings(ranges=("10.99.0.0/16",), range_explicit=True), proc) == ()
+    assert default_overlap(Settings(ranges=("10.99.0.0/16",)), proc) == ""
+    assert check_host(Settings(ranges=(), range_explicit=True), proc) == ()
+
+
+def test_what_the_daemon_warns_of_is_shown_by_the_launch(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    started: list[Settings] = []
+
+    def start(settings: Settings) -> spawn.Word:
+        started.append(settings)
+        return spawn.Word(ready=True, name="::1", warnings=("the range overlaps",))
+
+    monkeypatch.setattr(spawn, "start_in_background", start)
+    monkeypatch.setattr(hostcheck, "default_overlap", lambda settings: "10.32.0.0/16 on eth0")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("WEAVE_CONF", str(tmp_path / "none"))
+    monkeypatch.setenv("WEAVE_HTTP_ADDR", str(tmp_path / "absent.sock"))
+    assert run(["launch"]) == 0
+    captured = capfd.readouterr()
+    assert captured.out == "::1\n"
+    assert "warning: the range overlaps" in captured.err
+    assert started[0].range_overlap == "10.32.0.0/16 on eth0"
 
 
 def test_options_have_one_variable_each() -> None:

@@ -300,6 +300,26 @@ def test_another_range_than_the_cluster_divided_is_refused_with_the_way_out(tmp_
         foundation.close()
 
 
+def test_the_default_range_over_a_route_is_refused_until_it_is_divided(tmp_path: Path) -> None:
+    root = host(tmp_path, "0" * 32)
+    settings = Settings(
+        data_dir=str(tmp_path / "data"), run_dir=str(tmp_path / "run"), range_overlap="10.33.0.0/16 on eth0"
+    )
+    with pytest.raises(WeaveError) as refused:
+        Foundation.lay(settings, root)
+    assert refused.value.failure.found == "10.33.0.0/16 on eth0"
+    assert "--ipalloc-range" in refused.value.failure.next_step
+    for divided, words in ((settings.ranges, "10.33.0.0/16 on eth0"), (("10.40.0.0/24",), "")):
+        foundation = Foundation.lay(msgspec.structs.replace(settings, range_overlap=""), root)
+        record = Genesis(b"c" * 16, divided, (PeerId(b"a" * 16),), (PeerId(b"a" * 16),))
+        foundation.store.write_now((Change("log", bytes(4), msgspec.msgpack.encode(genesis_entry(record))),))
+        foundation.close()
+        foundation = Foundation.lay(settings, root)
+        assert words in "".join(foundation.warnings)
+        assert bool(foundation.warnings) == bool(words)
+        foundation.close()
+
+
 def test_one_exchanged_network_card_is_the_same_machine_and_two_are_not(tmp_path: Path) -> None:
     root = host(tmp_path, "0" * 32, "12345678-0000-0000-0000-000000000000")
     hardware(root, "02:00:00:00:00:01", "02:00:00:00:00:02")

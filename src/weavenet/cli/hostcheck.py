@@ -16,34 +16,33 @@ from weavenet.runtime.settings import Settings
 
 OWN_DEVICE = "weave"
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+ROUTES_SHOWN = 3
 FLAG_LOCAL = 0x80000000
 """RTF_LOCAL of linux/ipv6_route.h: an address of this host, beside which there is the route of its subnet."""
 
 
 def check_host(settings: Settings, proc: Path = Path("/proc/net")) -> tuple[str, ...]:
-    """Warnings; raises Ended when the default range, which nobody chose, would hide a route of this host, and when a
-    kernel without IPv6 is to have an IPv6 range."""
-    warnings: list[str] = []
-    for text in settings.ranges:
-        whole = ipaddress.ip_network(text)
-        warnings += _clash(whole, is_chosen=settings.range_explicit, proc=proc)
-    return tuple(warnings)
+    """Warnings about a chosen range that hides a route of this host. Raises Ended when a kernel without IPv6 is to have
+    an IPv6 range."""
+    if not settings.range_explicit:
+        return ()
+    return tuple(
+        f"the range {text} overlaps a route of this host ({found}); next: choose another --ipalloc-range"
+        for text in settings.ranges
+        if (found := _overlaps(text, proc))
+    )
 
 
-def _clash(whole: Network, *, is_chosen: bool, proc: Path) -> list[str]:
+def default_overlap(settings: Settings, proc: Path = Path("/proc/net")) -> str:
+    """The same of the default range, which nobody chose: the daemon refuses it, unless it has divided it already."""
+    return "" if settings.range_explicit else ", ".join(_overlaps(text, proc) for text in settings.ranges)
+
+
+def _overlaps(text: str, proc: Path) -> str:
+    whole = ipaddress.ip_network(text)
     routes = _routes(proc / "route") if whole.version == 4 else _routes6(whole, proc / "ipv6_route")
-    clashes = [f"{network} on {device}" for network, device in routes if _overlap(network, whole)]
-    if not clashes:
-        return []
-    found = ", ".join(clashes[:3])
-    if is_chosen:
-        return [f"the range {whole} overlaps a route of this host ({found}); next: choose another --ipalloc-range"]
-    fields: dict[str, object] = {
-        "expected": f"expected the default range {whole} not to overlap a route of this host",
-        "found": found,
-        "next_step": "weave launch --ipalloc-range CIDR with a free range, the same on every host",
-    }
-    raise Ended(ERROR, sentence_of(fields))
+    found = [f"{network} on {device}" for network, device in routes if _overlap(network, whole)]
+    return ", ".join(found[:ROUTES_SHOWN])
 
 
 def _overlap(one: Network, other: Network) -> bool:

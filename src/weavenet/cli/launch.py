@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+import msgspec
 
 from weavenet.cli import layers
 from weavenet.cli.client import NotRunning, ask
@@ -52,18 +53,21 @@ def launch(output: str | None, peers: tuple[str, ...], **flags: Any) -> None:
     if os.geteuid() != 0:
         raise Ended(ERROR, "launch needs root: it makes network devices; next: sudo weave launch …")
     _refuse_second()
-    from weavenet.cli.hostcheck import check_host
+    from weavenet.cli.hostcheck import check_host, default_overlap
     from weavenet.cli.spawn import run_in_foreground, start_in_background
 
     for warning in (*layers.misspelt(os.environ), *composed.warnings, *check_host(composed.settings)):
         note(f"warning: {warning}")
+    settings = msgspec.structs.replace(composed.settings, range_overlap=default_overlap(composed.settings))
     if composed.foreground:
-        run_in_foreground(composed.settings)
-    name = start_in_background(composed.settings).name
+        run_in_foreground(settings)
+    word = start_in_background(settings)
+    for warning in word.warnings:
+        note(f"warning: {warning}")
     if output:
-        as_json({"name": name})
+        as_json({"name": word.name})
     else:
-        click.echo(name)
+        click.echo(word.name)
 
 
 def _refuse_second() -> None:

@@ -39,10 +39,12 @@ _DESCRIPTORS_MAX = 1 << 20
 
 
 class Word(msgspec.Struct, frozen=True):
-    """What the daemon says: it is ready and who it is, or why it will not be."""
+    """What the daemon says: it is ready and who it is, and what else its launcher should know; or why it will not
+    be."""
 
     ready: bool = False
     name: str = ""
+    warnings: tuple[str, ...] = ()
     failure: Failure | None = None
 
 

@@ -1,6 +1,7 @@
 """``python -m weavenet.runtime [--ready-fd N]``: settings as JSON on standard input, one line of JSON back.
 
-The line is ``{"ready": true, "name": …, "pid": …}`` or ``{"failure": {…}}`` on descriptor N (closed afterwards).
+The line is ``{"ready": true, "name": …, "pid": …, "warnings": […]}`` or ``{"failure": {…}}`` on descriptor N (closed
+afterwards).
 Exit status: 0 after a clean stop, 1 after a failure, 3 when another daemon is running. Meant for ``weave launch``.
 """
 
@@ -80,7 +81,7 @@ def _run(announcement: Announcement) -> None:
 
     def ready(name: str) -> None:
         sys.setswitchinterval(switch_s)
-        announcement.say({"ready": True, "name": name, "pid": os.getpid()})
+        announcement.say({"ready": True, "name": name, "pid": os.getpid(), "warnings": foundation.warnings})
 
     async def live() -> None:
         await Daemon(foundation, ready).run()

@@ -240,7 +240,7 @@ class Daemon:
         watchdog: asyncio.Task[None] | None = None
         try:
             await self._begin(self._foundation.settle(), control)
-            for warning in self._warnings:
+            for warning in (*self._foundation.warnings, *self._warnings):
                 _log.warning("%s", warning)
             if self._name_server is None:
                 await stop_workers(self.settings.run_dir)  # a daemon before this one may have had names

@@ -30,6 +30,8 @@ class Foundation:
         """Nothing was in the store: nobody waits for containers or names of this host yet."""
         self.notices: tuple[str, ...] = ()
         """What people must know about how this daemon came by its identity."""
+        self.warnings: tuple[str, ...] = ()
+        """What whoever launches this daemon should know."""
         self._root = root
         self._locks = locks
         self._name = ""
@@ -46,7 +48,7 @@ class Foundation:
                 self = cls(settings, locks, store, root)
                 self.rows = store.load()
                 self.is_fresh = not self.rows
-                self._refuse_other_range()
+                self._check_range()
                 self._drop_foreign_key()
                 self._name = identity.choose_name(settings, self.rows, root)
                 self._issuing = Issuing(identity.order(settings, self.rows, self._name))
@@ -59,24 +61,42 @@ class Foundation:
             raise
         return self
 
-    def _refuse_other_range(self) -> None:
-        """What a cluster divided stays divided: a range given anew is refused, rather than taken for a change."""
-        if not self.rows:
-            return
-        from weavenet.core.removal.fence import cluster_ranges
-
-        divided = cluster_ranges(self.rows)
-        given = self.settings.ranges if self.settings.range_explicit else ()
-        if divided and given and given != divided:
+    def _check_range(self) -> None:
+        """What a cluster divided stays divided: a range given anew is refused, rather than taken for a change. The
+        default range is refused where it hides a route, but only as long as there is a choice."""
+        settings, divided = self.settings, self._divided()
+        if divided and settings.range_explicit and settings.ranges not in {(), divided}:
             raise WeaveError(
                 Failure(
                     Code.INVALID,
                     f"expected --ipalloc-range {','.join(divided)}, which the cluster of this host has divided",
-                    ",".join(given),
+                    ",".join(settings.ranges),
                     "launch without --ipalloc-range; to divide another range, `weave reset` on every host, and launch "
                     "all with that",
                 )
             )
+        if settings.range_overlap and not divided:
+            raise WeaveError(
+                Failure(
+                    Code.INVALID,
+                    f"expected the default range {','.join(settings.ranges)} not to overlap a route of this host",
+                    settings.range_overlap,
+                    "weave launch --ipalloc-range CIDR with a free range, the same on every host",
+                )
+            )
+        if settings.range_overlap and divided == settings.ranges:
+            self.warnings = (
+                f"the range {','.join(divided)}, which the cluster has divided, overlaps a route of this host "
+                f"({settings.range_overlap}); next: change that route, or `weave reset` on every host and launch all "
+                "with another --ipalloc-range",
+            )
+
+    def _divided(self) -> tuple[str, ...]:
+        if not self.rows:
+            return ()
+        from weavenet.core.removal.fence import cluster_ranges
+
+        return cluster_ranges(self.rows)
 
     def _drop_foreign_key(self) -> None:
         """A copied disk starts as somebody else: the same cut as for a removed peer, before anything is said."""

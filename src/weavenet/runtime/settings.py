@@ -71,6 +71,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     conn_limit: int = CONN_LIMIT_DEFAULT
     ranges: tuple[str, ...] = ("10.32.0.0/12",)
     range_explicit: bool = False
+    range_overlap: str = ""
+    """The routes of this host that the default range overlaps, in words."""
     default_subnets: tuple[str, ...] = ()
     mode: GenesisMode = GenesisMode.CONSENSUS
     count: int = 0

@@ -15,6 +15,7 @@ import pytest
 
 from weavenet.core.effects import Change
 from weavenet.core.errors import Code, WeaveError
+from weavenet.core.leaving import Leaving, Phase, State
 from weavenet.core.removal import fenced_disk
 from weavenet.core.ring.log import genesis_entry
 from weavenet.core.types import Genesis, PeerId
@@ -318,6 +319,24 @@ def test_the_default_range_over_a_route_is_refused_until_it_is_divided(tmp_path:
         assert words in "".join(foundation.warnings)
         assert bool(foundation.warnings) == bool(words)
         foundation.close()
+
+
+@pytest.mark.parametrize(
+    ("phase", "is_told"),
+    [(Phase.SEEKING, False), (Phase.VACATING, True), (Phase.SURRENDERING, True), (Phase.GONE, True)],
+)
+def test_an_unfinished_reset_that_goes_on_is_told(phase: Phase, is_told: bool, tmp_path: Path) -> None:
+    root = host(tmp_path, "0" * 32)
+    settings = Settings(data_dir=str(tmp_path / "data"), run_dir=str(tmp_path / "run"))
+    foundation = Foundation.lay(settings, root)
+    foundation.settle()
+    assert not foundation.warnings
+    row = msgspec.msgpack.encode(State(phase, ()))
+    foundation.store.write_now((Change(*Leaving.disk_key(), row),))
+    foundation.close()
+    foundation = Foundation.lay(settings, root)
+    assert ("`weave reset` of this host was not finished" in "".join(foundation.warnings)) == is_told
+    foundation.close()
 
 
 def test_one_exchanged_network_card_is_the_same_machine_and_two_are_not(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import msgspec
 
 from weavenet.core.commands import Attachment
 from weavenet.core.errors import Code, Failure, WeaveError
-from weavenet.core.leaving import Leaving, Phase, State, departed_disk
+from weavenet.core.leaving import Leaving, Phase, departed_disk
 from weavenet.core.limits import SLEEVE_DEVICE, WIREGUARD_DEVICE
 from weavenet.core.names import EXPOSE
 from weavenet.core.overlay import endpoints
@@ -139,8 +139,7 @@ def _forward_as_before(settings: Settings) -> None:
 def _member(settings: Settings) -> PeerId | None:
     """Who this host is in a cluster; None when it is in none."""
     rows = _rows(settings)
-    seed, leaving = rows.get((identity.TABLE, identity.SEED)), rows.get(Leaving.disk_key())
-    has_left = leaving is not None and msgspec.msgpack.decode(leaving, type=State).phase is Phase.GONE
+    seed, has_left = rows.get((identity.TABLE, identity.SEED)), Leaving.phase_on(rows) is Phase.GONE
     if seed is None or has_left or not any(table in _MEMBER_TABLES for table, _ in rows):
         return None
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -52,6 +52,7 @@ class Foundation:
                 self._drop_foreign_key()
                 self._name = identity.choose_name(settings, self.rows, root)
                 self._issuing = Issuing(identity.order(settings, self.rows, self._name))
+                self._tell_of_reset()
             except BaseException:
                 store.close()
                 raise
@@ -85,7 +86,7 @@ class Foundation:
                 )
             )
         if settings.range_overlap and divided == settings.ranges:
-            self.warnings = (
+            self.warnings += (
                 f"the range {','.join(divided)}, which the cluster has divided, overlaps a route of this host "
                 f"({settings.range_overlap}); next: change that route, or `weave reset` on every host and launch all "
                 "with another --ipalloc-range",
@@ -107,6 +108,18 @@ class Foundation:
             self.store.write_now((*fenced_disk(self.rows), *identity.forgotten(self.rows)))
             self.rows = self.store.load()
             self.notices = (reason,)
+
+    def _tell_of_reset(self) -> None:
+        """A reset that has gone too far to be given up goes on at the next start, and ends the daemon."""
+        if not self.rows:
+            return
+        from weavenet.core.leaving import Leaving, Phase
+
+        if Leaving.phase_on(self.rows) in {Phase.VACATING, Phase.SURRENDERING, Phase.GONE}:
+            self.warnings += (
+                "a `weave reset` of this host was not finished and goes on now: the daemon ends when it is done; "
+                "next: `weave launch` again then, if this host is to come back",
+            )
 
     def settle(self) -> Me:
         """Wait for the child, make key and name durable. Raises WeaveError."""

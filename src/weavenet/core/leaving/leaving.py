@@ -18,7 +18,7 @@ What this does not do: hold and merge (``Estate``), remember those who left (``D
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -104,6 +104,12 @@ class Leaving:
     @staticmethod
     def disk_key() -> tuple[str, bytes]:
         return TABLE, _STATE
+
+    @classmethod
+    def phase_on(cls, disk: Mapping[tuple[str, bytes], bytes]) -> Phase:
+        """What an earlier start persisted."""
+        row = disk.get(cls.disk_key())
+        return Phase.STAYING if row is None else msgspec.msgpack.decode(row, type=State).phase
 
     # --- views ---
 

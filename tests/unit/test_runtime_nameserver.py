@@ -19,6 +19,7 @@ from dns_server import DEADLINE_S, free_port
 from weavenet import program
 from weavenet.core.effects import NameRecord
 from weavenet.core.report import DnsReport
+from weavenet.dns.feed import Listen, Listening
 from weavenet.runtime import nameserver as module
 from weavenet.runtime.nameserver import NameServer
 from weavenet.runtime.settings import Settings
@@ -266,7 +267,7 @@ def test_an_address_that_is_taken_is_told_about_and_tried_again(play: Play) -> N
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
             taken.bind((HOST, free_port(HOST)))
             other = taken.getsockname()[1]
-            stage.server._fixed = (*stage.server._fixed, module.Listen(HOST, other))
+            stage.server._fixed = (*stage.server._fixed, Listen(HOST, other))
             stage.server.set_addresses(())
 
             async def is_told() -> bool:
@@ -284,6 +285,14 @@ def test_an_address_that_is_taken_is_told_about_and_tried_again(play: Play) -> N
         assert stage.server.warnings() == ()
 
     play(scene)
+
+
+def test_an_address_that_is_taken_on_two_devices_is_told_once(tmp_path: Path) -> None:
+    server = NameServer(Settings(run_dir=str(tmp_path)))
+    devices = [Listen(HOST, 53, device) for device in ("lo", "weave")]
+    server._listening = Listening((), tuple((listen, "Address already in use") for listen in devices))
+    (warning,) = server.warnings()
+    assert HOST in warning
 
 
 def test_an_address_that_no_device_has_is_told_about(tmp_path: Path) -> None:

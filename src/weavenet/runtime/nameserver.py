@@ -199,7 +199,7 @@ class NameServer:
                 f"the DNS upstream {', '.join(self._status.looping)} asks us in turn and is left out: name another "
                 f"resolver in {self._configuration.resolv_conf}"
             )
-        return tuple(found)
+        return tuple(dict.fromkeys(found))  # one address on two devices is one thing to do
 
     # --- its life ---
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import subprocess
+import sys
 
 import pytest
 from host_pair import run
@@ -30,6 +32,21 @@ def test_port_in_use_is_found_with_a_next_step() -> None:
         port = taken.getsockname()[1]
         (links, *_) = probe.ports(port)
     assert not links.ok and links.required and str(port) in links.next_step
+
+
+def test_a_port_of_our_own_sleeve_worker_is_fine() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("0.0.0.0", 0))
+        port = taken.getsockname()[1]
+        arguments = [sys.executable, "-c", "print(flush=True); input()", probe.SLEEVE_WORKER, "--port", str(port)]
+        with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+            assert worker.stdout is not None
+            worker.stdout.readline()  # it runs under these arguments by now
+            (_, ours, _) = probe.ports(port)
+            worker.kill()
+        (_, foreign, _) = probe.ports(port)
+    assert ours.ok and f"our sleeve worker (pid {worker.pid})" in ours.found
+    assert not foreign.ok and "--port" in foreign.next_step
 
 
 def test_range_that_overlaps_a_route_is_found() -> None:

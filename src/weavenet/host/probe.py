@@ -27,6 +27,8 @@ from weavenet.plane.heartbeat import Listener
 from weavenet.plane.vxlan import DEVICES, VxlanPlane
 
 CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_NET_RAW = 12, 21, 13
+SLEEVE_WORKER = "weavenet.sleeve"
+"""How the worker of the data path in user space is named in its command line."""
 MAC_A, MAC_B = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 
 
@@ -146,14 +148,34 @@ def tools() -> tuple[Check, ...]:
 
 
 def ports(port: int = PORT_DEFAULT) -> tuple[Check, ...]:
-    """TCP and UDP ``port`` and, unless our own device has it, the VXLAN port."""
-    checks = [_port(socket.SOCK_STREAM, port, "links"), _port(socket.SOCK_DGRAM, port, "data path in user space")]
+    """TCP and UDP ``port`` and the VXLAN port. What we have ourselves, also while no daemon runs, is fine."""
+    checks = [_port(socket.SOCK_STREAM, port, "links")]
+    worker = _sleeve_worker(port)
+    if worker is not None:
+        checks.append(Check(f"udp {port}", True, False, f"in use by our sleeve worker (pid {worker})"))
+    else:
+        checks.append(_port(socket.SOCK_DGRAM, port, "data path in user space"))
     ours = netns.call(None, lambda: Path(f"/sys/class/net/{DEVICES[4]}").exists())
     if ours:
         checks.append(Check(f"udp {VXLAN_PORT}", True, False, f"in use by our device {DEVICES[4]}"))
     else:
         checks.append(_port(socket.SOCK_DGRAM, VXLAN_PORT, "VXLAN"))
     return tuple(checks)
+
+
+def _sleeve_worker(port: int) -> int | None:
+    """The process that `weave stop` leaves, so that encrypted traffic goes on, and that the next launch takes over."""
+    arguments = (SLEEVE_WORKER, "--port", str(port))
+    own = Path("/proc/self/ns/net").stat()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            is_ours = all(word in words for word in arguments) and os.path.samestat((process / "ns/net").stat(), own)
+        except OSError:  # it has ended, or is somebody else's
+            continue
+        if is_ours:
+            return int(process.name)
+    return None
 
 
 def _port(kind: int, port: int, purpose: str) -> Check:

@@ -18,7 +18,7 @@ IDENTITY = FakeDaemon().identity
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
-def samples(report: NodeReport) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+def samples(report: NodeReport | None) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     text = render(report, IDENTITY).decode()
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
@@ -38,6 +38,11 @@ def test_the_figures_are_those_of_the_report() -> None:
     assert total(report, "weave_ipam_owned_addresses") == sum(owner.addresses for owner in report.ipam.owners)
     assert total(report, "weave_ipam_range_addresses") == report.ipam.ranges[0].addresses
     assert total(report, "weave_attachments") == report.attachments
+
+
+def test_a_daemon_that_does_not_serve_says_so() -> None:
+    assert samples(node_report())["weave_serving", ()] == 1
+    assert samples(None) == {("weave_serving", ()): 0, ("weave_start_time_seconds", ()): IDENTITY.started_at}
 
 
 def test_absent_owners_are_counted_as_an_alert_needs_it() -> None:

@@ -339,6 +339,21 @@ def test_status_port_is_read_only(tmp_path: Path) -> None:
         assert not fake.daemon.stopped
 
 
+def test_a_daemon_that_does_not_serve_still_has_a_verdict_and_metrics(tmp_path: Path) -> None:
+    port = free_port()
+    with running(tmp_path, f"127.0.0.1:{port}") as fake:
+        failure = Failure(
+            Code.STORE_FAILED, "expected to write", "the disk is full; not serving since noon", "free some"
+        )
+        fake.daemon.report = failure  # type: ignore[assignment]
+        status, text = tcp(port, "GET", "/status")
+        assert status == 500
+        assert "1 thing needs attention" in text and "not serving since noon\n" in text and "next: free some\n" in text
+        status, text = tcp(port, "GET", "/metrics")
+        assert status == 200 and "weave_serving 0.0" in text
+        assert json.loads(request(fake.socket_path, "GET", "/v1/status")[1])["next_step"] == "free some"
+
+
 def test_taken_status_port_is_a_warning(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

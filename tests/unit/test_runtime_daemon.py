@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from weavenet.runtime import nameserver, sleeveworker
 from weavenet.runtime.daemon import Daemon
 from weavenet.runtime.datapath import Applier, Blocked, NameOwner
 from weavenet.runtime.foundation import Foundation
+from weavenet.runtime.identity import Me
 from weavenet.runtime.lock import AlreadyRunning
 from weavenet.runtime.notify import Notifier
 from weavenet.runtime.settings import Settings, encode_settings
@@ -208,14 +210,27 @@ def test_a_failed_commit_begins_a_new_life_from_disk(tmp_path: Path, monkeypatch
         host = Running(tmp_path, 1, targets=())
         await host.until_ready()
         before = await host.daemon.request(Allocate("a"))
-        store = host.daemon._foundation.store
+        foundation, is_seen = host.daemon._foundation, threading.Event()
+        store, reopen = foundation.store, foundation.reopen
+
+        def reopen_later() -> Me:
+            is_seen.wait(10)
+            return reopen()
+
+        monkeypatch.setattr(foundation, "reopen", reopen_later)
         store._connection = BrokenConnection(store._connection)  # type: ignore[assignment]
         answer = await host.daemon.request(Allocate("b"))
         assert isinstance(answer, Failure)
         assert answer.code is Code.STORE_FAILED
         assert "disk is full" in answer.found
-        refused = await host.daemon.request(Allocate("b"))
-        assert isinstance(refused, Failure)
+
+        async def says_since() -> bool:
+            refused = await host.daemon.request(Allocate("b"))
+            assert isinstance(refused, Failure)
+            return "not serving since 2" in refused.found and "disk is full" in refused.found
+
+        await eventually(says_since)
+        is_seen.set()
 
         async def serves() -> bool:
             return not isinstance(await host.daemon.request(Allocate("b")), Failure)

@@ -274,6 +274,14 @@ def _status(section: str) -> _Route:
     return route
 
 
+async def _public_status(api: Api, request: Request) -> Answer:
+    """For people, also while the daemon does not serve; the command gets the failure itself."""
+    answer = await _status("")(api, request)
+    if not isinstance(answer, Failure):
+        return answer
+    return Response(_STATUS[answer.code], status_text.render_failure(answer, api.daemon.identity).encode(), TEXT)
+
+
 async def _ping(api: Api, _: Request) -> Answer:
     return api.daemon.identity
 
@@ -294,9 +302,8 @@ async def _stop(api: Api, _: Request) -> Answer:
 
 
 async def _metrics(api: Api, _: Request) -> Answer:
-    report = await _node_report(api, with_names=False)
-    if isinstance(report, Failure):
-        return report
+    found = await _node_report(api, with_names=False)
+    report = None if isinstance(found, Failure) else found
     return Response(200, metrics.render(report, api.daemon.identity), metrics.CONTENT_TYPE)
 
 
@@ -306,7 +313,11 @@ _READ_ROUTES: dict[tuple[str, str], _Route] = {
     ("GET", "/report"): _report,
 }
 
-PUBLIC_ROUTES: dict[tuple[str, str], _Route | CommandRoute] = {**_READ_ROUTES, ("GET", "/metrics"): _metrics}
+PUBLIC_ROUTES: dict[tuple[str, str], _Route | CommandRoute] = {
+    **_READ_ROUTES,
+    ("GET", "/status"): _public_status,
+    ("GET", "/metrics"): _metrics,
+}
 
 CONTROL_ROUTES: dict[tuple[str, str], _Route | CommandRoute] = {
     **{(method, f"/v1{path}"): route for (method, path), route in _READ_ROUTES.items()},

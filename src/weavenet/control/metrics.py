@@ -22,8 +22,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Rows = Iterable[tuple[tuple[str, ...], float]]
 
 
-def render(report: NodeReport, identity: Identity) -> bytes:
-    """All metrics of this peer at this moment."""
+def render(report: NodeReport | None, identity: Identity) -> bytes:
+    """All metrics of this peer at this moment; ``None``: it does not serve, so there is little to say."""
     from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry(auto_describe=False)
@@ -34,16 +34,21 @@ def render(report: NodeReport, identity: Identity) -> bytes:
 class _Figures:
     """A collector over one report; made anew for each scrape, so nothing is kept between them."""
 
-    def __init__(self, report: NodeReport, identity: Identity) -> None:
+    def __init__(self, report: NodeReport | None, identity: Identity) -> None:
         self._report = report
         self._identity = identity
 
     def collect(self) -> Iterator[Metric]:
         report, identity = self._report, self._identity
+        yield _single("weave_serving", "1; or 0 while commands are refused, as on a full disk.", report is not None)
+        yield _single("weave_start_time_seconds", "Start of the daemon, Unix time.", identity.started_at)
+        if report is not None:
+            yield from self._of(report, identity)
+
+    def _of(self, report: NodeReport, identity: Identity) -> Iterator[Metric]:
         labels = ("version", "name", "nickname", "peer", "cluster")
         who = (identity.version, report.name, report.nickname, report.peer, report.cluster)
         yield _gauge("weave_peer_info", "Who this is; always 1.", labels, [(who, 1)])
-        yield _single("weave_start_time_seconds", "Start of the daemon, Unix time.", identity.started_at)
         yield _single("weave_warnings", "Things that need attention: the verdict of weave status.", _warnings(report))
         yield _counts("weave_targets", "Targets by state.", (target.state for target in report.targets))
         yield _counts("weave_connections", "Links by state.", (each.state for each in report.connections))

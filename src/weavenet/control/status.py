@@ -14,6 +14,7 @@ import msgspec
 
 from weavenet.control.report import reachable_others, warnings_of
 from weavenet.control.service import Identity
+from weavenet.core.errors import Failure
 from weavenet.core.limits import PROTOCOL_MAX, PROTOCOL_MIN
 from weavenet.core.report import ConnectionReport, DnsReport, IpamReport, NodeReport, RangeReport, TargetReport
 from weavenet.core.words import duration, titled
@@ -32,6 +33,18 @@ def render(report: NodeReport, identity: Identity, section: str = "", *, now: fl
     if section:
         return _RENDERERS[section](report)
     return _summary(report, identity, time.time() if now is None else now)
+
+
+def render_failure(failure: Failure, identity: Identity, *, now: float | None = None) -> str:
+    """What is left of the summary while the daemon does not serve."""
+    facts = [("Version", identity.version), ("Uptime", _uptime(identity, time.time() if now is None else now))]
+    if identity.log_path:
+        facts.append(("Log", identity.log_path))
+    return f"\n{_verdict((failure.sentence(),))}\n\n{_labelled(facts)}\n\n"
+
+
+def _uptime(identity: Identity, now: float) -> str:
+    return duration(max(0.0, now - identity.started_at))
 
 
 def _harmless(report: NodeReport) -> NodeReport:
@@ -55,7 +68,7 @@ def _plain(value: object) -> object:
 def _summary(report: NodeReport, identity: Identity, now: float) -> str:
     blocks = [
         verdict(report),
-        _labelled([("Version", identity.version), ("Uptime", duration(max(0.0, now - identity.started_at)))]),
+        _labelled([("Version", identity.version), ("Uptime", _uptime(identity, now))]),
         _labelled(_router(report, identity)),
         _labelled(_ipam_summary(report.ipam)),
         _labelled(_dns_summary(report.dns)),
@@ -69,6 +82,10 @@ def verdict(report: NodeReport) -> str:
     warnings = warnings_of(report)
     if not warnings:
         return _labelled([("Verdict", _well(report))])
+    return _verdict(warnings)
+
+
+def _verdict(warnings: Sequence[str]) -> str:
     count = len(warnings)
     lines = [_label("Verdict") + ("1 thing needs attention" if count == 1 else f"{count} things need attention")]
     indent = " " * (LABEL_COLUMNS + 2)

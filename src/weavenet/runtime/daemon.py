@@ -83,6 +83,12 @@ def _remains(error: WeaveError | OSError) -> Failure:
     return Failure(Code.HOST, expected, str(error), "run `weave reset` again")
 
 
+def _dated(failure: Failure, since: str) -> Failure:
+    """The same as the answer to whoever asks meanwhile."""
+    found = "; ".join(part for part in (failure.found, f"not serving since {since}") if part)
+    return msgspec.structs.replace(failure, found=found)
+
+
 def _longer(pause_s: float) -> float:
     return min(max(RESTART_FIRST_S, pause_s * RESTART_FACTOR), RESTART_CAP_S)
 
@@ -311,11 +317,12 @@ class Daemon:
             _log.error("stopped serving: %s", failure.sentence())
             self._notifier.tell(STATUS=f"not serving: {failure.expected}; {failure.found}")
             lasted_s = time.monotonic() - self._began_at
+            since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
             pause_s = RESTART_FIRST_S if lasted_s > STABLE_S else _longer(pause_s)
             if failure.code is Code.DEPARTED:
                 await self._erase(failure)
                 return
-            await self._finish(failure)
+            await self._finish(_dated(failure, since))
             revive = self._foundation.reopen
             if failure.code is Code.FENCED:
                 revive, pause_s = self._foundation.fence, 0.0
@@ -327,7 +334,7 @@ class Daemon:
                     await self._begin(await asyncio.to_thread(revive))
                 except WeaveError as error:
                     _log.error("cannot serve yet: %s", error)
-                    await self._finish(error.failure)
+                    await self._finish(_dated(error.failure, since))
                     pause_s = _longer(pause_s)
                     continue
                 break

@@ -84,7 +84,7 @@ def waiting_for(report: Report) -> str:
 def detach(output: str | None, arguments: tuple[str, ...]) -> None:
     """Take addresses from a container, and its interface with the last one; prints them.
 
-    Without an ADDR: all it has. A CONTAINER is named as for attach.
+    Without an ADDR: all it has in the default subnet. A CONTAINER is named as for attach.
 
     \b
     Example:  weave detach netns:web

@@ -175,7 +175,6 @@ class Attachments:
             )
         ident = container.ident
         old = self._known.get(ident)
-        requests.refuse_twice(wanted, old)
         before = await self._held(ident)
         self._deaths.watch(ident, is_name=is_named(container.reference), pidfd=container.pidfd)
         answers: list[tuple[str, ...]] = []

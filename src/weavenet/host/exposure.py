@@ -131,7 +131,6 @@ class Exposure:
 
     async def _expose(self, wanted: Sequence[requests.Wanted], *, masquerade: bool) -> tuple[str, ...]:
         old, before = self._known, await self._held()
-        requests.refuse_twice(wanted, old)
         await self._refuse_own(wanted)
         answers: list[tuple[str, ...]] = []
         try:

@@ -97,21 +97,7 @@ def parse_all(texts: Sequence[str]) -> tuple[Wanted, ...]:
     wanted = tuple(dict.fromkeys(parse(text) for text in texts)) or (Wanted(DEFAULT),)
     if len(wanted) > ADDRESSES_PER_IDENT_MAX:
         raise _invalid(texts[-1], f"more than {ADDRESSES_PER_IDENT_MAX} addresses for one container")
-    refuse_twice(wanted, None)
     return wanted
-
-
-def refuse_twice(wanted: Iterable[Wanted], old: Attachment | None) -> None:
-    """Raises WeaveError for an address that is wanted with two prefixes, or held with another one: nobody needs it
-    twice."""
-    held = [ipaddress.ip_interface(text) for text in (old.addresses if old is not None else ())]
-    found = {interface.ip: interface for interface in held}
-    for item in wanted:
-        if item.address:
-            interface = ipaddress.ip_interface(item.address)
-            other = found.setdefault(interface.ip, interface)
-            if other != interface:
-                raise _invalid(item.text, f"the same address as {other}, with another prefix")
 
 
 def chosen(attachment: Attachment, texts: Sequence[str]) -> tuple[str, ...]:

@@ -46,11 +46,6 @@ class Endpoints:
         return len(self._attachments)
 
     @property
-    def live(self) -> list[Attachment]:
-        """Those whose interface exists now, the host's own included."""
-        return [attachment for attachment in self._attachments.values() if attachment.live]
-
-    @property
     def any_live(self) -> bool:
         return any(attachment.live for attachment in self._attachments.values())
 

@@ -61,13 +61,20 @@ def attachment(**pairs: str) -> Attachment:
         ((), ("10.32.0.1/12", "10.40.0.9/24", "fd00::7/64")),
         (("net:default",), ("10.32.0.1/12",)),
         (("net:10.40.0.0/16",), ("10.40.0.9/24",)),
-        (("ip:10.40.0.9/16",), ("10.40.0.9/24",)),
+        (("ip:10.40.0.9/24",), ("10.40.0.9/24",)),
         (("fd00::7/64", "10.32.0.1/12"), ("fd00::7/64", "10.32.0.1/12")),
         (("10.99.0.1/16",), ()),
     ],
 )
 def test_choosing_addresses_to_detach(texts: tuple[str, ...], expected: tuple[str, ...]) -> None:
     assert requests.chosen(attachment(), texts) == expected
+
+
+def test_an_address_with_another_prefix_is_not_the_one_it_has() -> None:
+    with pytest.raises(WeaveError) as refusal:
+        requests.chosen(attachment(), ("10.32.0.1/12", "10.40.0.9/16"))
+    assert refusal.value.failure.code is Code.NOT_FOUND
+    assert "10.40.0.9/16; it has 10.40.0.9/24" in refusal.value.failure.sentence()
 
 
 def test_requests_and_addresses_stay_parallel() -> None:

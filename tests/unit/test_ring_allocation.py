@@ -180,10 +180,21 @@ def test_claims_that_are_refused(address: str, code: Code) -> None:
 def test_claim_of_an_address_in_use_here_names_who_uses_it() -> None:
     world = World.of("a")
     world.do("a", Claim("web", "10.32.0.9/26"))
-    assert got(world.do("a", Claim("web", "10.32.0.9/28"))) == ("10.32.0.9/28",)
     failure = refused(world.do("a", Claim("db", "10.32.0.9/26")))
     assert failure.code is Code.ALREADY_TAKEN
     assert "web" in failure.found
+
+
+@pytest.mark.parametrize(("first", "second"), [("10.32.0.7/26", "10.32.0.7/28"), ("192.0.2.9/24", "192.0.2.9/25")])
+def test_no_container_has_an_address_with_two_prefixes(first: str, second: str) -> None:
+    world = World.of("a")
+    assert got(world.do("a", Claim("web", first))) == (first,)
+    failure = refused(world.do("a", Claim("web", second)))
+    assert failure.code is Code.CONFLICT and f"web has {first}" in failure.sentence()
+    assert got(world.do("a", Claim("web", first))) == (first,)
+    assert got(world.do("a", Lookup("web"))) == (first,)
+    world.do("a", Release("web"))
+    assert got(world.do("a", Claim("web", second))) == (second,)
 
 
 def test_a_resting_address_can_be_claimed() -> None:

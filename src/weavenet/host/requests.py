@@ -101,7 +101,8 @@ def parse_all(texts: Sequence[str]) -> tuple[Wanted, ...]:
 
 
 def chosen(attachment: Attachment, texts: Sequence[str]) -> tuple[str, ...]:
-    """Which of the attachment's addresses ``texts`` mean; all of them when nothing is given. Raises WeaveError."""
+    """Which of the attachment's addresses ``texts`` mean; all of them when nothing is given. Raises WeaveError, also
+    for an address that it has with another prefix."""
     if not texts:
         return attachment.addresses
     found: dict[str, None] = {}
@@ -109,13 +110,20 @@ def chosen(attachment: Attachment, texts: Sequence[str]) -> tuple[str, ...]:
         for request, address in zip(attachment.requested, attachment.addresses, strict=False):
             if _means(wanted, request, address):
                 found[address] = None
+            elif wanted.address and _bare(wanted.address) == _bare(address):
+                expected = f"expected an address that {attachment.container} has"
+                raise WeaveError(Failure(Code.NOT_FOUND, expected, f"{wanted.address}; it has {address}"))
     return tuple(found)
+
+
+def _bare(address: str) -> str:
+    return address.partition("/")[0]
 
 
 def _means(wanted: Wanted, request: str, address: str) -> bool:
     interface = ipaddress.ip_interface(address)
     if wanted.address:
-        return ipaddress.ip_interface(wanted.address).ip == interface.ip
+        return ipaddress.ip_interface(wanted.address) == interface
     if wanted.subnet:
         network = ipaddress.ip_network(wanted.subnet)
         return network.version == interface.version and interface.ip in network

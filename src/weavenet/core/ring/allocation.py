@@ -229,9 +229,7 @@ class Allocation:
         offset = place.offset
         present = estate.holdings.by_ident.get(ident, {}).get(place.address)
         if present is not None:
-            if present.text != holding.text:
-                estate.hold(holding, offset)
-            return Addresses((place.text,))
+            return Addresses((place.text,)) if present.text == place.text else _has_already(present)
         if self._has_too_many(ident):
             return _too_many(ident)
         if offset is None:
@@ -324,6 +322,17 @@ def taken(address: str, holder: str) -> Failure:
         f"expected {address} to be free",
         f"it is used by {holder}",
         "free it there first (`weave detach`, or `weave hide` if the host has it), or claim another address",
+    )
+
+
+def _has_already(present: Holding) -> Failure:
+    """The claim of an address that the container has with another prefix: it would have it twice, which nobody needs,
+    and giving one back would free both."""
+    return Failure(
+        Code.CONFLICT,
+        f"expected {present.address} once in a container",
+        f"{present.ident} has {present.text}",
+        "detach that first, to have it with another prefix",
     )
 
 

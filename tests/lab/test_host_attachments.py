@@ -89,7 +89,11 @@ def test_attach_more_detach_some_detach_all(names: Callable[[], str]) -> None:
                 "10.41.0.8/16",
             )
             assert refused(await attachments.detach(reference, ["10.99.0.1/16"])).code is Code.NOT_FOUND
-            assert addresses(await attachments.detach(reference)) == ("10.40.1.2/24",)
+            unnamed = refused(await attachments.detach(reference))
+            assert unnamed.code is Code.NOT_FOUND and unnamed.found == "it has 10.40.1.2/24"
+            assert addresses(await attachments.attach(reference)) == ("10.32.0.3/12",)
+            assert addresses(await attachments.detach(reference)) == ("10.32.0.3/12",)
+            assert addresses(await attachments.detach(reference, ["10.40.1.2/24"])) == ("10.40.1.2/24",)
             assert "ethwe" not in inside(name, "ip", "link")
             assert node.held[name] == [] and node.attachments == {}
             assert refused(await attachments.detach(reference)).code is Code.NOT_FOUND

@@ -84,10 +84,11 @@ def waiting_for(report: Report) -> str:
 def detach(output: str | None, arguments: tuple[str, ...]) -> None:
     """Take addresses from a container, and its interface with the last one; prints them.
 
-    Without an ADDR: all it has in the default subnet. A CONTAINER is named as for attach.
+    Without an ADDR: net:default, what attach gave it without one. A CONTAINER is named as for attach.
 
     \b
     Example:  weave detach netns:web
+              weave detach 10.32.5.5/12 net:10.40.0.0/16 netns:db
     """
     addresses, container = addresses_and_container(arguments)
     reply = ask("POST", "/v1/detach", {"container": container, "addresses": list(addresses)}, timeout_s=60.0)

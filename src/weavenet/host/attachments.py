@@ -250,7 +250,7 @@ class Attachments:
             await self._request(RemoveAttachment(container.ident))
 
     async def detach(self, container: str, addresses: Sequence[str] = ()) -> Addresses | Failure:
-        """Take the given addresses away, or all; those that were freed."""
+        """Take the given addresses away, or those of the default subnet; those that were freed."""
         try:
             ident = self._ident_of(container)
             async with self._locked(ident):
@@ -273,10 +273,12 @@ class Attachments:
         old = self._known.get(ident)
         if old is None:
             raise WeaveError(Failure(Code.NOT_FOUND, f"{container} must be attached", "it is not", "see `weave ps`"))
-        gone = requests.chosen(old, addresses)
-        if addresses and not gone:
-            has = " ".join(old.addresses) or "none"
-            raise WeaveError(Failure(Code.NOT_FOUND, f"{container} must have {' '.join(addresses)}", f"it has {has}"))
+        wanted = addresses or (requests.DEFAULT,)  # the reverse of an attach that names none
+        gone = requests.chosen(old, wanted)
+        if not gone and (addresses or old.addresses):  # one that is gone is forgotten
+            expected, has = f"{container} must have {' '.join(wanted)}", " ".join(old.addresses) or "none"
+            step = f"weave detach ADDR… {container}, with those to take away"
+            raise WeaveError(Failure(Code.NOT_FOUND, expected, f"it has {has}", step))
         requested, left = requests.without(old, gone)
         if not left:
             await self._clear_hosts(old)

@@ -265,6 +265,31 @@ def test_waiting_call_ends_when_its_container_goes(names: Callable[[], str]) -> 
     drive(scenario)
 
 
+def test_a_detach_ends_the_attaches_that_wait_before_it(names: Callable[[], str]) -> None:
+    async def scenario() -> None:
+        name, node = names(), FakeNode()
+        make(name)
+        async with Pair(firewalled=False) as (host, _):
+            attachments = await opened(host, node)
+            reference = f"netns:{name}"
+            for kept in ((), ("10.41.0.7/16",)):
+                node.delay_s = 3600.0
+                calls = [asyncio.create_task(attachments.attach(reference)) for _ in range(2)]
+                await asyncio.sleep(0)
+                assert addresses(await asyncio.wait_for(attachments.detach(reference), DEADLINE_S)) == ()
+                for call in calls:
+                    failure = refused(await asyncio.wait_for(call, DEADLINE_S))
+                    assert failure.code is Code.CANCELLED and "detached" in failure.found
+                assert node.held.get(name, []) == list(kept)
+                node.delay_s = 0.0
+                if not kept:
+                    assert addresses(await attachments.attach(reference, ["10.41.0.7/16"])) == ("10.41.0.7/16",)
+            assert addresses(await attachments.attach(reference)) == ("10.32.0.1/12",)
+            await attachments.close()
+
+    drive(scenario)
+
+
 @pytest.fixture
 def hosts_file() -> Iterator[None]:
     """What is mounted over must be there; an installer makes it, debootstrap does not."""

@@ -310,3 +310,24 @@ def test_leaving_does_not_wait_for_who_waits_for_an_address() -> None:
             await exposure.close()
 
     drive(scenario)
+
+
+def test_a_hide_ends_the_exposes_that_wait_before_it() -> None:
+    async def scenario() -> None:
+        async with Pair() as (a, _):
+            node = FakeNode()
+            exposure = await opened(a, node)
+            before = await look(a)
+            node.delay_s = 3600.0
+            calls = [asyncio.create_task(exposure.expose((), "")) for _ in range(2)]
+            await asyncio.sleep(0)
+            assert given(await asyncio.wait_for(exposure.hide(()), 30)) == ()
+            for call in calls:
+                result = await asyncio.wait_for(call, 30)
+                assert isinstance(result, Failure) and "hidden" in result.found
+            assert await look(a) == before
+            node.delay_s = 0.0
+            given(await exposure.expose((), ""))
+            await exposure.close()
+
+    drive(scenario)

@@ -4,7 +4,7 @@ Invariants:
 - What was asked for and given is in the node's store (``PutAttachment``) before the caller hears of it; a call that
   fails or is cancelled gives back the addresses and devices of that call, and so does the next daemon for a call that
   ended with this one.
-- Calls for one ident happen one after the other.
+- Calls for one ident happen one after the other; a detach ends attaches before it that wait for an address.
 - Process ended: ``Died`` (addresses kept for 30 s). Name or host veth gone: ``Destroyed`` (free at once). What was
   asked for under a name is remembered then, and applied again when the name comes back; ``pid:`` and paths never are.
 - After a restart of the daemon, interfaces that exist are adopted untouched.
@@ -52,6 +52,9 @@ REMEMBERED_MAX = 256
 NAME_READY_TRIES, NAME_READY_PAUSE_S = 40, 0.05
 """A name appears in /run/netns just before its namespace is mounted there."""
 
+Stop = asyncio.Future[Failure]
+"""Why an attach need not wait for an address any longer."""
+
 log = logging.getLogger(__name__)
 
 
@@ -74,7 +77,8 @@ class Attachments:
         self._known: dict[str, Attachment] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._deaths = DeathWatch(kernel.links, self._gone, self._name_appeared)
-        self._waiting: dict[str, asyncio.Event] = {}
+        self._attaching: dict[str, list[Stop]] = {}  # running or queued
+        self._waiting: dict[str, Stop] = {}  # of these, who waits for an address
         self._is_vacated = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -111,6 +115,20 @@ class Attachments:
         async with lock:
             yield
 
+    @contextlib.asynccontextmanager
+    async def _stoppable(self, ident: str) -> AsyncIterator[Stop]:
+        """Like ``_locked``, for an attach that a later detach stops."""
+        stop: Stop = asyncio.get_running_loop().create_future()
+        attaching = self._attaching.setdefault(ident, [])
+        attaching.append(stop)
+        try:
+            async with self._locked(ident):
+                yield stop
+        finally:
+            attaching.remove(stop)
+            if not attaching:
+                del self._attaching[ident]
+
     def _spawn(self, work: Awaitable[None]) -> None:
         async def guarded() -> None:
             try:
@@ -132,8 +150,8 @@ class Attachments:
             wanted = requests.parse_all(requested)
             with netns.resolve(container, self._host) as found:
                 wishes, note = self._completed(found, wishes)
-                async with self._locked(found.ident):
-                    result = await self._attach(found, wanted, wishes)
+                async with self._stoppable(found.ident) as stop:
+                    result = await self._attach(found, wanted, wishes, stop)
                 return msgspec.structs.replace(result, note=note)
         except WeaveError as error:
             return error.failure
@@ -167,12 +185,11 @@ class Attachments:
                     return attachment.ident, ""
             return error.failure
 
-    async def _attach(self, container: netns.Container, wanted: Sequence[Wanted], wishes: Wishes) -> Addresses:
+    async def _attach(
+        self, container: netns.Container, wanted: Sequence[Wanted], wishes: Wishes, stop: Stop
+    ) -> Addresses:
         if self._is_vacated:
-            step = "attach the container on another host"
-            raise WeaveError(
-                Failure(Code.CONFLICT, "expected a host that stays", "it is leaving (`weave reset`)", step)
-            )
+            raise WeaveError(LEAVING)
         ident = container.ident
         old = self._known.get(ident)
         before = await self._held(ident)
@@ -182,7 +199,7 @@ class Attachments:
             if old is None:
                 await self._must(PutAttachment(_begun(container, before)))
             for item in wanted:
-                answers.append(await self._obtain(ident, item))
+                answers.append(await self._obtain(ident, item, stop))
             taken = tuple(dict.fromkeys(address for answer in answers for address in answer))
             mac = await self._attacher.plug(container, taken, multicast_route=wishes.multicast_route)
             merged, held = requests.merge(old, wanted, answers)
@@ -207,21 +224,17 @@ class Attachments:
         self._known[ident] = attachment
         return Addresses(taken)
 
-    async def _obtain(self, ident: str, item: Wanted) -> tuple[str, ...]:
-        """What IPAM gives, unless the container goes away while we wait."""
-        gone = self._waiting.setdefault(ident, asyncio.Event())
+    async def _obtain(self, ident: str, item: Wanted, stop: Stop) -> tuple[str, ...]:
+        """What IPAM gives, unless we are told to ``stop`` while we wait."""
+        self._waiting[ident] = stop
         asking = asyncio.ensure_future(self._request(item.command(ident)))
-        leaving = asyncio.ensure_future(gone.wait())
         try:
-            await asyncio.wait((asking, leaving), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((asking, stop), return_when=asyncio.FIRST_COMPLETED)
             if not asking.done():
-                raise WeaveError(
-                    Failure(Code.NOT_FOUND, f"{ident} must exist", "it went away while waiting for an address")
-                )
+                raise WeaveError(stop.result())
             result = asking.result()
         finally:
-            for task in (asking, leaving):
-                task.cancel()
+            asking.cancel()
             self._waiting.pop(ident, None)
         if isinstance(result, Failure):
             raise WeaveError(result)
@@ -253,10 +266,20 @@ class Attachments:
         """Take the given addresses away, or those of the default subnet; those that were freed."""
         try:
             ident = self._ident_of(container)
+            detached = Failure(Code.CANCELLED, f"expected an address for {container}", "it was detached meanwhile")
+            stopped = tuple(self._attaching.get(ident, ()))
+            for stop in stopped:
+                _stop(stop, detached)
             async with self._locked(ident):
+                if stopped and not addresses and not self._has_default(ident):
+                    return Addresses(())  # to end the attach was all there was to do
                 return await self._detach(ident, container, addresses)
         except WeaveError as error:
             return error.failure
+
+    def _has_default(self, ident: str) -> bool:
+        known = self._known.get(ident)
+        return known is not None and bool(not known.addresses or requests.chosen(known, (requests.DEFAULT,)))
 
     def _ident_of(self, container: str) -> str:
         """Of a live container, or of one that is gone but remembered."""
@@ -313,8 +336,8 @@ class Attachments:
         OSError."""
         self._is_vacated = True
         self._deaths.close()
-        for waiting in self._waiting.values():
-            waiting.set()
+        for stop in self._waiting.values():
+            _stop(stop, LEAVING)
         for ident in sorted({*self._known, *self._locks}):
             async with self._locked(ident):
                 await self._attacher.remove(ident)
@@ -344,9 +367,9 @@ class Attachments:
     # --- what becomes of containers ---
 
     def _gone(self, ident: str, process: bool) -> None:
-        waiting = self._waiting.get(ident)
-        if waiting is not None:
-            waiting.set()
+        stop = self._waiting.get(ident)
+        if stop is not None:
+            _stop(stop, Failure(Code.NOT_FOUND, f"{ident} must exist", "it went away while waiting for an address"))
         self._spawn(self._bury(ident, process))
 
     async def _bury(self, ident: str, process: bool) -> None:
@@ -412,13 +435,13 @@ class Attachments:
         else:
             return
         with found:
-            async with self._locked(ident):
+            async with self._stoppable(ident) as stop:
                 old = self._known.get(ident)
                 if old is None or old.live:
                     return
                 wanted = requests.parse_all(old.requested)
                 wishes = Wishes(old.multicast_route, is_named=False, name=old.hosts_name)
-                await self._attach(found, wanted, wishes)
+                await self._attach(found, wanted, wishes, stop)
 
     async def _reconcile(self, old: Attachment) -> None:
         """After a start: adopt, plug again, or destroy."""
@@ -471,3 +494,16 @@ def _begun(container: netns.Container, held: frozenset[str]) -> Attachment:
     """Remembered while a call runs that attaches a container for the first time: nothing is ``requested`` of it, as of
     no other, and ``addresses`` are those that it held before and keeps."""
     return Attachment(container.ident, container.reference, b"", (), tuple(sorted(held)), False, live=False)
+
+
+def _stop(stop: Stop, why: Failure) -> None:
+    if not stop.done():
+        stop.set_result(why)
+
+
+LEAVING = Failure(
+    Code.CONFLICT,
+    "expected a host that stays",
+    "it is leaving (`weave reset`)",
+    "attach the container on another host",
+)

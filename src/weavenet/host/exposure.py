@@ -5,10 +5,11 @@ store before the kernel has it, so that the next daemon finishes or undoes what 
 the bridge's MAC with the addresses, and names of it follow. The kernel is kept as wanted: an address that somebody
 takes off the bridge comes back, one lost to another peer leaves.
 
-Invariants: calls happen one after the other, and whoever waits for an address keeps nobody from taking a lost one off
-(the node answers nothing before that is done). A call that fails or is cancelled gives back what it took. Hiding the
-last address leaves nothing behind. Forwarding between devices is switched on with the first address where it was off,
-and off again with the last; whether the host takes ICMP redirects is then as it was, too.
+Invariants: calls happen one after the other, a hide ends those before it that wait for an address, and whoever waits
+for an address keeps nobody from taking a lost one off (the node answers nothing before that is done). A call that fails
+or is cancelled gives back what it took. Hiding the last address leaves nothing behind. Forwarding between devices is
+switched on with the first address where it was off, and off again with the last; whether the host takes ICMP redirects
+is then as it was, too.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Exposure:
         self._is_switched = False
         self._redirects_accepted = False
         self._leaving = asyncio.Event()
+        self._exposing: list[asyncio.Event] = []  # of each expose, running or queued: whether a hide came after it
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -121,21 +123,28 @@ class Exposure:
             absolute = absolute_name(name, self._domain) if name else ""
             if isinstance(absolute, Failure):
                 return absolute
-            async with self._lock:
-                taken = await self._expose(wanted, masquerade=masquerade)
-                if absolute:
-                    await self._must(AddName(absolute, EXPOSE, tuple(map(_bare, taken)) if requested else ()))
+            hidden = asyncio.Event()
+            self._exposing.append(hidden)
+            try:
+                async with self._lock:
+                    taken = await self._expose(wanted, hidden, masquerade=masquerade)
+                    if absolute:
+                        await self._must(AddName(absolute, EXPOSE, tuple(map(_bare, taken)) if requested else ()))
+            finally:
+                self._exposing.remove(hidden)
             return Addresses(taken)
         except WeaveError as error:
             return error.failure
 
-    async def _expose(self, wanted: Sequence[requests.Wanted], *, masquerade: bool) -> tuple[str, ...]:
+    async def _expose(
+        self, wanted: Sequence[requests.Wanted], hidden: asyncio.Event, *, masquerade: bool
+    ) -> tuple[str, ...]:
         old, before = self._known, await self._held()
         await self._refuse_own(wanted)
         answers: list[tuple[str, ...]] = []
         try:
             for item in wanted:
-                answers.append(await self._obtain(item))
+                answers.append(await self._obtain(item, hidden))
             taken = tuple(dict.fromkeys(address for answer in answers for address in answer))
             asked, held = requests.merge(old, wanted, answers)
             new = msgspec.structs.replace(old, requested=tuple(asked), addresses=tuple(held), masquerade=masquerade)
@@ -162,17 +171,18 @@ class Exposure:
                     step = "choose one of the network, or let `weave expose` choose"
                     raise WeaveError(Failure(Code.CONFLICT, expected, f"{link.name} has it", step))
 
-    async def _obtain(self, item: requests.Wanted) -> tuple[str, ...]:
-        """What IPAM gives, unless this host leaves the network while we wait."""
+    async def _obtain(self, item: requests.Wanted, hidden: asyncio.Event) -> tuple[str, ...]:
+        """What IPAM gives, unless this host is hidden or leaves the network while we wait."""
         asking = asyncio.ensure_future(self._must(item.command(EXPOSE)))
-        leaving = asyncio.ensure_future(self._leaving.wait())
+        ends = [asyncio.ensure_future(event.wait()) for event in (self._leaving, hidden)]
         try:
-            await asyncio.wait((asking, leaving), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((asking, *ends), return_when=asyncio.FIRST_COMPLETED)
             if not asking.done():
-                raise WeaveError(Failure(Code.CANCELLED, "this host must be on the network", "it is leaving"))
+                found = "it is leaving" if self._leaving.is_set() else "it was hidden meanwhile"
+                raise WeaveError(Failure(Code.CANCELLED, "this host must be on the network", found))
             answer = asking.result()
         finally:
-            for task in (asking, leaving):
+            for task in (asking, *ends):
                 task.cancel()
         if isinstance(answer, Addresses) and answer.addresses:
             return answer.addresses
@@ -191,6 +201,8 @@ class Exposure:
     async def hide(self, requested: Sequence[str]) -> Addresses | Failure:
         """Take the given addresses away, or all; those that were."""
         try:
+            for hidden in self._exposing:
+                hidden.set()
             async with self._lock:
                 return await self._hide(requests.chosen(self._known, requested))
         except WeaveError as error:

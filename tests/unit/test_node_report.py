@@ -7,7 +7,7 @@ import random
 import msgspec
 
 from weavenet.core.census import Census, foreign
-from weavenet.core.commands import Consense
+from weavenet.core.commands import Attachment, Consense, PutAttachment
 from weavenet.core.config import GenesisMode, NodeConfig
 from weavenet.core.effects import Outbox, Persist
 from weavenet.core.election import Electorate
@@ -69,6 +69,16 @@ def test_the_range_taken_over_from_a_peer_is_shown_before_it_is_divided() -> Non
         65_536,
         "10.40.0.0/16",
     )
+
+
+def test_only_what_is_attached_now_counts_as_attached() -> None:
+    node = started((), explicit=False)
+    here = Attachment("web", "netns:web", b"\2mac00", (), ("10.32.0.1/12",), True, True)
+    gone = Attachment("db", "netns:db", b"\2mac01", (), (), True, False)
+    itself = Attachment("weave:expose", "weave:expose", b"\2mac02", (), ("10.32.0.2/12",), False, True)
+    for attachment in (here, gone, itself):
+        node.handle(100.0, Requested(1, PutAttachment(attachment)))
+    assert node_report(node, 101.0).attachments == 1
 
 
 def config_of(**changed: object) -> NodeConfig:

@@ -59,7 +59,7 @@ def node_report(node: Node, now: float, *, with_names: bool = True) -> NodeRepor
         connections=connections,
         peers=tuple(_with_absence(node, now, report) for report in node.mesh.peer_reports(now)),
         ipam=ipam,
-        attachments=len(node.endpoints) - (node.endpoints.get(EXPOSE) is not None),
+        attachments=sum(each.live for each in node.endpoints.all() if each.ident != EXPOSE),
         log_length=len(node.log),
         ring_hash=node.ipam.ring_hash.hex(),
         terminations=node.mesh.terminations,

@@ -42,9 +42,6 @@ class Endpoints:
         self.changed: set[str] = set()
         """Idents whose attachment, or what can be reached of it, differs since somebody emptied it."""
 
-    def __len__(self) -> int:
-        return len(self._attachments)
-
     @property
     def any_live(self) -> bool:
         return any(attachment.live for attachment in self._attachments.values())

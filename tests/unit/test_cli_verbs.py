@@ -159,6 +159,22 @@ def test_attach_says_what_it_waits_for_and_gives_up_at_the_timeout(
     assert "not done within 0.3 s" in captured.err
 
 
+def test_attach_says_why_the_addresses_are_not_divided(
+    fake: RunningDaemon, capfd: CapFd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weavenet.cli.attachments.SILENT_S", 0.02)
+    fake.daemon.hold.add("netns:web")
+    ipam = ipam_report(
+        state="awaiting consensus",
+        detail="the lock is of no use yet: found no folder /shared; next: mount it",
+        pending=("netns:web: an address in the default subnet, since 3 s: the addresses are not divided yet",),
+    )
+    fake.daemon.report = msgspec.structs.replace(fake.daemon.report, ipam=ipam)
+    assert run(["attach", "--timeout", "300ms", "netns:web"]) == 2
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert "divided yet (the lock is of no use yet: found no folder /shared); next: `weave status ipam`" in last
+
+
 def test_detach_and_ps(fake: RunningDaemon, capfd: CapFd) -> None:
     assert run(["detach", "netns:web"]) == 0
     assert capfd.readouterr().out == "10.32.0.1\n"

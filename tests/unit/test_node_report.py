@@ -137,7 +137,7 @@ def test_a_lock_that_could_not_be_used_is_named_also_when_nobody_waits_any_more(
     node.handle(101.0, RecordOffered(b"", "expected the folder /shared; found none; next: mount it on this host"))
     node.handle(102.0, Cancelled(1))
     report = node_report(node, 103.0)
-    assert report.ipam.state == "idle"
+    assert report.ipam.state == "idle" and "file:/shared/lock is of no use yet" in report.ipam.detail
     (warning,) = [text for text in report.warnings if "file:/shared/lock" in text]
     assert "of no use yet" in warning and "next: mount it" in warning
 

@@ -13,6 +13,8 @@ from weavenet.cli.values import addresses_and_container
 from weavenet.cli.waiting import Report, ipam_of, wait_for
 
 SILENT_S = 2.0
+UNDIVIDED = ("awaiting consensus", "awaiting seeds")
+"""States of IPAM whose detail is why there is no address for anybody."""
 
 
 @click.command()
@@ -73,7 +75,9 @@ def waiting_for(report: Report) -> str:
     ipam = ipam_of(report)
     pending = ipam.get("PendingAllocates")
     if isinstance(pending, list) and pending:
-        return f"waiting: {'; '.join(str(item) for item in pending[:3])}"
+        text = f"waiting: {'; '.join(str(item) for item in pending[:3])}"
+        why = str(ipam.get("Detail") or "").partition("; next: ")[0] if ipam.get("Status") in UNDIVIDED else ""
+        return f"{text} ({why})" if why else text
     detail = ipam.get("Detail") or ipam.get("Status") or "the daemon is at work"
     return f"waiting: {detail}"
 

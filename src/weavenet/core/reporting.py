@@ -186,7 +186,7 @@ def _held_of(node: Node, number: int) -> int:
 
 
 def _consensus_detail(node: Node, now: float, known: int, waiting: bool) -> str:
-    if not waiting:
+    if not waiting and not (node.founding.locked is not None and node.founding.locked.failure):
         return "addresses are divided when the first one is needed, or by `weave consense`"
     if node.founding.locked is not None:
         return node.founding.locked.words()

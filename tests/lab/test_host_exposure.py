@@ -64,7 +64,7 @@ def test_an_exposed_host_reaches_containers_everywhere_and_hides_without_a_trace
             before = await look(a)
             assert given(await exposure.expose((), "gw")) == ("10.32.0.1/12",)
             assert given(await exposure.expose((), "")) == ("10.32.0.1/12",)
-            assert AddName("gw.weave.local.", "weave:expose") in node.log
+            assert AddName("gw.weave.local.", "weave:expose", ("10.32.0.1",)) in node.log, "not of later ones"
             await eventually(lambda: reaches(a, "10.32.0.101"), "its own container")
             await eventually(lambda: reaches(a, "10.32.0.102"), "a container of the other host")
             assert (await look(a))[3].split()[0] == "1"
@@ -328,6 +328,32 @@ def test_a_hide_ends_the_exposes_that_wait_before_it() -> None:
             assert await look(a) == before
             node.delay_s = 0.0
             given(await exposure.expose((), ""))
+            await exposure.close()
+
+    drive(scenario)
+
+
+def test_each_exposed_subnet_has_its_own_masquerading() -> None:
+    async def scenario() -> None:
+        async with Pair() as (a, _):
+            node = FakeNode()
+            exposure = await opened(a, node)
+
+            async def masqueraded() -> list[str]:
+                rules = (await look(a))[0]
+                subnets = ("10.32.0.0/12", "192.0.2.0/24", "198.51.100.0/24")
+                return [s for s in subnets if f"daddr {s} ip saddr != {s} masquerade" in rules]
+
+            given(await exposure.expose((), ""))
+            given(await exposure.expose(("192.0.2.77/24",), "", masquerade=False))
+            assert await masqueraded() == ["10.32.0.0/12"]
+            given(await exposure.expose(("198.51.100.1/24",), ""))
+            assert await masqueraded() == ["10.32.0.0/12", "198.51.100.0/24"]
+            await exposure.close()
+            exposure = await opened(a, node)
+            assert await masqueraded() == ["10.32.0.0/12", "198.51.100.0/24"], "remembered"
+            given(await exposure.expose(("192.0.2.78/24",), ""))
+            assert await masqueraded() == ["10.32.0.0/12", "192.0.2.0/24", "198.51.100.0/24"], "the last one decides"
             await exposure.close()
 
     drive(scenario)

@@ -22,7 +22,8 @@ def expose(
     """Give this host itself addresses on the network, so that it reaches containers on all hosts; prints them.
 
     An ADDR is as for attach; without any, one from the default subnet. It is remembered, and put back after a reboot.
-    Traffic between containers and networks beyond this host is let through and masqueraded.
+    Traffic between containers and networks beyond this host is let through and masqueraded; whether it is, the last
+    expose in a subnet decides for that subnet.
 
     \b
     Example:  weave expose

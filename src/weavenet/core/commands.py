@@ -65,13 +65,15 @@ class Attachment(msgspec.Struct, frozen=True, array_like=True):
     hosts: tuple[str, ...] = ()
     """``NAME:ADDRESS`` each."""
     masquerade: bool = True
-    """Of ``weave:expose`` only, and so are those about forwarding."""
+    """Of ``weave:expose`` only, and so are those about forwarding. False, of an earlier version: in no subnet."""
     forwarding_switched: bool = False
     """This host forwarded nothing before we asked it to."""
     hosts_name: str = ""
     """What it is called, absolute; empty when it has no name that fits into the domain."""
     redirects_accepted: bool = False
     """It took ICMP redirects before forwarding was switched."""
+    unmasqueraded: tuple[str, ...] = ()
+    """Subnets (CIDR) of ``addresses`` without masquerading."""
 
 
 class Destroyed(msgspec.Struct, frozen=True):

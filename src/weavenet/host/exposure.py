@@ -129,7 +129,7 @@ class Exposure:
                 async with self._lock:
                     taken = await self._expose(wanted, hidden, masquerade=masquerade)
                     if absolute:
-                        await self._must(AddName(absolute, EXPOSE, tuple(map(_bare, taken)) if requested else ()))
+                        await self._must(AddName(absolute, EXPOSE, tuple(map(_bare, taken))))
             finally:
                 self._exposing.remove(hidden)
             return Addresses(taken)
@@ -147,7 +147,10 @@ class Exposure:
                 answers.append(await self._obtain(item, hidden))
             taken = tuple(dict.fromkeys(address for answer in answers for address in answer))
             asked, held = requests.merge(old, wanted, answers)
-            new = msgspec.structs.replace(old, requested=tuple(asked), addresses=tuple(held), masquerade=masquerade)
+            subnets = set(map(_subnet, taken))
+            plain = _unmasqueraded(old) - subnets if masquerade else _unmasqueraded(old) | subnets
+            new = msgspec.structs.replace(old, requested=tuple(asked), addresses=tuple(held))
+            new = msgspec.structs.replace(new, masquerade=True, unmasqueraded=tuple(sorted(plain)))
             new = await self._completed(new)
             await self._must(PutAttachment(new))
             await self._apply(new)
@@ -271,8 +274,9 @@ class Exposure:
             for address in shown:
                 if address not in held:
                     await self._kernel.netlink.add_address(bridge.index, address)
-        subnets = {str(ipaddress.ip_interface(address).network) for address in shown}
-        await self._firewall.set_exposed(tuple(Exposed(subnet, wanted.masquerade) for subnet in sorted(subnets)))
+        plain = _unmasqueraded(wanted)
+        exposed = tuple(Exposed(subnet, subnet not in plain) for subnet in sorted(set(map(_subnet, shown))))
+        await self._firewall.set_exposed(exposed)
         if wanted.forwarding_switched or self._is_switched:
             self._is_switched = bool(wanted.addresses)
             if self._is_switched:
@@ -300,6 +304,15 @@ class Exposure:
 def forward_no_more(namespace: int | None, *, redirects_accepted: bool) -> None:
     """As it was on a host that forwarded nothing before it was exposed."""
     sysctl.write(namespace, {FORWARDING: "0", REDIRECTS: "1" if redirects_accepted else "0"})
+
+
+def _unmasqueraded(attachment: Attachment) -> frozenset[str]:
+    subnets = frozenset(map(_subnet, attachment.addresses))
+    return subnets.intersection(attachment.unmasqueraded) if attachment.masquerade else subnets
+
+
+def _subnet(address: str) -> str:
+    return str(ipaddress.ip_interface(address).network)
 
 
 def _bare(address: str) -> str:

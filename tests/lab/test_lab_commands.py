@@ -12,9 +12,10 @@ import pytest
 
 from lab.fresh import MakeLab, new_name
 from weavenet.lab import lab as labs
-from weavenet.lab import requirements
+from weavenet.lab import processes, requirements, state
 from weavenet.lab.cli import main
 from weavenet.lab.lab import Lab
+from weavenet.lab.waiting import wait_until
 
 LAUNCHER = Path(__file__).parents[2] / "weave"
 
@@ -83,6 +84,30 @@ def test_list_shows_hosts_and_faults(lab: Lab, capsys: pytest.CaptureFixture[str
     mine = next(each for each in json.loads(capsys.readouterr().out) if each["name"] == lab.name)
     assert mine["partition"] == [["h1", "h2"], ["h3"]]
     assert main(["heal", *of_lab]) == 0
+
+
+def test_no_lab_in_use_is_called_left_over(lab: Lab, lab_name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    inside = [LAUNCHER, "lab", "exec", "--lab", lab.name, "h1", "--", LAUNCHER, "lab", "list"]
+    done = subprocess.run(inside, capture_output=True, text=True, check=True)
+    assert "left over" not in done.stdout and "next:" not in done.stdout + done.stderr
+    folder = state.disk_folder(lab_name)
+    folder.mkdir(parents=True)
+    try:
+        with state.locked(lab_name):
+            assert main(["list"]) == 0
+            assert f"{lab_name} is changing\n" in capsys.readouterr().out
+        assert main(["list"]) == 0
+        assert f"{lab_name} is left over; next: weave lab down --lab {lab_name}\n" in capsys.readouterr().out
+        asleep = subprocess.Popen(["sleep", "60"], env={**os.environ, "WEAVELAB": f"{lab_name}/underlay"})
+        try:
+            wait_until(lambda: asleep.pid in processes.marked(lab_name), 30.0, "the mark")
+            assert main(["list"]) == 0
+            assert f"{lab_name} is in use\n" in capsys.readouterr().out
+        finally:
+            asleep.kill()
+            asleep.wait()
+    finally:
+        folder.rmdir()
 
 
 @pytest.mark.parametrize(

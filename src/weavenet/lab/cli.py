@@ -21,11 +21,12 @@ from weavenet.lab.host import LIFELONG, Host
 from weavenet.lab.interruption import Interrupted, interruptible
 from weavenet.lab.lab import Lab
 from weavenet.lab.nat import Nat
-from weavenet.lab.state import HostState
+from weavenet.lab.state import HostState, LabState
 from weavenet.lab.topology import of_count, parse_loss, read
 
 EXIT_ERROR = 1
 EXIT_ABSENT = 4
+LEFT_OVER = "left over"
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -191,23 +192,35 @@ def list_(output: str) -> None:
     """
     requirements.check()
     found = [_summary(name) for name in state.existing()]
+    is_inside = processes.inside_host()
+    if is_inside:  # whose processes are not to be seen from here is not left over for that
+        found = [summary for summary in found if summary.state != LEFT_OVER]
     if output == "json":
         print(msgspec.json.format(msgspec.json.encode(found)).decode())
         return
     for summary in found:
         _print_summary(summary)
-    if not found:
+    if not found and not is_inside:
         print("no lab; next: weave lab up 3", file=sys.stderr)
 
 
 def _summary(name: str) -> LabSummary:
     current = state.load(name)
     if current is None:
-        return LabSummary(name, "left over", [], [], [], [])
-    is_up = current.is_up and current.underlay_is_running
+        return LabSummary(name, _condition(name, current), [], [], [], [])
     hosts = [_host_summary(name, host) for host in current.hosts.values()]
     loss = [(loss.a, loss.b, f"{loss.per_100k / 1000:g}%") for loss in current.loss]
-    return LabSummary(name, "up" if is_up else "left over", hosts, current.partition, current.cuts, loss)
+    return LabSummary(name, _condition(name, current), hosts, current.partition, current.cuts, loss)
+
+
+def _condition(name: str, current: LabState | None) -> str:
+    if current is not None and current.is_up and current.underlay_is_running:
+        return "up"
+    if state.is_changing(name):
+        return "changing"
+    if current is None and processes.marked(name):
+        return "in use"  # by somebody whose /run is not ours: a lab writes its state before it starts anything
+    return LEFT_OVER
 
 
 def _host_summary(lab: str, host: HostState) -> HostSummary:
@@ -218,7 +231,8 @@ def _host_summary(lab: str, host: HostState) -> HostSummary:
 def _print_summary(summary: LabSummary) -> None:
     name = summary.name
     if summary.state != "up":
-        print(f"{name} is {summary.state}; next: weave lab down --lab {name}")
+        step = f"; next: weave lab down --lab {name}" if summary.state == LEFT_OVER else ""
+        print(f"{name} is {summary.state}{step}")
     for host in summary.hosts:
         print(" ".join([name, host.name, host.address, host.state, ",".join(host.containers)]).rstrip())
     if summary.partition:

@@ -86,6 +86,11 @@ def marked(lab: str | None = None) -> dict[int, str]:
     return found
 
 
+def inside_host() -> bool:
+    """Whether this process runs in a host of a lab, and so sees neither the machine's processes nor its labs."""
+    return MARK in environment(1)
+
+
 def send(pids: Iterable[int], number: signal.Signals) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):

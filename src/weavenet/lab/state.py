@@ -157,6 +157,21 @@ def locked(name: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_changing(name: str) -> bool:
+    """Whether somebody makes, changes or takes down this lab right now."""
+    try:
+        descriptor = os.open(LOCKS / f"weave-lab-{name}", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def existing() -> list[str]:
     """Every lab of which something is left: processes, state or disks."""
     names = {mark.partition("/")[0] for mark in processes.marked().values()}

@@ -67,7 +67,7 @@ def test_a_claimed_address_counts_for_its_subnet() -> None:
     [
         ("10.32.0.5/28", Code.INVALID, "use 10.32.0.0/28"),
         ("10.32.0.0/31", Code.INVALID, "at least 4"),
-        ("10.33.0.0/24", Code.OUT_OF_RANGE, "10.32.0.0/26"),
+        ("10.33.0.0/24", Code.OUT_OF_RANGE, "overlaps the allocation range 10.32.0.0/26"),
         ("fd00::/64", Code.OUT_OF_RANGE, "10.32.0.0/26"),
         ("nonsense", Code.INVALID, "nonsense"),
     ],

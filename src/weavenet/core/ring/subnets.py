@@ -76,7 +76,7 @@ def subnet_window(area: Ranges, text: str) -> Window | Failure:
     if window is None:
         return Failure(
             Code.OUT_OF_RANGE,
-            f"expected a subnet inside the allocation range {area.text}",
+            f"expected a subnet that overlaps the allocation range {area.text}",
             network.with_prefixlen,
             "allocate inside the range, or give the address yourself as IP/PREFIX",
         )

@@ -61,6 +61,18 @@ def test_own_records_wait_for_company_but_not_for_ever() -> None:
     assert paced.deadline() is None
 
 
+def test_own_records_that_went_with_others_are_not_pushed_again() -> None:
+    paced = pacing()
+    paced.moved(10.0, Mark(peer(1), 1, 4), 7)
+    paced.take(10.0)
+    paced.own_moved(10.01, Mark(ME, 1, 5), 0.0)
+    assert paced.take(10.01) == []
+    paced.own_moved(10.02, Mark(ME, 1, 6), 1.0)
+    assert paced.take(10.0 + PAUSE_S) == [Moved(Mark(ME, 1, 5), set())]
+    assert paced.deadline() is None
+    assert paced.take(12.0) == []
+
+
 def test_pauses_are_bounded_however_many_peers_there_are() -> None:
     assert pacing(3000).pause_s(1) == PUSH_PAUSE_MAX_S
     assert pacing(3).pause_s(2) == 6 * PUSH_PAUSE_PER_PEER_S

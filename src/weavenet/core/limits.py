@@ -187,8 +187,9 @@ PUSH_PAUSE_MAX_S = 0.5
 once, but of a thousand peers that start together each would else send an event per record and link."""
 OWN_PAUSE_PUSHES = 4
 """Own records that may wait for company leave every so many pauses at most."""
-REPAIR_QUIET_PUSHES, REPAIR_WAIT_PUSHES = 2, 16
-"""A difference in records is repaired when nothing was news for so many pauses, or after so many of them."""
+REPAIR_QUIET_PUSHES, REPAIR_WAIT_PUSHES = OWN_PAUSE_PUSHES + 1, 16
+"""A difference in records is repaired when nothing was news for so many pauses since it showed, in which whoever made
+it has pushed it; or after so many of them."""
 NEIGHBOUR_WAIT_S = 0.03
 """A new link is told to others after this pause, together with those that come up meanwhile."""
 REPAIR_INTERVAL_S = 0.5

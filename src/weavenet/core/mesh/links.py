@@ -48,8 +48,8 @@ TRANSITIONS: dict[tuple[LinkState, LinkStep], LinkState] = {
 class Gossip(msgspec.Struct):
     """How the replicated state stands with the peer of a link. ``eager``: changes are pushed at once; else announced.
     ``has_agreed``: both were equal once. ``theirs``, ``sent``: last digest received and sent. ``tries``: how often we
-    still start a repair of the difference to ``theirs``, which showed, or was repaired, at ``differs_since``. Times in
-    seconds of ``now``."""
+    still start a repair of the difference to ``theirs``, which showed, or was repaired, at ``differs_since``.
+    ``is_feeding``: its last answer taught us something. Times in seconds of ``now``."""
 
     eager: bool = False
     announce: bool = False
@@ -59,6 +59,7 @@ class Gossip(msgspec.Struct):
     sent_at: float = 0.0
     tries: int = 0
     differs_since: float | None = None
+    is_feeding: bool = False
     repair_after: float = 0.0
     pruned_at: float = float("-inf")
 

@@ -74,6 +74,8 @@ class Pacing:
         if now < push_at:
             self._push_at = push_at
             return []
+        if self._records.own in self._moved:  # what still waited of our own goes with it: a second push is none
+            self._own, self._own_at, self._own_left_at = None, None, now
         moved, self._moved = self._moved, {}
         self._push_at, self._pushed_at = None, now
         return list(moved.values())

@@ -114,13 +114,15 @@ class Repair:
         self._start_repair(now, link, mine)
 
     def _news_until(self, now: float, gossip: Gossip) -> float:
-        """While news comes in, it comes for most differences of records too: those are left to it for a while, unless
-        nobody else was asked for everything yet."""
+        """A push is on its way for most differences of records, and for more of them while others come in: those are
+        left to it for a while, unless nobody else was asked for everything yet, or what we ask of this link is news."""
+        if gossip.is_feeding:
+            return now
         others = (link.gossip for link in self._links.established() if link.gossip is not gossip)
         if not any(other.has_agreed or other.repair_after for other in others):
             return now
         since = now if gossip.differs_since is None else gossip.differs_since
-        quiet_at = self._pacing.moved_at + self._pacing.pause_s(REPAIR_QUIET_PUSHES)
+        quiet_at = max(since, self._pacing.moved_at) + self._pacing.pause_s(REPAIR_QUIET_PUSHES)
         return min(quiet_at, since + self._pacing.pause_s(REPAIR_WAIT_PUSHES))
 
     def _start_repair(self, now: float, link: Link, mine: Digest) -> None:
@@ -130,6 +132,7 @@ class Repair:
             return
         if theirs is None or theirs == mine:
             gossip.tries = 0
+            gossip.differs_since = None
             return
         shared = (theirs.ring_hash, theirs.log_length, theirs.log_hash, theirs.epoch, theirs.epoch_id)
         if shared == (mine.ring_hash, mine.log_length, mine.log_hash, mine.epoch, mine.epoch_id):

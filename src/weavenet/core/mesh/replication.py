@@ -199,6 +199,8 @@ class Replication:
             if learnt is not None:
                 new_ring.append(learnt)
         moved, has_gap = self._apply(now, link, push.records)
+        if push.repair:
+            link.gossip.is_feeding = bool(moved)
         if new_log or new_ring or moved:
             if not push.repair:
                 link.gossip.eager = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import msgspec
 import pytest
 
 from fake_daemon import NAMES, RunningDaemon, ipam_report, running
+from weavenet import program
 from weavenet.cli import client, quick, unheard
 from weavenet.cli.main import VERBS, run
 from weavenet.cli.quick import main
@@ -359,3 +361,35 @@ def test_status_path_imports_nothing_heavy(fake: RunningDaemon) -> None:
     )
     assert "Verdict" in result.stdout
     assert result.stdout.rpartition("heavy:")[2].strip() == ""
+
+
+def weave(*arguments: bytes | str, stdout: int | None = subprocess.PIPE) -> subprocess.CompletedProcess[bytes]:
+    """The command as a process of its own."""
+    command = [sys.executable, "-I", "-S", str(Path(program.source) / "weavenet/program.py"), "weavenet.cli.quick"]
+    return subprocess.run([*command, *arguments], stdout=stdout, stderr=subprocess.PIPE, check=False, timeout=60)
+
+
+@pytest.mark.parametrize("verb", ["help", "version", "password"])
+def test_output_that_cannot_be_written_is_one_sentence(verb: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = weave(verb, stdout=full.fileno())
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1 and b"No space left" in done.stderr
+
+
+def test_without_a_standard_output_nothing_is_written_elsewhere() -> None:
+    command = [sys.executable, "-I", "-S", str(Path(program.source) / "weavenet/program.py"), "weavenet.cli.quick"]
+    line = " ".join(map(shlex.quote, [*command, "version"]))
+    done = subprocess.run(["sh", "-c", f"{line} >&-"], stderr=subprocess.PIPE, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_argument_that_is_no_text_is_refused() -> None:
+    done = weave("attach", b"netns:\xff")
+    assert done.returncode == 1
+    assert b"UTF-8; found: netns:\\xff" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["attach"], ["lab"], ["lab", "up"]])
+def test_help_of_a_verb_is_its_own(words: list[str]) -> None:
+    assert weave("help", *words).stdout == weave(*words, "--help").stdout != b""

@@ -94,7 +94,9 @@ class Call:
         words = head.split(b" ", 2)
         if len(words) < 2 or not words[1].isdigit():
             raise Ended(
-                ERROR, "the daemon closed the connection without an answer; next: see its log, /var/log/weave.log"
+                ERROR,
+                "the daemon ended before it answered: it was stopped, or failed; next: `weave status`, and its log, "
+                "/var/log/weave.log",
             )
         return Reply(int(words[1]), body)
 

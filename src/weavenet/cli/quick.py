@@ -7,13 +7,31 @@ without options is answered here; with options it takes the ordinary way and pri
 import os
 import sys
 
-from weavenet.cli.outcome import OK, Ended, spoken
+from weavenet.cli.outcome import ERROR, OK, Ended, spoken
 
+_LOST = "expected to write the output; found: {}; next: if something was to be changed, it was: see `weave status`"
 PARTS = ("targets", "connections", "peers", "dns", "ipam")
 
 
 def main(arguments: list[str]) -> int:
     """Run the command line; returns the exit status."""
+    _open_what_is_closed()
+    try:
+        for argument in arguments:
+            if not argument.isascii():
+                _refuse_bytes(argument)
+        status = _run(arguments)
+    except Ended as ended:
+        print(spoken(ended.told()), file=sys.stderr)
+        status = ended.status
+    except OSError as error:
+        if not _is_output_lost():
+            raise error
+        return ERROR
+    return ERROR if _is_output_lost() else status
+
+
+def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["status"] and (len(arguments) == 1 or (len(arguments) == 2 and arguments[1] in PARTS)):
         return _status("/".join(arguments))
     from weavenet.cli.main import run
@@ -21,15 +39,48 @@ def main(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def _open_what_is_closed() -> None:
+    """A socket or file must not become standard output by taking its number."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def _refuse_bytes(argument: str) -> None:
+    """Raises Ended for bytes that are no text: they could be neither sent nor stored."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        found = os.fsencode(argument).decode(errors="backslashreplace")
+        raise Ended(ERROR, f"expected arguments in UTF-8; found: {found}") from None
+
+
+def _is_output_lost() -> bool:
+    """Whether something could not be written to standard output, other than for a reader that went away; then a
+    sentence says so."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+    except OSError as error:
+        _discard_output()
+        print(spoken(_LOST.format(error.strerror)), file=sys.stderr)
+        return True
+    return False
+
+
+def _discard_output() -> None:
+    """The interpreter would try to write it once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def _status(path: str) -> int:
     from weavenet.cli.client import ask
 
-    try:
-        body = ask("GET", f"/v1/{path}").body
-    except Ended as ended:
-        print(spoken(ended.told()), file=sys.stderr)
-        return ended.status
-    write(body)
+    write(ask("GET", f"/v1/{path}").body)
     return OK
 
 
@@ -40,3 +91,5 @@ def write(body: bytes) -> None:
             body = body[os.write(1, body) :]
     except BrokenPipeError:
         pass
+    except OSError as error:
+        raise Ended(ERROR, _LOST.format(error.strerror)) from error

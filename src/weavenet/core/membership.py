@@ -346,7 +346,7 @@ class Membership:
         if not self._config.ranges:
             failure = Failure(
                 Code.IPAM_OFF,
-                "an address range to divide",
+                "expected an address range to divide",
                 'IPAM is off (--ipalloc-range "")',
                 "launch with --ipalloc-range",
             )

@@ -104,7 +104,9 @@ def _change(reference: str, change: Callable[[str], str]) -> None:
 
 def _refused(reference: str, found: str) -> WeaveError:
     return WeaveError(
-        Failure(Code.HOST, f"{reference} has an /etc/hosts of its own", found, "attach without --rewrite-hosts")
+        Failure(
+            Code.HOST, f"expected {reference} to have an /etc/hosts of its own", found, "attach without --rewrite-hosts"
+        )
     )
 
 

@@ -29,6 +29,8 @@ def name_problem(name: str) -> str:
             return f"{label!r} is not ASCII; write it as the DNS does (xn--…)"
         if len(label) > NAME_LABEL_CHARACTERS_MAX:
             return f"{label[:12]!r}… has more than {NAME_LABEL_CHARACTERS_MAX} characters between dots"
+        if label.startswith("-") or label.endswith("-"):
+            return f"{label!r} begins or ends with a hyphen"
         if not _LABEL.fullmatch(label):
             return f"{label!r} is not made of letters, digits, hyphens and underscores"
     return ""
@@ -52,6 +54,6 @@ def absolute_name(text: str, domain: str) -> str | Failure:
             Code.INVALID,
             f"expected a name below the domain {domain}",
             text[:80],
-            f"name it {relative.partition('.')[0]}.{domain}, or launch with --dns-domain",
+            f"name it {relative}.{domain} or {relative.partition('.')[0]}.{domain}, or launch with --dns-domain",
         )
     return name

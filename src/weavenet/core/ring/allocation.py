@@ -258,7 +258,7 @@ class Allocation:
         """That of ``subnet``, or one per range when it is empty."""
         area = self._estate.area
         if area is None or not self._estate.is_on:
-            expected = "an allocation range to take an address from"
+            expected = "expected an allocation range to take an address from"
             found = 'IPAM is off (--ipalloc-range "")'
             return Failure(Code.IPAM_OFF, expected, found, "give the address as IP/PREFIX, or launch with a range")
         if area is not self._windows_of or len(self._windows) > WINDOWS_CACHED_MAX:

@@ -34,7 +34,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 def launch(output: str | None, peers: tuple[str, ...], **flags: Any) -> None:
     """Start the daemon, join the peers, and return when it is ready; prints the peer name.
 
-    A PEER is a host name or address, with :PORT if it is not 6783. Listing this host itself is harmless, and a name
+    A PEER is a host name or address, with :PORT if it is not our own. Listing this host itself is harmless, and a name
     that does not resolve is tried again. Without peers the remembered ones are used; given ones replace them.
 
     Every flag can be given as a WEAVE_… variable or as a key in /etc/weave.conf (TOML; the flag without dashes, and

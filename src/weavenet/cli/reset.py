@@ -28,7 +28,8 @@ def reset(*, force: bool, timeout: float, output: str | None) -> None:
     First it is made sure that others are there to take the addresses and, if this peer votes, that the rest go on
     without it. If that takes too long, nothing has changed: containers keep their network. Then containers and the host
     itself leave the network, the addresses are handed over, and this has to be confirmed; from here on there is no way
-    back, and what is not done at the timeout goes on by itself. At last the daemon ends, and nothing of it remains.
+    back, and what is not done at the timeout goes on by itself. At last the daemon ends, and nothing remains but
+    a name that was given with --name.
 
     With --force nothing is handed over, and the others have to be told: the line to run there is printed.
 

@@ -13,7 +13,7 @@ from weavenet.cli.printing import note
 @click.option("--replace", is_flag=True, help="Connect to exactly these; without any, to nobody.")
 @click.argument("peers", nargs=-1, metavar="PEER…")
 def connect(replace: bool, peers: tuple[str, ...]) -> None:
-    """Add peers to connect to; remembered. A PEER is a host name or address, with :PORT if it is not 6783.
+    """Add peers to connect to; remembered. A PEER is a host name or address, with :PORT if it is not our own.
 
     A name that does not resolve is tried again; `weave status targets` shows how each is doing.
 

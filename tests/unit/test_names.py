@@ -365,3 +365,23 @@ def test_names_are_completed() -> None:
     assert absolute_name("web", DOMAIN) == "web.weave.local."
     assert absolute_name("Web.Weave.Local", DOMAIN) == "Web.Weave.Local."
     assert absolute_name("a.b.weave.local.", DOMAIN) == "a.b.weave.local."
+
+
+def test_names_are_found_as_status_prints_them() -> None:
+    host = Host()
+    host.add("a.b.weave.local", EXTERNAL, "10.0.0.1")
+    for text in ("a.b", "A.b", "a.b.weave.local", "a.b.weave.local."):
+        assert host.names.lookup(text) == Addresses(("10.0.0.1",))
+    assert host.names.lookup("10.0.0.1") == Addresses(())
+    assert isinstance(host.names.lookup("a.b."), Failure)
+    assert isinstance(host.names.lookup(""), Failure)
+    assert isinstance(host.remove("a.b", EXTERNAL), Done)
+
+
+@pytest.mark.parametrize(
+    ("text", "step"),
+    [("a.b", "name it a.b.weave.local. or"), ("weave.local", "put a label before it, as in web.weave.local.")],
+)
+def test_the_name_that_is_suggested_can_be_one(text: str, step: str) -> None:
+    refused = absolute_name(text, DOMAIN)
+    assert isinstance(refused, Failure) and refused.next_step.startswith(step)

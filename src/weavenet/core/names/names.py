@@ -21,7 +21,7 @@ from weavenet.core.limits import NAME_ABSENCE_S, NAME_ENTRIES_MAX
 from weavenet.core.messages.gossip import KIND_NAME, EntryRecord, record_body
 from weavenet.core.names.directory import Directory
 from weavenet.core.names.registrations import EXPOSE, EXTERNAL, Entry, Owners, Registrations, packed, refuse_unusable
-from weavenet.core.names.spelling import absolute_name, folded, is_below, name_problem
+from weavenet.core.names.spelling import absolute_name, folded, is_below, known_name, name_problem
 from weavenet.core.types import PeerId
 
 _decoder = msgspec.msgpack.Decoder(EntryRecord)
@@ -87,7 +87,8 @@ class Names:
 
     def command(self, command: AddName | RemoveName) -> Result:
         """``Done``, or what keeps it from being done."""
-        name = absolute_name(command.name, self.domain) if command.name or isinstance(command, AddName) else ""
+        completed = absolute_name if isinstance(command, AddName) else known_name
+        name = completed(command.name, self.domain) if command.name or isinstance(command, AddName) else ""
         if isinstance(name, Failure):
             return name
         try:
@@ -123,7 +124,7 @@ class Names:
 
     def lookup(self, text: str) -> Result:
         """Addresses of a name, of any reachable origin; empty when there are none."""
-        name = absolute_name(text, self.domain)
+        name = known_name(text, self.domain)
         if isinstance(name, Failure):
             return name
         found = self.directory.addresses(name)

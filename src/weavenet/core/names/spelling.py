@@ -49,11 +49,17 @@ def absolute_name(text: str, domain: str) -> str | Failure:
     problem = name_problem(name)
     if problem:
         return Failure(Code.INVALID, f"expected a name such as web.{domain}", f"{text[:80]!r}: {problem}")
-    if not is_below(name, domain) or folded(name) == domain:
-        return Failure(
-            Code.INVALID,
-            f"expected a name below the domain {domain}",
-            text[:80],
-            f"name it {relative}.{domain} or {relative.partition('.')[0]}.{domain}, or launch with --dns-domain",
-        )
-    return name
+    if folded(name) == domain:
+        step = f"put a label before it, as in web.{domain}"
+    elif not is_below(name, domain):
+        step = f"name it {relative}.{domain} or {relative.partition('.')[0]}.{domain}, or launch with --dns-domain"
+    else:
+        return name
+    return Failure(Code.INVALID, f"expected a name below the domain {domain}", text[:80], step)
+
+
+def known_name(text: str, domain: str) -> str | Failure:
+    """The name of something registered that is meant by ``text``: also one of several labels may go without the domain,
+    as in ``status dns``. A new name may not: ``db.example.com`` would become one below our domain."""
+    is_complete = not text or text.endswith(".") or is_below(f"{text}.", domain)
+    return absolute_name(text if is_complete else f"{text}.{domain}", domain)

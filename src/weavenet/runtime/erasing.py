@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import msgspec
 from weavenet.core.commands import Attachment
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.leaving import Leaving, Phase, departed_disk
-from weavenet.core.limits import SLEEVE_DEVICE, WIREGUARD_DEVICE
+from weavenet.core.limits import BRIDGE, SLEEVE_DEVICE, WIREGUARD_DEVICE
 from weavenet.core.names import EXPOSE
 from weavenet.core.overlay import endpoints
 from weavenet.core.types import PeerId, peer_text
@@ -127,13 +128,15 @@ def _rows(settings: Settings) -> Rows:
 
 
 def _forward_as_before(settings: Settings) -> None:
-    """What an exposed host switched, as :meth:`Exposure.hide` would."""
+    """What an exposed host switched, as :meth:`Exposure.hide` would. After a reboot the bridge is not there, and if the
+    host forwards, somebody else wants it to."""
     row = _rows(settings).get((endpoints.TABLE, EXPOSE.encode()))
     exposed = msgspec.msgpack.decode(row, type=Attachment) if row is not None else None
-    if exposed is not None and exposed.forwarding_switched:
-        from weavenet.host.exposure import forward_no_more
+    if exposed is None or not exposed.forwarding_switched or BRIDGE not in (name for _, name in socket.if_nameindex()):
+        return
+    from weavenet.host.exposure import forward_no_more
 
-        forward_no_more(None, redirects_accepted=exposed.redirects_accepted)
+    forward_no_more(None, redirects_accepted=exposed.redirects_accepted)
 
 
 def _member(settings: Settings) -> PeerId | None:

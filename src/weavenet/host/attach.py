@@ -194,5 +194,8 @@ class Attacher:
 
 def _host_failure(container: Container, error: BaseException) -> Failure:
     return Failure(
-        Code.HOST, f"{container.reference} gets its interface", str(error) or "the kernel did not answer", "weave setup"
+        Code.HOST,
+        f"expected to give {container.reference} its interface",
+        str(error) or "the kernel did not answer",
+        "weave setup",
     )

@@ -142,7 +142,9 @@ def parse_reference(reference: str) -> tuple[str, str]:
         return "path", value
     if kind == "netns" and value and "/" not in value and value not in (".", "..") and ":" not in value:
         if len(value.encode()) > IDENT_BYTES_MAX:
-            raise WeaveError(Failure(Code.INVALID, f"a name of at most {IDENT_BYTES_MAX} bytes", reference[:200]))
+            raise WeaveError(
+                Failure(Code.INVALID, f"expected a name of at most {IDENT_BYTES_MAX} bytes", reference[:200])
+            )
         return "name", value
     if kind == "pid" and value.isascii() and value.isdigit() and 0 < int(value) < 2**31:
         return "pid", str(int(value))
@@ -235,7 +237,7 @@ def _refuse_host(container: Container, host: int | None) -> None:
         raise WeaveError(
             Failure(
                 Code.INVALID,
-                "a container has a network namespace of its own",
+                "expected a container with a network namespace of its own",
                 f"{container.reference} uses this host's",
                 "start it with its own network namespace",
             )

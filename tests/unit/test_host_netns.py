@@ -1,0 +1,19 @@
+"""What a container is called, and what is refused as one."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from weavenet.core.errors import WeaveError
+from weavenet.core.limits import IDENT_BYTES_MAX
+from weavenet.host import netns
+
+
+@pytest.mark.parametrize("reference", [f"pid:{os.getpid()}", f"netns:{'x' * (IDENT_BYTES_MAX + 1)}", "web"])
+def test_refusals_say_what_was_expected(reference: str) -> None:
+    with pytest.raises(WeaveError) as caught, netns.resolve(reference, None):
+        pass
+    assert caught.value.failure.expected.startswith("expected ")
+    assert reference[:200] in caught.value.failure.found

@@ -13,7 +13,7 @@ from weavenet.lab.nat import Nat
 from weavenet.lab.nat import rules as nat_rules
 from weavenet.lab.pings import Count, count
 from weavenet.lab.state import LabState, Loss, Narrow
-from weavenet.lab.topology import HostEntry, LinkEntry, Topology, of_count, parse_loss, plan, read
+from weavenet.lab.topology import HostEntry, LinkEntry, Topology, of_count, parse_loss, parse_mtu, plan, read
 from weavenet.lab.underlay import rules
 
 
@@ -46,6 +46,17 @@ def test_loss_shares(text: str, value: int) -> None:
 def test_loss_shares_that_are_none(text: str) -> None:
     with pytest.raises(WeaveError):
         parse_loss(text)
+
+
+@pytest.mark.parametrize(("text", "value"), [("0", 0), ("576", 576), ("1280", 1280), ("65535", 65535)])
+def test_packet_sizes(text: str, value: int) -> None:
+    assert parse_mtu(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "abc", "-1", "10", "575", "65536", "1e3", "٥٧٦٠", "9" * 5000])
+def test_packet_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(WeaveError, match="from 576 to 65535 bytes, or 0"):
+        parse_mtu(text)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from weavenet.lab.interruption import Interrupted, interruptible
 from weavenet.lab.lab import Lab
 from weavenet.lab.nat import Nat
 from weavenet.lab.state import HostState, LabState
-from weavenet.lab.topology import of_count, parse_loss, read
+from weavenet.lab.topology import of_count, parse_loss, parse_mtu, read
 
 EXIT_ERROR = 1
 EXIT_ABSENT = 4
@@ -354,14 +354,14 @@ def loss(name: str | None, a: str, b: str, share: str) -> None:
 @_of_lab
 @click.argument("a")
 @click.argument("b")
-@click.argument("size", type=click.IntRange(0, 65_535))
-def mtu(name: str | None, a: str, b: str, size: int) -> None:
+@click.argument("size")
+def mtu(name: str | None, a: str, b: str, size: str) -> None:
     """Drop packets of more than SIZE bytes between two hosts, without a word; 0 ends it.
 
     \b
     Example:  weave lab mtu h1 h2 1280
     """
-    _open(name).mtu(a, b, size)
+    _open(name).mtu(a, b, parse_mtu(size))
 
 
 @group.command()

@@ -30,6 +30,8 @@ from weavenet.lab.state import HostState, LabState, Loss, pair
 HOSTS_MAX = 50
 UNDERLAY = "192.168.77.0/24"
 WEAVE_RANGE = ipaddress.IPv4Network("10.32.0.0/12")
+MTU_MIN, MTU_MAX = 576, 65_535
+"""What every IPv4 host takes, and the largest there is (RFC 791)."""
 HOST_NAME = re.compile(r"[a-z][a-z0-9-]{0,11}")  # also the name of its port, which the kernel bounds to 15
 RESERVED = frozenset({"underlay", "localhost", "lo"})
 
@@ -79,6 +81,14 @@ def parse_loss(text: str) -> int:
     if found is None or float(found[1]) > 100:
         raise _refused("loss is a share from 0% to 100%, down to 0.001%", repr(text), "weave lab loss h1 h2 5%")
     return round(float(found[1]) * 1000)
+
+
+def parse_mtu(text: str) -> int:
+    """Bytes of the largest packet, or 0 for no bound."""
+    size = int(text) if re.fullmatch(r"[0-9]{1,5}", text) else -1
+    if size != 0 and not MTU_MIN <= size <= MTU_MAX:
+        raise _refused(f"SIZE is from {MTU_MIN} to {MTU_MAX} bytes, or 0", repr(text), "weave lab mtu h1 h2 1280")
+    return size
 
 
 def plan(name: str, topology: Topology) -> LabState:

@@ -29,7 +29,7 @@ def reset(*, force: bool, timeout: float, output: str | None) -> None:
     without it. If that takes too long, nothing has changed: containers keep their network. Then containers and the host
     itself leave the network, the addresses are handed over, and this has to be confirmed; from here on there is no way
     back, and what is not done at the timeout goes on by itself. At last the daemon ends, and nothing remains but
-    a name that was given with --name.
+    a peer name that would not be found again (given with --name, or random).
 
     With --force nothing is handed over, and the others have to be told: the line to run there is printed.
 

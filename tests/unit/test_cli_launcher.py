@@ -39,6 +39,17 @@ def test_found_on_path_through_a_link(tmp_path: Path) -> None:
     assert result.stdout.startswith("weave script ")
 
 
+@pytest.mark.parametrize("verb", ["version", "lab", "setup"])
+def test_from_a_folder_that_is_gone(tmp_path: Path, verb: str) -> None:
+    """The shell that reads the launcher says so before its first line; nothing else does."""
+    script = 'cd "$1" && rmdir "$1" && exec "$2" "$3" --help'
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    result = weave("sh", "-c", script, "sh", str(gone), str(ROOT / "weave"), verb, cwd=tmp_path)
+    assert result.returncode == 0
+    assert [line for line in result.stderr.splitlines() if not line.startswith("sh: 0: getcwd()")] == []
+
+
 def test_modules_of_the_caller_are_not_run(tmp_path: Path) -> None:
     for name in ("socket.py", "weavenet.py", "sitecustomize.py", "click.py"):
         (tmp_path / name).write_text("raise SystemExit('the module of the caller was run')")

@@ -16,14 +16,14 @@ import pytest
 
 from fake_daemon import NAMES, RunningDaemon, ipam_report, running
 from weavenet import program
-from weavenet.cli import client, quick, unheard
+from weavenet.cli import client, layers, offers, quick, unheard
 from weavenet.cli.main import VERBS, run
 from weavenet.cli.quick import main
 from weavenet.cli.spawn import DAEMON
 from weavenet.control.status import SECTIONS
 from weavenet.core.commands import Connect, Consense, Done, Forget
 from weavenet.core.errors import Code, Failure
-from weavenet.runtime.settings import Settings
+from weavenet.runtime.settings import NameFrom, Settings, WireguardUse
 
 CapFd = pytest.CaptureFixture[str]
 
@@ -336,13 +336,51 @@ def test_completion_scripts(shell: str, capfd: CapFd) -> None:
     assert "_WEAVE_COMPLETE" in capfd.readouterr().out
 
 
-def test_completion_answers(capfd: CapFd, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("weave con", {"connect", "consense"}),
+        ("weave --h", {"--help"}),
+        ("weave nonsense zz", set()),
+        ("weave lab ", {"up", "down", "list", "exec"}),
+        ("weave lab mt", {"mtu"}),
+        ("weave lab up --top", {"--topology"}),
+        ("weave sim --see", {"--seed", "--seeds"}),
+        ("weave help la", {"launch", "lab"}),
+        ("weave help lab d", {"down", "demo"}),
+        ("weave help attach ", set()),
+        ("weave launch --log-level ", {"debug", "info", "warning", "error"}),
+        ("weave launch --wireguard a", {"any"}),
+        ("weave attach net", {"netns:web", "netns:db"}),
+        ("weave attach 10.32.0.7/12 netns:w", {"netns:web"}),
+        ("weave attach netns :", {"web", "db"}),
+        ("weave attach netns : w", {"web"}),
+        ("weave detach netns:d", {"netns:db"}),
+        ("weave ps netns:d", {"netns:db"}),
+        ("weave dns-add netns:d", {"netns:db"}),
+    ],
+)
+def test_completion_answers(
+    line: str, expected: set[str], tmp_path: Path, capfd: CapFd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "web").touch()
+    (tmp_path / "db").touch()
+    monkeypatch.setattr(offers, "NAMED", tmp_path)
     monkeypatch.setenv("_WEAVE_COMPLETE", "bash_complete")
-    monkeypatch.setenv("COMP_WORDS", "weave con")
-    monkeypatch.setenv("COMP_CWORD", "1")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))
     with pytest.raises(SystemExit):
         main([])
-    assert {"plain,connect", "plain,consense"} <= set(capfd.readouterr().out.split())
+    captured = capfd.readouterr()
+    found = {item.removeprefix("plain,") for item in captured.out.split()}
+    assert captured.err == ""
+    assert expected <= found if line.endswith("lab ") else expected == found
+
+
+def test_what_launch_offers_is_what_it_takes() -> None:
+    words = {option.name: option.words for option in layers.OPTIONS if option.words}
+    assert words["name-from"] == tuple(NameFrom)
+    assert words["wireguard"] == tuple(WireguardUse)
 
 
 def test_status_path_imports_nothing_heavy(fake: RunningDaemon) -> None:

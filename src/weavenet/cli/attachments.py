@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 import click
 
+from weavenet.cli import offers
 from weavenet.cli.client import Call, ask
 from weavenet.cli.outcome import ABSENT, Ended
 from weavenet.cli.printing import as_json, note, output_option, timeout_option
@@ -25,7 +26,7 @@ UNDIVIDED = ("awaiting consensus", "awaiting seeds")
 @click.option("--no-multicast-route", is_flag=True, help="Make no route for 224.0.0.0/4.")
 @timeout_option
 @output_option
-@click.argument("arguments", nargs=-1, required=True, metavar="[ADDR…] CONTAINER")
+@click.argument("arguments", nargs=-1, required=True, metavar="[ADDR…] CONTAINER", shell_complete=offers.containers)
 def attach(
     *,
     without_dns: bool,
@@ -84,7 +85,7 @@ def waiting_for(report: Report) -> str:
 
 @click.command()
 @output_option
-@click.argument("arguments", nargs=-1, required=True, metavar="[ADDR…] CONTAINER")
+@click.argument("arguments", nargs=-1, required=True, metavar="[ADDR…] CONTAINER", shell_complete=offers.containers)
 def detach(output: str | None, arguments: tuple[str, ...]) -> None:
     """Take addresses from a container, and its interface with the last one; prints them.
 
@@ -101,7 +102,7 @@ def detach(output: str | None, arguments: tuple[str, ...]) -> None:
 
 @click.command()
 @output_option
-@click.argument("containers", nargs=-1, metavar="[CONTAINER…]")
+@click.argument("containers", nargs=-1, metavar="[CONTAINER…]", shell_complete=offers.containers)
 def ps(output: str | None, containers: tuple[str, ...]) -> None:
     """List attached containers: name, MAC, addresses. Exit status 4 when one that was named is not attached.
 

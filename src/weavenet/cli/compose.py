@@ -227,7 +227,7 @@ def _serving(layers: Layers) -> dict[str, Any]:
         {
             "status-addr": ("status_address", values.ip_and_port),
             "log-level": ("log_level", lambda given: values.choice(given, values.LOG_LEVELS)),
-            "log-format": ("log_format", lambda given: values.choice(given, ("logfmt", "json"))),
+            "log-format": ("log_format", lambda given: values.choice(given, values.LOG_FORMATS)),
             "data-dir": ("data_dir", lambda given: values.absolute_path(given, "a folder")),
         },
     )

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import msgspec
 
-from weavenet.cli import layers
+from weavenet.cli import layers, offers
 from weavenet.cli.client import NotRunning, ask
 from weavenet.cli.layers import OPTIONS, Kind
 from weavenet.cli.outcome import ERROR, RUNNING, Ended
@@ -23,7 +23,8 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
         if option.kind is Kind.SWITCH:
             function = click.option(flag, is_flag=True, help=text)(function)
         else:
-            function = click.option(flag, metavar=option.metavar, help=text)(function)
+            offer = offers.one_of(option.words) if option.words else None
+            function = click.option(flag, metavar=option.metavar, help=text, shell_complete=offer)(function)
     return function
 
 

@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from weavenet.cli.values import Given, refuse
+from weavenet.cli.values import LOG_FORMATS, LOG_LEVELS, Given, refuse
 
 CONF_PATH = "/etc/weave.conf"
 PEERS_KEY = "peers"
@@ -34,6 +34,8 @@ class Option(NamedTuple):
     kind: Kind
     metavar: str
     help: str
+    words: tuple[str, ...] = ()
+    """All that its value may be, where that is known."""
 
     @property
     def variable(self) -> str:
@@ -42,7 +44,13 @@ class Option(NamedTuple):
 
 OPTIONS = (
     Option("name", Kind.TEXT, "MAC", "Peer name: a MAC address, or short ::N. Default: derived, then remembered."),
-    Option("name-from", Kind.TEXT, "SOURCE", "Derive the name from machine-id (default), hostname or random."),
+    Option(
+        "name-from",
+        Kind.TEXT,
+        "SOURCE",
+        "Derive the name from machine-id (default), hostname or random.",
+        ("machine-id", "hostname", "random"),
+    ),
     Option("assume-identity", Kind.SWITCH, "", "Keep the identity although the disk seems to be another machine's."),
     Option("nickname", Kind.TEXT, "TEXT", "Name for people. Default: the host name."),
     Option("host", Kind.TEXT, "ADDRESS", "Listen and connect from this address only."),
@@ -73,7 +81,13 @@ OPTIONS = (
     Option("ephemeral", Kind.TEXT, "TTL", "Removed by itself when gone for TTL (10m; at least 1m); never votes."),
     Option("init-peer-count", Kind.NUMBER, "N", "The same as --ipalloc-init consensus=N."),
     Option("no-fastdp", Kind.SWITCH, "", "Do not use the kernel data path (VXLAN), only the userspace one."),
-    Option("wireguard", Kind.TEXT, "USE", "With a password: kernel (default), any (wireguard-go too) or off."),
+    Option(
+        "wireguard",
+        Kind.TEXT,
+        "USE",
+        "With a password: kernel (default), any (wireguard-go too) or off.",
+        ("kernel", "any", "off"),
+    ),
     Option("trusted-subnets", Kind.TEXT, "CIDR,…", "With a password: no encryption between hosts in each other's."),
     Option("mtu", Kind.NUMBER, "BYTES", "MTU of the network. Default 1376."),
     Option("no-dns", Kind.SWITCH, "", "Run no DNS server on this host."),
@@ -82,8 +96,8 @@ OPTIONS = (
     Option("dns-listen-address", Kind.TEXT, "IP[:PORT]", "Answer here; several with commas. Default 169.254.53.53."),
     Option("http-addr", Kind.TEXT, "PATH", "Serve the control API on this unix socket too."),
     Option("status-addr", Kind.TEXT, "IP:PORT", "Read-only status. Default 127.0.0.1:6782; '': off."),
-    Option("log-level", Kind.TEXT, "LEVEL", "debug, info (default), warning or error."),
-    Option("log-format", Kind.TEXT, "FORMAT", "logfmt (default) or json."),
+    Option("log-level", Kind.TEXT, "LEVEL", "debug, info (default), warning or error.", LOG_LEVELS),
+    Option("log-format", Kind.TEXT, "FORMAT", "logfmt (default) or json.", LOG_FORMATS),
     Option("data-dir", Kind.TEXT, "PATH", "What must survive. Default /var/lib/weave."),
     Option("foreground", Kind.SWITCH, "", "Stay in the foreground and log to stderr."),
 )

@@ -5,10 +5,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from weavenet.cli.outcome import ERROR, OK, Ended, spoken
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 VERBS = {
     "setup": ("weavenet.cli.setup:setup", "check this host and fetch what launch needs"),
@@ -39,6 +43,9 @@ VERBS = {
     "help": ("weavenet.cli.help:help_", "this text, or the help of one verb"),
 }
 
+_WHOLE = {"lab": "weavenet.lab.cli:group", "sim": "weavenet.sim.cli:sim_command"}
+"""What these verbs pass their arguments on to; a shell that completes them needs to see it."""
+
 
 class Verbs(click.Group):
     """A group whose commands are loaded on demand; its own help needs none of them."""
@@ -49,7 +56,10 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        module, _, attribute = VERBS[cmd_name][0].partition(":")
+        place = VERBS[cmd_name][0]
+        if ctx.resilient_parsing:  # for completion
+            place = _WHOLE.get(cmd_name, place)
+        module, _, attribute = place.partition(":")
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
@@ -57,11 +67,17 @@ class Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in VERBS:
+        if args and not args[0].startswith("-") and args[0] not in VERBS and not ctx.resilient_parsing:
             near = difflib.get_close_matches(args[0], VERBS, n=1)
             step = f"did you mean `weave {near[0]}`?" if near else "`weave help` lists the verbs"
             raise Ended(ERROR, f"unknown verb {args[0]!r}; next: {step}")
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        from click.shell_completion import CompletionItem
+
+        verbs = [CompletionItem(verb, help=text) for verb, (_, text) in VERBS.items() if verb.startswith(incomplete)]
+        return verbs + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):

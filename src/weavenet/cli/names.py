@@ -6,6 +6,7 @@ import ipaddress
 
 import click
 
+from weavenet.cli import offers
 from weavenet.cli.client import ask
 from weavenet.cli.outcome import ABSENT, Ended
 from weavenet.cli.printing import as_json, output_option
@@ -45,7 +46,7 @@ def _spec(arguments: tuple[str, ...], name: str) -> dict[str, object]:
 
 @click.command("dns-add")
 @_name_option
-@click.argument("arguments", nargs=-1, required=True, metavar="[IP…] [CONTAINER]")
+@click.argument("arguments", nargs=-1, required=True, metavar="[IP…] [CONTAINER]", shell_complete=offers.containers)
 def dns_add(name: str, arguments: tuple[str, ...]) -> None:
     """Let a name stand for addresses, on every host.
 
@@ -65,7 +66,7 @@ def dns_add(name: str, arguments: tuple[str, ...]) -> None:
 
 @click.command("dns-remove")
 @_name_option
-@click.argument("arguments", nargs=-1, required=True, metavar="[IP…] [CONTAINER]")
+@click.argument("arguments", nargs=-1, required=True, metavar="[IP…] [CONTAINER]", shell_complete=offers.containers)
 def dns_remove(name: str, arguments: tuple[str, ...]) -> None:
     """Take away what dns-add or attach registered on this host: of the container, or of the given addresses.
 

@@ -22,6 +22,7 @@ from weavenet.core.ranges import IPV6_PREFIX_MIN
 
 PASSWORD_FILE_BYTES_MAX = 64 * 1024
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("logfmt", "json")
 NICKNAME_MAX = 255
 DNS_PORT = 53
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")

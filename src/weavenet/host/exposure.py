@@ -39,7 +39,7 @@ from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.limits import BRIDGE
 from weavenet.core.names import EXPOSE, absolute_name
 from weavenet.host import announce, ipv6, requests, sysctl
-from weavenet.host.bridge import Bridge
+from weavenet.host.bridge import Bridge, is_port_name
 from weavenet.host.exposure_rules import Exposed
 from weavenet.host.firewall import Firewall
 from weavenet.host.kernel import Kernel
@@ -164,8 +164,10 @@ class Exposure:
 
     async def _refuse_own(self, wanted: Sequence[requests.Wanted]) -> None:
         """Raises WeaveError for an address that another device of this host has: it would be in two networks."""
+        if not any(item.address for item in wanted):
+            return
         for link in self._kernel.links.all():
-            if link.name == BRIDGE:
+            if link.name == BRIDGE or is_port_name(link.name):
                 continue
             held = set(map(_bare, await self._kernel.netlink.addresses(link.index)))
             for item in wanted:

@@ -21,6 +21,7 @@ from weavenet.core.effects import NameRecord
 from weavenet.core.report import DnsReport
 from weavenet.dns.feed import Listen, Listening
 from weavenet.runtime import nameserver as module
+from weavenet.runtime import workers
 from weavenet.runtime.nameserver import NameServer
 from weavenet.runtime.settings import Settings
 
@@ -232,6 +233,26 @@ def test_an_adopted_worker_that_dies_or_hangs_is_replaced(play: Play, monkeypatc
                 impatience.setattr(module, "SILENCE_S", 0.4)
                 await stage.until_answers("web", 2)
             assert stage.server.pid != before
+
+    play(scene)
+
+
+def test_a_worker_that_hangs_is_ended_with_the_others(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As before the next one for other settings begins, and when the host is reset."""
+    monkeypatch.setattr(workers, "STOP_S", 0.2)
+
+    async def scene(stage: Stage) -> None:
+        stage.server.set_names(True, (record("web", 1),))
+        await stage.until_answers("web", 1)
+        before = stage.server.pid
+        assert before is not None
+        os.kill(before, signal.SIGSTOP)
+        await stage.server.stop()
+
+        async def is_gone() -> bool:
+            return not Path(f"/proc/{before}/fd/0").exists()
+
+        await stage.until(is_gone, "the worker to be gone")
 
     play(scene)
 

@@ -9,7 +9,7 @@ import sys
 
 from weavenet.cli.outcome import ERROR, OK, Ended, spoken
 
-_LOST = "expected to write the output; found: {}; next: if something was to be changed, it was: see `weave status`"
+_LOST = "expected to write the output; found: {}; next: see `weave status`: what was to be changed may be done"
 PARTS = ("targets", "connections", "peers", "dns", "ipam")
 
 

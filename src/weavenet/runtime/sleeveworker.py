@@ -27,7 +27,7 @@ from weavenet.core.limits import SLEEVE_DEVICE
 from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.types import PeerId
 from weavenet.runtime import workers
-from weavenet.runtime.workers import READ_BYTES, SUFFIX, Ended, Handle
+from weavenet.runtime.workers import SUFFIX, Ended, Handle
 from weavenet.sleeve.feed import Splitter, Stop, decode_status, frame
 
 PREFIX = "sleeve-"
@@ -40,6 +40,7 @@ FAILURES_TOLD = 3
 """So many short lives in a row are no accident."""
 SILENCE_S = 10.0
 """It reports once a second."""
+READ_BYTES = 1 << 18
 
 _log = logging.getLogger("weave.sleeve")
 

@@ -21,7 +21,6 @@ SUFFIX = ".sock"
 CONNECT_S, CONNECT_EVERY_S = 10.0, 0.02
 """A new worker listens once Python has started."""
 STOP_S = 3.0
-READ_BYTES = 1 << 18
 COMPLAINT_BYTES_MAX = 8192
 """Of what a worker says on stderr."""
 _UCRED = struct.Struct("iII")
@@ -67,17 +66,19 @@ async def spawn(path: Path, command: list[str], *, pass_fds: tuple[int, ...] = (
 
 async def stop(run_dir: str, prefix: str, farewell: bytes, *, but: Path | None = None) -> None:
     """Send ``farewell`` to the workers whose sockets begin with ``prefix``, all or all ``but`` one, and wait until they
-    are gone."""
+    are gone; who does not hear it is killed."""
     for path in sorted(Path(run_dir).glob(f"{prefix}*{SUFFIX}")):
         if path == but:
             continue
         with contextlib.suppress(OSError):
-            reader, writer = await asyncio.open_unix_connection(str(path))
-            writer.write(farewell)
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(STOP_S):
-                    await _drained(reader)
-            writer.close()
+            _, writer = await asyncio.open_unix_connection(str(path))
+            worker = Handle.of(writer)
+            try:
+                writer.write(farewell)
+                await worker.end(STOP_S)
+            finally:
+                worker.close()
+                writer.close()
         path.unlink(missing_ok=True)
 
 
@@ -133,11 +134,6 @@ def last_words(path: Path) -> str:
 
 def _complaints(path: Path) -> Path:
     return path.with_suffix(".err")
-
-
-async def _drained(reader: asyncio.StreamReader) -> None:
-    while await reader.read(READ_BYTES):
-        pass
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

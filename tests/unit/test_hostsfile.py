@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,24 @@ def test_what_has_no_file_of_its_own_is_refused() -> None:
                 hostsfile.clear(f"pid:{process.pid}")
         finally:
             process.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a mount namespace")
+def test_mounts_of_its_own_are_not_yet_a_file_of_its_own() -> None:
+    script = "echo ready; read go; mount -t tmpfs none /etc; echo ready; read end"
+    command = ["unshare", "--mount", "sh", "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        container = netns.Container(f"pid:{process.pid}", "web", -1)
+        assert process.stdout.readline()
+        with pytest.raises(WeaveError, match="files of this host"):
+            hostsfile.write(container, ATTACHMENT)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline()
+        hostsfile.write(container, ATTACHMENT)
+        assert BEGIN in Path(f"/proc/{process.pid}/root/etc/hosts").read_text()
+        process.stdin.close()
 
 
 def test_a_file_that_is_too_large_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

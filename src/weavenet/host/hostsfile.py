@@ -2,12 +2,13 @@
 
 For ``netns:NAME`` it is /etc/netns/NAME/hosts, which ``ip netns exec`` shows in place of /etc/hosts (ip-netns(8)); it
 is made if it does not exist, and removed when nothing but ours was in it. For ``pid:N`` it is the file that the process
-sees, if it has a mount namespace of its own. Files are rewritten in place: others may have them mounted. What is no
-plain file is refused: the container's root could make us wait on it.
+sees, if that is not this host's. Files are rewritten in place: others may have them mounted. What is no plain file is
+refused: the container's root could make us wait on it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ipaddress
 import os
@@ -145,6 +146,7 @@ def _read(path: Path) -> bytes:
 def _inside(pid: int, action: Callable[[], None]) -> None:
     """Run ``action`` among the files that process ``pid`` sees, in a thread that ends there. Raises OSError."""
     theirs = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    ours = _files_of_this_host()
     trouble: list[BaseException] = []
 
     def run() -> None:
@@ -153,13 +155,13 @@ def _inside(pid: int, action: Callable[[], None]) -> None:
             if _libc.unshare(CLONE_FS) != 0 or not netns.enter(theirs, CLONE_NEWNS):
                 code = ctypes.get_errno()
                 raise OSError(code, os.strerror(code))
+            if ours & _which(Path("/")):
+                raise OSError("it sees the files of this host")
             action()
         except BaseException as error:
             trouble.append(error)
 
     try:
-        if netns.identity(theirs) == _own_mounts():
-            raise OSError("it sees the files of this host")
         thread = threading.Thread(target=run, name="hosts")
         thread.start()
         thread.join()
@@ -169,6 +171,16 @@ def _inside(pid: int, action: Callable[[], None]) -> None:
         raise trouble[0]
 
 
-def _own_mounts() -> tuple[int, int]:
-    status = Path("/proc/self/ns/mnt").stat()
-    return status.st_dev, status.st_ino
+def _files_of_this_host() -> set[tuple[int, int]]:
+    """As we see them and as PID 1 does: a service manager may have given us mounts of our own. Mount namespaces say
+    nothing about it, since a process with one of its own sees the same files until something is mounted over them."""
+    return _which(Path("/")) | _which(Path("/proc/1/root"))
+
+
+def _which(root: Path) -> set[tuple[int, int]]:
+    """The hosts file, or the folder where it would be made, as (device, inode)."""
+    for path in (root / "etc/hosts", root / "etc"):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            return {(status.st_dev, status.st_ino)}
+    return set()

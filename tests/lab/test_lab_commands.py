@@ -98,7 +98,7 @@ def test_no_lab_in_use_is_called_left_over(lab: Lab, lab_name: str, capsys: pyte
             assert f"{lab_name} is changing\n" in capsys.readouterr().out
         assert main(["list"]) == 0
         assert f"{lab_name} is left over; next: weave lab down --lab {lab_name}\n" in capsys.readouterr().out
-        asleep = subprocess.Popen(["sleep", "60"], env={**os.environ, "WEAVELAB": f"{lab_name}/underlay"})
+        asleep = subprocess.Popen(["sleep", "60"], env={**os.environ, **processes.marks(lab_name, "underlay")})
         try:
             wait_until(lambda: asleep.pid in processes.marked(lab_name), 30.0, "the mark")
             assert main(["list"]) == 0

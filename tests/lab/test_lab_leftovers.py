@@ -124,18 +124,23 @@ def test_down_finishes_what_a_killed_up_began(lab_name: str) -> None:
 
 
 def test_down_of_one_lab_spares_another_and_foreign_processes(lab_name: str) -> None:
-    foreign = subprocess.Popen(["sleep", "1234"])
+    in_container = {**processes.marks(lab_name, "h1"), processes.MACHINE: "pid:[1]"}
+    foreign = [
+        subprocess.Popen(["sleep", "1234"]),
+        subprocess.Popen(["sleep", "1234"], env={**os.environ, **in_container}),  # of a lab with the same name
+    ]
     neighbour = new_name()
     try:
         Lab.up(neighbour, of_count(1))
         Lab.up(lab_name, of_count(1))
         labs.down(lab_name)
         assert Lab.open(neighbour).host("h1").run(["true"]).returncode == 0
-        assert foreign.poll() is None
+        assert [process.poll() for process in foreign] == [None, None]
     finally:
         labs.down(neighbour)
-        foreign.kill()
-        foreign.wait()
+        for process in foreign:
+            process.kill()
+            process.wait()
 
 
 def test_racing_ups_of_one_name_make_one_lab(lab_name: str) -> None:

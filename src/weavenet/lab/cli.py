@@ -259,7 +259,7 @@ def exec_(name: str | None, place: str, command: tuple[str, ...]) -> None:
     argv = list(command[1:] if command[:1] == ("--",) else command) or ["sh"]
     if place == labs.UNDERLAY:
         entering = [requirements.tool("nsenter"), "-t", str(lab.state.underlay_pid), "-n", "--", *argv]
-        environment = {**os.environ, processes.MARK: f"{lab.name}/{labs.UNDERLAY}"}
+        environment = {**os.environ, **processes.marks(lab.name, labs.UNDERLAY)}
     else:
         host_name, _, container = place.partition(":")
         host = lab.host(host_name)
@@ -438,6 +438,8 @@ def kill(name: str | None, host: str, whole: bool) -> None:
 @click.argument("host")
 def reboot(name: str | None, host: str) -> None:
     """Switch a host off and on: same disk, machine-id and MAC; a new boot-id, no containers.
+
+    The daemon starts with it where `weave install-unit` was run, as systemd would start it.
 
     \b
     Example:  weave lab reboot h2

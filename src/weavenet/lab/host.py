@@ -101,7 +101,7 @@ class Host:
             "HOME": "/root",
             "USER": "root",
             "SHELL": "/bin/sh",
-            processes.MARK: f"{self.lab}/{self.name}",
+            **processes.marks(self.lab, self.name),
             **(extra or {}),
         }
 

@@ -1,7 +1,8 @@
 """Which processes belong to a lab, and ending them: the one thing a lab leaves on the machine.
 
-Every process of a lab has ``WEAVELAB=<lab>/<host>`` in its environment, from its PID 1 down. Nothing without that
-mark, and outside the hosts' PID namespaces, is ever signalled.
+Every process of a lab has ``WEAVELAB=<lab>/<host>`` in its environment, from its PID 1 down, and which machine the lab
+belongs to. Nothing without these marks, and outside the hosts' PID namespaces, is ever signalled: a container on this
+machine may have labs of the same names.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 from weavenet.lab.waiting import wait_until
 
 MARK = "WEAVELAB"
+MACHINE = "WEAVELAB_MACHINE"
+"""The PID namespace in which ``weave lab`` was run."""
 TOKEN = "WEAVELAB_TOKEN"  # distinguishes one command that runs in a host from the others
 END_DEADLINE_S = 20.0
 
@@ -73,15 +76,21 @@ def inside(pid1: int) -> list[int]:
     return [pid1, *sorted(pid for pid in all_pids() if pid != pid1 and namespace(pid, "pid") == wanted)]
 
 
+def marks(lab: str, host: str) -> dict[str, str]:
+    """Environment variables for a process of ours."""
+    return {MARK: f"{lab}/{host}", MACHINE: namespace(os.getpid(), "pid")}
+
+
 def marked(lab: str | None = None) -> dict[int, str]:
-    """Living processes that carry the mark: id -> ``<lab>/<host>``; of one lab, or of all."""
+    """Living processes that carry the marks: id -> ``<lab>/<host>``; of one lab of this machine, or of all."""
     own = namespace(os.getpid(), "pid")
     found = {}
     for pid in all_pids():
-        mark = environment(pid).get(MARK, "")
+        variables = environment(pid)
+        mark = variables.get(MARK, "")
         if "/" not in mark or (lab is not None and mark.partition("/")[0] != lab):
             continue
-        if pid != os.getpid() and start_time(pid) and own:
+        if pid != os.getpid() and start_time(pid) and own and variables.get(MACHINE) == own:
             found[pid] = mark
     return found
 

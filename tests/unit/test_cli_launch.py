@@ -153,6 +153,10 @@ def test_peers_of_file_and_command_line(composed: Compose) -> None:
     settings = composed(conf='peers = ["h1", "h2:7000"]', peers=("h3",)).settings
     assert (settings.conf_targets, settings.targets) == (("h1", "h2:7000"), ("h3",))
     assert composed(conf='peers = ["h1"]').settings.targets is None
+    settings = composed(conf='peers = ["h1"]', env={"WEAVE_PEERS": "h2 h3,h4:7000"}).settings
+    assert (settings.conf_targets, settings.targets) == (("h2", "h3", "h4:7000"), None)
+    assert composed(conf='peers = ["h1"]', env={"WEAVE_PEERS": " "}).settings.conf_targets == ("h1",)
+    assert "WEAVE_PEERS" in refusal(composed, env={"WEAVE_PEERS": "h1:x"})
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("60", 60), ("90s", 90), ("10m", 600), ("1h", 3600), ("2d", 172_800)])

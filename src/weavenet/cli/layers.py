@@ -18,6 +18,7 @@ from weavenet.cli.values import LOG_FORMATS, LOG_LEVELS, Given, refuse
 
 CONF_PATH = "/etc/weave.conf"
 PEERS_KEY = "peers"
+PEERS_VARIABLE = "WEAVE_PEERS"
 CONF_BYTES_MAX = 1 << 20
 
 
@@ -111,7 +112,7 @@ Layer = dict[str, Given]
 
 
 class Layers(NamedTuple):
-    """``levels`` from the strongest to the weakest. ``conf_peers`` are the file's."""
+    """``levels`` from the strongest to the weakest. ``conf_peers``: of the environment, or else of the file."""
 
     levels: tuple[Layer, ...]
     conf_peers: tuple[Given, ...]
@@ -136,6 +137,8 @@ def read_layers(flags: Mapping[str, Any], environment: Mapping[str, str], conf_p
     """All layers. ``flags`` maps option names to what click parsed (None or False: not given). Raises Ended when a
     variable or the file cannot be right."""
     conf, peers = _conf_layer(conf_path)
+    if named := environment.get(PEERS_VARIABLE, "").replace(",", " ").split():
+        peers = tuple(Given(peer, PEERS_VARIABLE) for peer in named)
     return Layers((_flag_layer(flags), _environment_layer(environment), conf), peers)
 
 
@@ -164,9 +167,10 @@ def misspelt(environment: Mapping[str, str]) -> tuple[str, ...]:
     """Warnings about variables that are nearly ours: unlike a wrong key of the file they may be somebody else's, but a
     lost letter in WEAVE_PASSWORD would start an open network without a word."""
     warnings = []
+    known = {PEERS_VARIABLE, *_BY_VARIABLE}
     for variable in sorted(environment):
-        if variable.startswith("WEAVE_") and variable not in _BY_VARIABLE:
-            near = difflib.get_close_matches(variable, _BY_VARIABLE, n=1, cutoff=0.85)
+        if variable.startswith("WEAVE_") and variable not in known:
+            near = difflib.get_close_matches(variable, known, n=1, cutoff=0.85)
             warnings += [f"{variable} has no effect; next: did you mean {name}?" for name in near]
     return tuple(warnings)
 

@@ -59,8 +59,9 @@ def test_type_1_hosts_added_by_hand_are_remembered_through_reboots(make_lab: Mak
     assert "member, not elector" in consense(h3)
     cluster = observe.report(h1).router.cluster
     for host in lab.hosts:
+        host.weave("install-unit", check=True)
+    for host in lab.hosts:
         lab.reboot(host.name)
-        host.weave("launch", check=True)
         wait_for_links(lab.hosts)
         assert observe.report(host).router.cluster == cluster
     containers = [attach_new(host, f"{host.name}-again") for host in lab.hosts]

@@ -11,6 +11,8 @@ import time
 from weavenet.cli.outcome import ERROR, LIMIT, Ended
 
 CONTROL_SOCKET = "/run/weave/control.sock"
+UNIT_PATH = "/etc/systemd/system/weave.service"
+"""There after `weave install-unit`."""
 ANSWER_TIMEOUT_S = 15.0
 """For requests that the daemon answers at once; a longer silence means it hangs."""
 
@@ -28,10 +30,14 @@ class NotRunning(Ended):
         super().__init__(ERROR, "weave is not running; next: start it with `weave launch`")
 
     def told(self) -> str:
+        from pathlib import Path
+
         from weavenet.cli.unheard import running_pid
 
         pid = running_pid()
         if pid is None:
+            if Path(UNIT_PATH).exists():
+                return "weave is not running; next: `systemctl status weave` says why; systemctl start weave"
             return self.sentence
         return (
             f"a daemon is running (pid {pid}), but nobody answers at {socket_path()}: it has just begun or is about to "

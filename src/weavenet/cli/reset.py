@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import click
 
-from weavenet.cli.client import Call, NotRunning, ask
+from weavenet.cli.client import UNIT_PATH, Call, NotRunning, ask
 from weavenet.cli.outcome import ERROR, LIMIT, Ended, sentence_of, status_of
-from weavenet.cli.printing import Duration, as_json, output_option
+from weavenet.cli.printing import Duration, as_json, note, output_option
 from weavenet.cli.stop import wait_for_end, watch
 from weavenet.cli.waiting import Report, TimedOut, ipam_of, wait_for
 
@@ -43,6 +44,8 @@ def reset(*, force: bool, timeout: float, output: str | None) -> None:
         text = _by_daemon(force, timeout, output)
     except NotRunning:
         text = _without_daemon(force)
+    if Path(UNIT_PATH).exists():
+        note("the next boot starts weave here again, as a new peer; next: weave install-unit --uninstall")
     if output:
         as_json({"result": "done", "detail": text})
     else:

@@ -10,7 +10,7 @@ It does not configure addresses (the lab does, from outside) and forwards no sig
 """
 
 # pathlib would double the start time of this script.
-# ruff: noqa: PTH101, PTH103, PTH104, PTH112, PTH211
+# ruff: noqa: PTH101, PTH103, PTH104, PTH108, PTH112, PTH211
 from __future__ import annotations
 
 import contextlib
@@ -37,6 +37,8 @@ MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x4_0000
 
+UNIT = "/etc/systemd/system/weave.service"
+UNIT_LINK = "/etc/systemd/system/multi-user.target.wants/weave.service"
 HIDDEN = ("/run", "/tmp", "/dev/shm", "/var/log")  # what a host sees something of its own at
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -76,6 +78,7 @@ def _tmpfs(target: str, mode: str) -> None:
 def _own_etc(disk: str) -> None:
     """The machine's /etc underneath, this host's files on top, kept on the host's disk."""
     layer, work = f"{disk}/etc", f"{disk}/etc-work"
+    is_new = not os.path.isdir(work)
     os.makedirs(work, exist_ok=True)
     try:
         _mount("overlay", "/etc", "overlay", 0, f"lowerdir=/etc,upperdir={layer},workdir={work}")
@@ -86,6 +89,9 @@ def _own_etc(disk: str) -> None:
             subprocess.run(["cp", "-a", f"{layer}/.", f"{copy}.new"], check=True)
             os.rename(f"{copy}.new", copy)
         _bind(copy, "/etc")
+    for path in (UNIT, UNIT_LINK) if is_new else ():  # the machine's own: a fresh host starts nothing
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def _own_var_lib(disk: str) -> None:

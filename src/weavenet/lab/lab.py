@@ -28,6 +28,7 @@ START_TIMEOUT_S = 30.0
 PINGS_AT_ONCE = 8
 UNDERLAY = "underlay"
 
+_BOOT = Path(__file__).with_name("boot.py")
 _INIT = Path(__file__).with_name("init.py")
 _CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -211,7 +212,8 @@ class Lab:
             state.save(current)
 
     def reboot(self, name: str) -> None:
-        """Power off, if it is on, and on again: same disk, machine-id and MAC, a new boot-id, empty /run and /tmp."""
+        """Power off, if it is on, and on again: same disk, machine-id and MAC, a new boot-id, empty /run and /tmp.
+        Where `weave install-unit` was run, the daemon is ready when this returns."""
         with state.locked(self.name):
             current = self.state
             self._check_hosts(current, [name])
@@ -222,6 +224,7 @@ class Lab:
             underlay.connect(current, [host])
             underlay.apply_faults(current)
             state.save(current)
+        self.host(name).run([sys.executable, "-I", "-S", str(_BOOT)], check=True)
 
     def clone(self, source: str, target: str, *, new_machine_id: bool = False) -> None:
         """Switches ``target`` off, gives it what is on the disk of ``source`` (data, weave.conf, and its machine-id
@@ -363,7 +366,7 @@ def _begin(current: LabState, host: str, spec: dict[str, object]) -> subprocess.
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={processes.MARK: f"{current.name}/{host}", "PATH": requirements.SEARCH_PATH},
+        env={**processes.marks(current.name, host), "PATH": requirements.SEARCH_PATH},
         start_new_session=True,  # Ctrl-C reaches the lab's command, which then takes the lab down in order
     )
     assert process.stdin is not None

@@ -119,6 +119,16 @@ def test_report_is_json(fake: RunningDaemon, capfd: CapFd) -> None:
     assert json.loads(capfd.readouterr().out)["IPAM"]["Range"] == "10.32.0.0/12"
 
 
+def test_report_fills_in_a_template(fake: RunningDaemon, capfd: CapFd) -> None:
+    assert run(["report", "-f", '{{.Ready}} {{len .Router.Peers}}{{"\\n"}}']) == 0
+    out, _ = capfd.readouterr()
+    assert out == f"true {len(fake.daemon.report.peers)}\n"
+    assert run(["report", "-f", "{{.Redy}}"]) == 1
+    assert "did you mean .Ready?" in capfd.readouterr().err
+    assert run(["report", "-f", "{{.Ready}}", "-o", "json"]) == 1
+    assert "one of -f and -o" in capfd.readouterr().err
+
+
 def test_attach_prints_addresses_without_prefix_on_one_line(fake: RunningDaemon, capfd: CapFd) -> None:
     assert run(["attach", "10.32.5.5/12", "net:10.40.0.0/16", "--no-multicast-route", "netns:web"]) == 0
     assert capfd.readouterr().out == "10.32.0.1 10.33.0.1\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from weavenet.sleeve.path import BUSY_S, HOLD_FIRST_S, SIZE_FIRST, Path
+from weavenet.sleeve.path import BUSY_S, HOLD_FIRST_S, IDLE_S, SIZE_FIRST, Path
 
 DIRECT = b"direct address"
 
@@ -110,6 +110,18 @@ def test_an_idle_path_is_asked_seldom() -> None:
     before = world.probes
     world.run(240.0)
     assert world.path.works and world.probes - before <= 20
+
+
+def test_a_peer_may_be_away_for_days() -> None:
+    path = Path(0.0, random.Random(1), lambda name: 1472)
+    path.candidates = (DIRECT,)
+    rounds = 0
+    while path.next_at < 72 * 3600.0:
+        before = path.next_at
+        assert path.due(before)
+        assert path.next_at - before <= IDLE_S
+        rounds += 1
+    assert rounds > 4000 and not path.works
 
 
 def test_a_loss_ends_units_for_longer_each_time() -> None:

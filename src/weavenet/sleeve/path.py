@@ -23,7 +23,8 @@ NAT_KEEPALIVE_S = 20.0
 BUSY_AFTER_TRAFFIC_S = 10.0
 MISSES_MAX = 3
 EAGER_ROUNDS = 20
-BACKOFF = 1.5
+BACKOFF, BACKOFF_STEPS_MAX = 1.5, 20
+"""Per round, and after how many of them it is IDLE_S for certain: a float ends at some 1750."""
 SIZE_RETRY_S = 60.0
 OUTSTANDING_MAX = 64
 HOLD_FIRST_S, HOLD_MAX_S = 15.0, 600.0
@@ -124,7 +125,7 @@ class Path:
         while len(self._outstanding) > OUTSTANDING_MAX:
             del self._outstanding[next(iter(self._outstanding))]
         self._answered = self._direct_answered = self._size_answered = False
-        extra = self.misses - EAGER_ROUNDS
+        extra = min(self.misses - EAGER_ROUNDS, BACKOFF_STEPS_MAX)
         self.next_at = now + (BUSY_S if extra <= 0 else min(BUSY_S * BACKOFF**extra, IDLE_S))
         return probes
 

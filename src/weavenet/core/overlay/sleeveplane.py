@@ -279,7 +279,10 @@ class SleevePlane:
             macs.setdefault(peer, []).append(mac)
         before, self._macs = self._macs, {peer: tuple(sorted(found)) for peer, found in macs.items()}
         changed = {peer for peer in before.keys() | macs.keys() if before.get(peer) != self._macs.get(peer)}
-        changed |= {peer for peer, built in self._built.items() if built.is_open != (peer in self._planes)}
+        is_shut = self._planes.is_shut
+        changed |= {
+            peer for peer, built in self._built.items() if built.is_open != (peer in self._planes and not is_shut)
+        }
         return changed | (self._planes.peers - self._built.keys())
 
     def _peer(self, peer: PeerId, record: SleeveRecord, macs: tuple[bytes, ...]) -> SleevePeer:

@@ -62,6 +62,22 @@ def test_frames_arrive_as_they_were(seed: int, is_lossy: bool, aes: bool) -> Non
     assert not sum(b.counters().values())
 
 
+@pytest.mark.parametrize("segment", [1301, 1304, 1324, 1355])
+def test_the_largest_units_arrive_to_the_last_byte(segment: int) -> None:
+    """Of as many segments as the kernel makes of 64 kB, the last of them short."""
+    rng = random.Random(segment)
+    a, b = pair()
+    a.now = 10.0
+    lossy(a)
+    for last in (1, 300, segment - 1, segment):
+        payload = rng.randbytes((65_215 // segment - 1) * segment + last)
+        unit = tcp_unit(rng, version=6, segment=segment, payload=payload, options=12, flags=0x18)
+        unit = unit[:VNET_BYTES] + b.mac() + unit[VNET_BYTES + 6 :]
+        arrived = b.open(a.seal(unit), HOME)
+        assert [piece for frame in arrived for piece in segmented(frame)] == segmented(unit)
+    assert not sum(b.counters().values())
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_a_loss_costs_what_was_lost(seed: int) -> None:
     """Sealed by segment: exactly the segments whose datagrams arrived are delivered, each once."""

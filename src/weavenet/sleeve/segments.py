@@ -103,14 +103,18 @@ class Segments:
         return size == run.end + run.segment or (index == run.last and run.end < size < run.end + run.segment)
 
     def _room(self, run: Run, number: int, count: int) -> int:
-        """How many of ``count`` datagrams from ``number`` on have the right size for the run."""
-        count = min(count, (RUN_BYTES_MAX - run.size) // run.segment)
-        if count <= 0 or run.size != (run.next - run.first) * run.segment:
+        """How many of ``count`` datagrams from ``number`` on have the right size for the run and fit into it."""
+        if run.size != (run.next - run.first) * run.segment:
+            return 0
+        fitting, left = divmod(RUN_BYTES_MAX - run.size, run.segment)
+        count = min(count, fitting + 1)  # one more when it is a short last one
+        if count <= 0:
             return 0
         if count > 1 and len(self._arrival.bodies[number]) != run.end + run.segment + TAG_BYTES:
             count = 1
         final = len(self._arrival.body(number + count - 1)) - TAG_BYTES
-        return count if self._is_segment(run, run.next + count - 1, final) else count - 1
+        is_last = self._is_segment(run, run.next + count - 1, final) and (count <= fitting or final - run.end <= left)
+        return count if is_last else count - 1
 
     def _extend(self, run: Run, key: ReceivingKey, place: bytes, places: list[bytes], number: int, count: int) -> bool:  # noqa: PLR0917
         """Open ``count`` datagrams to the end of the run. False when one was not genuine: the run is as before."""

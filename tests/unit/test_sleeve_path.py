@@ -112,6 +112,24 @@ def test_an_idle_path_is_asked_seldom() -> None:
     assert world.path.works and world.probes - before <= 20
 
 
+def test_being_asked_often_is_no_miss() -> None:
+    """Addresses, keys and use of a far peer change one after the other, within one round trip."""
+    path = Path(0.0, random.Random(1), lambda name: 1472)
+    path.candidates, path.carries = (DIRECT,), True
+    on_their_way: list[tuple[float, int]] = []
+    for tick in range(1000):
+        now = tick * 0.02
+        for nonce in [nonce for at, nonce in on_their_way if at <= now]:
+            path.learned = DIRECT
+            path.answered(now, nonce, direct=True)
+        on_their_way = [(at, nonce) for at, nonce in on_their_way if at > now]
+        if 400 <= tick < 410:
+            path.kick(now)
+        on_their_way += [(now + 0.2, nonce) for nonce, _, size in path.due(now) if size <= 1472]
+        if tick >= 100:
+            assert path.works and path.is_direct and path.size == 1472
+
+
 def test_a_peer_may_be_away_for_days() -> None:
     path = Path(0.0, random.Random(1), lambda name: 1472)
     path.candidates = (DIRECT,)

@@ -20,6 +20,8 @@ SIZE_FIRST = 1232
 BUSY_S, QUIET_S, IDLE_S, IDLE_JITTER_S = 0.5, 5.0, 60.0, 60.0
 NAT_KEEPALIVE_S = 20.0
 """For a peer that is only reached where its datagrams came from: translators forget UDP flows after 30 s and more."""
+ROUND_MIN_S = 0.9 * BUSY_S
+"""One that was cut short by a kick is judged with the next: its answers may be on their way."""
 BUSY_AFTER_TRAFFIC_S = 10.0
 MISSES_MAX = 3
 EAGER_ROUNDS = 20
@@ -56,6 +58,7 @@ class Path:
         self._size_answered = True
         self._size_misses = 0
         self._size_retry_at = now
+        self._round_at = float("-inf")
         self._lost_seen = 0
         self._trials = 0
         """Probes of sizes that may be too large and were not answered: losing them says nothing about loss."""
@@ -97,7 +100,10 @@ class Path:
         the smallest)."""
         if now < self.next_at:
             return []
-        self._end_round()
+        if now - self._round_at >= ROUND_MIN_S:
+            self._end_round()
+            self._answered = self._direct_answered = self._size_answered = False
+            self._round_at = now
         wanted: list[tuple[bytes | None, int]] = []
         names = {self.learned} if self.learned else set()
         if not self.is_direct or self.misses:
@@ -124,7 +130,6 @@ class Path:
             probes.append((nonce, name, size))
         while len(self._outstanding) > OUTSTANDING_MAX:
             del self._outstanding[next(iter(self._outstanding))]
-        self._answered = self._direct_answered = self._size_answered = False
         extra = min(self.misses - EAGER_ROUNDS, BACKOFF_STEPS_MAX)
         self.next_at = now + (BUSY_S if extra <= 0 else min(BUSY_S * BACKOFF**extra, IDLE_S))
         return probes

@@ -130,6 +130,35 @@ def test_being_asked_often_is_no_miss() -> None:
             assert path.works and path.is_direct and path.size == 1472
 
 
+def test_where_nothing_leads_no_datagrams_are_sent() -> None:
+    """A peer answers at its address, from another one that it cannot be reached at."""
+    path = Path(0.0, random.Random(1), lambda name: 1472)
+    path.candidates, path.carries = (b"another", DIRECT), True
+    source, reachable = b"outward", {DIRECT}
+    now, to, sizes = 0.0, [], []
+    while now < 60.0:
+        for nonce, name, _ in path.due(now):
+            if name in reachable:
+                path.learned = source
+                path.answered(now + 0.01, nonce, direct=True)
+        path.traffic(now)
+        to.append(path.direct_name)
+        sizes.append(path.size)
+        now = round(now + 0.1, 3)
+    assert set(to[30:]) == {DIRECT} and path.works and path.is_direct and set(sizes[50:]) == {1472}
+    path.learned = source = b"new one"  # it moved: believed at once, and proven soon
+    assert path.direct_name == source
+    reachable = {source}
+    while now < 70.0:
+        for nonce, name, _ in path.due(now):
+            if name in reachable:
+                path.answered(now + 0.01, nonce, direct=True)
+        path.traffic(now)
+        assert path.direct_name == source
+        now = round(now + 0.1, 3)
+    assert path.works and path.is_direct
+
+
 def test_a_peer_may_be_away_for_days() -> None:
     path = Path(0.0, random.Random(1), lambda name: 1472)
     path.candidates = (DIRECT,)

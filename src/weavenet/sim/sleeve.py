@@ -131,7 +131,8 @@ class Worker:
         paths = []
         for peer, session in self._sessions.items():
             path = session.path
-            endpoint = SleeveEndpoint(path.learned.decode(), PORT_DEFAULT) if path.learned and path.is_direct else None
+            name = path.direct_name if path.learned and path.is_direct else None
+            endpoint = None if name is None else SleeveEndpoint(name.decode(), PORT_DEFAULT)
             paths.append(SleevePath(peer, path.works, endpoint, path.rtt_s, 0.0, path.size, 0, 0, 0, 0))
         return SleeveStatus(self._process, PORT_DEFAULT, (self._key,), tuple(paths), (), {})
 

@@ -5,6 +5,9 @@ to 120 s when idle, back-off to 60 s while unanswered). A round has a small prob
 peer, and one as large as data, so that a path that only takes small datagrams is noticed. Larger sizes are probed
 when the path comes up and once a minute (RFC 8899: sizes are confirmed by answers, never by ICMP).
 
+Datagrams go where the newest of the peer's came from. Where that address never answers, while the peer answers at
+another (it sends from an address that nothing leads to), they go to that other one.
+
 Units (one seal over up to 60 kB) are used only while the peer reports no loss: a loss then costs all of it. After a
 loss each segment is sealed by itself for ``hold_s``, which doubles each time the path disappoints again.
 """
@@ -67,6 +70,14 @@ class Path:
         self.candidates: tuple[bytes, ...] = ()
         self.learned: bytes | None = None
         """Where the newest authenticated datagram came from that no relay had touched."""
+        self._asked: bytes | None = None
+        """What was learned when the last probes left, and in how many rounds in a row it did not answer."""
+        self._asked_misses = 0
+        self._asked_answered = False
+        self._answering: bytes | None = None
+        """Where else the peer answered last."""
+        self._deaf: bytes | None = None
+        """What was learned, and does not answer there."""
         self.has_relay = False
         self.carries = False
         self.next_at = now
@@ -87,6 +98,9 @@ class Path:
 
     @property
     def direct_name(self) -> bytes | None:
+        """The raw address for datagrams that go straight to the peer."""
+        if self._deaf is not None and self.learned == self._deaf:
+            return self._answering
         return self.learned or (self.candidates[0] if self.candidates else None)
 
     def units_allowed(self, now: float) -> bool:
@@ -102,17 +116,21 @@ class Path:
             return []
         if now - self._round_at >= ROUND_MIN_S:
             self._end_round()
-            self._answered = self._direct_answered = self._size_answered = False
+            self._answered = self._direct_answered = self._asked_answered = self._size_answered = False
             self._round_at = now
         wanted: list[tuple[bytes | None, int]] = []
+        if self.learned != self._asked:
+            self._asked, self._asked_misses, self._asked_answered, self._deaf = self.learned, 0, False, None
         names = {self.learned} if self.learned else set()
+        if self._asked_misses and self._answering is not None:
+            names.add(self._answering)
         if not self.is_direct or self.misses:
             names |= set(self.candidates)
         wanted += [(name, 0) for name in sorted(names)]
         if self.has_relay and not self.is_direct:
             wanted.append((None, 0))
         if self.works:
-            name = self.learned if self.is_direct else None
+            name = self.direct_name if self.is_direct else None
             if name is not None or self.has_relay:
                 wanted.append((name, self.size))
                 if now >= self._size_retry_at:
@@ -143,6 +161,7 @@ class Path:
         if not self._direct_answered and self.direct_misses < MISSES_MAX:
             self.direct_misses += 1
             self.changed = self.changed or self.direct_misses == MISSES_MAX
+        self._judge_learned()
         if self._answered and self.works and not self._size_answered:
             self._size_misses += 1
             if self._size_misses >= MISSES_MAX and self.size > SIZES[0]:
@@ -150,6 +169,19 @@ class Path:
                 self._size_misses, self.changed = MISSES_MAX - 1, True
         else:
             self._size_misses = 0
+
+    def _judge_learned(self) -> None:
+        if self._asked is None:
+            return
+        before = self._deaf
+        if self._asked_answered:
+            self._asked_misses, self._deaf = 0, None
+        else:
+            self._asked_misses += 1
+            if self._asked_misses >= MISSES_MAX and self._direct_answered:
+                self._deaf = self._asked
+        if self._deaf != before:
+            self._size_misses, self._size_retry_at, self.changed = 0, self._round_at, True
 
     def answered(self, now: float, nonce: int, *, direct: bool) -> None:
         """An authenticated answer. ``direct``: no relay had touched it."""
@@ -160,6 +192,10 @@ class Path:
         self._trials -= probe.is_trial and self._trials > 0
         if direct and probe.name is not None:
             self._direct_answered = True
+            if probe.name == self._asked:
+                self._asked_answered = True
+            else:
+                self._answering = probe.name
             if self.direct_misses:
                 self.changed = self.changed or not self.is_direct
                 self.direct_misses = 0
@@ -184,7 +220,7 @@ class Path:
             return BUSY_S
         if self.carries:
             return QUIET_S
-        if self.learned is not None and self.learned not in self.candidates:
+        if self.learned is not None and self.direct_name not in self.candidates:
             return NAT_KEEPALIVE_S
         return IDLE_S + self._rng.random() * IDLE_JITTER_S
 

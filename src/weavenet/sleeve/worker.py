@@ -209,10 +209,11 @@ class Worker:
 
 def _path_of(session: Session) -> SleevePath:
     path = session.path
+    name = path.direct_name if path.learned and path.is_direct else None
     return SleevePath(
         peer=session.peer,
         works=path.works,
-        endpoint=endpoint_of(path.learned) if path.learned and path.is_direct else None,
+        endpoint=endpoint_of(name) if name is not None else None,
         rtt_s=path.rtt_s,
         loss=round(path.loss, 4),
         datagram_bytes=path.size,

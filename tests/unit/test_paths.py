@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from weavenet.core.effects import Outbox, Probe
 from weavenet.core.overlay.paths import Paths, PathState
 from weavenet.core.types import PeerId, plane_mac
@@ -93,3 +95,24 @@ def test_a_new_link_cuts_a_backoff_short() -> None:
     bench.run(300, answer=False)
     bench.paths.kick(bench.now, PEER)
     assert bench.paths.deadline() == bench.now
+
+
+@pytest.mark.parametrize("rtt_s", [0.4, 0.6, 0.9])
+def test_a_far_peer_is_reached(rtt_s: float) -> None:
+    """By satellite, answers take longer than the interval between probes of a path that is not known to work."""
+    bench = Bench()
+    answers: list[tuple[float, int]] = []
+    while bench.now < 60.0:
+        bench.paths.traffic(bench.now)
+        for at, nonce in answers:
+            if at <= bench.now:
+                bench.paths.received(bench.now, plane_mac(PEER), nonce, is_answer=True)
+        answers = [(at, nonce) for at, nonce in answers if at > bench.now]
+        bench.paths.tick(bench.now)
+        answers += [(bench.now + rtt_s, probe.nonce) for probe in bench.probes()]
+        if bench.now > 2.0:
+            assert bench.paths.state(PEER) is PathState.WORKING
+        bench.now += 0.01
+    rtt_ms = bench.paths.rtt_ms(PEER)
+    assert rtt_ms is not None and abs(rtt_ms - 1000 * rtt_s) < 20
+    assert bench.paths.loss_percent(PEER) == 0.0

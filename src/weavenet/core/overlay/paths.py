@@ -2,7 +2,8 @@
 
 "Works" is measured, never assumed. Intervals (spec 06): 500 ms until answered and while frames flowed in the last 10 s
 (bad after 3 misses); 5 s while in use but quiet; 60-120 s with jitter when idle; unanswered paths back off to 60 s,
-those in use to 5 s. Loss is counted in probes, not in time, so a suspended host wakes up without false alarms.
+those in use to 5 s. Where the round trip takes longer than an interval, the answer to an earlier probe counts, and the
+interval grows with it. Loss is counted in probes, not in time, so a suspended host wakes up without false alarms.
 
 A path that broke counts as working again after as many answers in a row as the number of times it broke lately asks
 for (1, 2, 4, … 16), so that one that comes and goes does not drag the frames along.
@@ -31,6 +32,8 @@ from weavenet.core.types import PeerId, plane_mac
 _EAGER_PROBES = 20
 """An unanswered path is probed this often at 500 ms before the interval grows."""
 _BACKOFF = 1.5
+_ROUND_TRIPS, _PATIENCE_MAX_S = 1.5, 1.0
+"""A probe counts as missed after so many round trips, where that is longer than 500 ms, and this long at most."""
 _SMOOTHING = 0.2
 
 
@@ -46,23 +49,23 @@ class PathState(Enum):
 class _Path:
     __slots__ = (
         "answers",
+        "awaits",
         "broke_at",
         "in_use",
         "loss",
         "misses",
         "next_at",
-        "nonce",
         "proofs",
         "rtt_s",
-        "sent_at",
+        "sent",
         "state",
     )
 
     def __init__(self, now: float) -> None:
         self.state = PathState.UNPROVEN
         self.next_at = now
-        self.sent_at: float | None = None
-        self.nonce = 0
+        self.sent: dict[int, float] = {}  # nonces of the newest probes without an answer
+        self.awaits = False  # whether no answer came since the last probe left
         self.misses = 0
         self.rtt_s: float | None = None
         self.loss = 0.0
@@ -151,12 +154,13 @@ class Paths:
             self._outbox.append(Probe(peer, mac, nonce, is_answer=True))
             return
         path = self._paths[peer]
-        if nonce != path.nonce or path.sent_at is None:
+        sent_at = path.sent.pop(nonce, None)
+        if sent_at is None:
             return
         self._is_due_known = False
-        sample = max(0.0, now - path.sent_at)
+        sample = max(0.0, now - sent_at)
         path.rtt_s = sample if path.rtt_s is None else path.rtt_s + _SMOOTHING * (sample - path.rtt_s)
-        path.sent_at = None
+        path.awaits = False
         path.misses = 0
         path.loss *= 1 - _SMOOTHING
         path.answers += 1
@@ -174,11 +178,14 @@ class Paths:
         for peer, path in self._paths.items():
             if now < path.next_at:
                 continue
-            if path.sent_at is not None:
+            if path.awaits:
                 self._missed(now, peer, path)
-            path.nonce = self._rng.getrandbits(62)
-            path.sent_at = now
-            self._outbox.append(Probe(peer, plane_mac(peer), path.nonce, is_answer=False))
+            nonce = self._rng.getrandbits(62)
+            path.awaits = True
+            path.sent[nonce] = now
+            if len(path.sent) > PROBE_MISSES:
+                del path.sent[next(iter(path.sent))]
+            self._outbox.append(Probe(peer, plane_mac(peer), nonce, is_answer=False))
             path.next_at = now + self._unanswered_interval(path)
 
     def _missed(self, now: float, peer: PeerId, path: _Path) -> None:
@@ -196,7 +203,8 @@ class Paths:
         """Until its answer comes, a probe counts as the first of a series at 500 ms."""
         extra = path.misses - _EAGER_PROBES
         longest_s = PROBE_RETURN_S if path.in_use else PROBE_IDLE_MIN_S
-        return PROBE_BUSY_S if extra <= 0 else min(PROBE_BUSY_S * _BACKOFF ** min(extra, 20), longest_s)
+        shortest_s = max(PROBE_BUSY_S, min(_ROUND_TRIPS * (path.rtt_s or 0.0), _PATIENCE_MAX_S))
+        return shortest_s if extra <= 0 else min(PROBE_BUSY_S * _BACKOFF ** min(extra, 20), longest_s)
 
     def _interval(self, now: float, path: _Path) -> float:
         quiet_s = now - self._traffic_at if self._traffic_at is not None else TRAFFIC_IDLE_S

@@ -99,7 +99,8 @@ class UdpSocket:
         self._name_bytes = 16 if self.family == socket.AF_INET else 28
         self.no_room = 0
         self.refused_size = False
-        """Set when the kernel refused a datagram as too large for the interface; the caller clears it."""
+        """Whether the kernel refused the last datagram that could not be sent as too large for the interface; the
+        caller clears it."""
         self._make_receiver()
         self._make_sender()
 
@@ -210,9 +211,31 @@ class UdpSocket:
             if self._sendmsg(self.fd, self._out_pointer, _MSG_DONTWAIT) >= 0:
                 return True
             self.no_room += 1
-        elif code in (errno.EMSGSIZE, errno.EINVAL):
-            self.refused_size = True
+        elif code == errno.EIO and self._out.controllen:
+            return self._sent_singly()
+        self.refused_size = code in (errno.EMSGSIZE, errno.EINVAL)
         return False  # no route, or a firewall of this host: heartbeats tell
+
+    def _sent_singly(self) -> bool:
+        """Each datagram by a call of its own: before Linux 6.11 nothing is cut for a device that computes no
+        checksums, nor ever where IPsec seals it."""
+        message = self._out
+        message.controllen = 0
+        if message.iovlen > 1:
+            for _ in range(message.iovlen // 2):
+                message.iovlen = 2
+                if not self._sent():
+                    return False
+                message.iov += 2 * IOVEC_BYTES
+            return True
+        iov, stride = self._out_iov, self._out_segment[0]
+        end = iov.base + iov.length
+        while iov.base < end:
+            iov.length = min(stride, end - iov.base)
+            if not self._sent():
+                return False
+            iov.base += stride
+        return True
 
     def close(self) -> None:
         self._socket.close()

@@ -6,19 +6,34 @@ import msgspec
 
 from weavenet.core.config import NodeConfig
 from weavenet.core.effects import Outbox
+from weavenet.core.limits import SLEEVE_PROOF_S
+from weavenet.core.messages.gossip import KIND_SLEEVE_PATH
 from weavenet.core.overlay.openplanes import OpenPlane, OpenPlanes
+from weavenet.core.overlay.paths import PathState
 from weavenet.core.overlay.planes import SLEEVE
-from weavenet.core.overlay.sleeve import SleeveKey, SleevePeer, SleeveRecord
+from weavenet.core.overlay.sleeve import (
+    SleeveEndpoint,
+    SleeveKey,
+    SleevePath,
+    SleevePeer,
+    SleeveRecord,
+    SleeveStatus,
+)
 from weavenet.core.overlay.sleeveplane import SleevePlane
 from weavenet.core.types import PeerId
 
 ME, OTHER = PeerId(b"m" * 16), PeerId(b"o" * 16)
 HOST = "192.0.2.2"
 KEY = SleeveKey(1, bytes(32))
+WORKS = SleevePath(OTHER, True, SleeveEndpoint(HOST, 6783), 0.01, 0.0, 1472, 0, 0, 0, 0)
+FAILS = SleevePath(OTHER, False, None, None, 0.0, 1232, 0, 0, 0, 0)
 
 
 class FakeMesh:
-    """A link to OTHER, of which nothing but its open path is known."""
+    """A link to OTHER, of which nothing but its open path is known. ``said``: kinds of what was published."""
+
+    def __init__(self) -> None:
+        self.said: list[int] = []
 
     def reachable(self) -> frozenset[PeerId]:
         return frozenset((ME, OTHER))
@@ -35,7 +50,8 @@ class FakeMesh:
     def records_of(self, origin: PeerId, kind: int) -> list[bytes]:
         return []
 
-    def publish(self, now: float, kind: int, key: bytes, body: bytes) -> None: ...
+    def publish(self, now: float, kind: int, key: bytes, body: bytes) -> None:
+        self.said.append(kind)
 
     def withdraw(self, now: float, kind: int, key: bytes) -> None: ...
 
@@ -57,6 +73,10 @@ class Bench:
         self.sleeve = SleevePlane(config=config, mesh=self.mesh, planes=self.planes)
         self._told: tuple[SleevePeer, ...] = ()
 
+    def report(self, now: float, process: bytes | None, *paths: SleevePath) -> None:
+        status = None if process is None else SleeveStatus(process, 6783, (KEY,), paths, (), {})
+        self.sleeve.publish(now, self.sleeve.reported(now, status))
+
     def told(self, now: float) -> SleevePeer:
         """What the worker knows of OTHER when it has heard the newest."""
         desired = self.sleeve.desired(now, (), rows_changed=True, busy=True)
@@ -73,3 +93,18 @@ def test_without_a_lease_the_worker_forwards_nothing() -> None:
     assert not shut.is_open and not shut.carries and not shut.takes_groups
     bench.planes.shut(False)
     assert bench.told(2.0) == before
+
+
+def test_a_new_worker_has_the_time_to_show_what_works() -> None:
+    """Nobody hears that a link carries no datagrams because the worker was started again."""
+    bench = Bench()
+    bench.told(0.0)
+    bench.report(0.5, b"process1", WORKS)
+    bench.report(100.0, None)
+    bench.report(100.3, b"process2")
+    bench.report(100.4, b"process2", FAILS)
+    assert bench.sleeve.state(100.4, OTHER) is PathState.UNPROVEN
+    assert KIND_SLEEVE_PATH not in bench.mesh.said
+    bench.report(100.5 + SLEEVE_PROOF_S, b"process2", FAILS)
+    assert bench.sleeve.state(100.5 + SLEEVE_PROOF_S, OTHER) is PathState.BROKEN
+    assert bench.mesh.said.count(KIND_SLEEVE_PATH) == 1

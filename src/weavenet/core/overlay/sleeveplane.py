@@ -60,6 +60,7 @@ class SleevePlane:
         self._planes = planes
         self._status: SleeveStatus | None = None
         self._was_heard = False
+        self._process = b""
         self._paths: dict[PeerId, SleevePath] = {}
         self._wanted_at: dict[PeerId, float] = {}
         self._decoded: dict[PeerId, tuple[list[bytes], SleeveRecord | None]] = {}
@@ -72,7 +73,7 @@ class SleevePlane:
         self._macs: dict[PeerId, tuple[bytes, ...]] = {}
         self._built: dict[PeerId, SleevePeer] = {}
         self._young: set[PeerId] = set()
-        """Peers that the worker was told of less than SLEEVE_PROOF_S ago."""
+        """Peers that this worker was told of less than SLEEVE_PROOF_S ago."""
         self._desired: SleeveDesired | None = None
 
     @property
@@ -104,6 +105,10 @@ class SleevePlane:
         self._was_heard = True
         self._status = status
         self._paths = {} if status is None else {path.peer: path for path in status.paths}
+        if status is not None and status.process != self._process:
+            self._process = status.process
+            self._wanted_at = dict.fromkeys(self._wanted_at, now)  # it begins with nothing, and is told at once
+            self._young = set(self._wanted_at)
         changed = {peer for peer in self._young if now >= self._wanted_at.get(peer, now) + SLEEVE_PROOF_S}
         self._young -= changed
         if (status is None) != (before is None) or (status and before and status.process != before.process):

@@ -103,11 +103,38 @@ def test_every_run_of_segments(version: int, seed: int) -> None:
             assert segmented(made) == expected[first : last + 1]
 
 
+TAGS = [b"\x81\x00\x00\x05", b"\x88\xa8\x00\x05", b"\x88\xa8\x00\x05\x81\x00\x00\x06"]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("tags", [*TAGS, TAGS[0] * 2])
+def test_parts_of_units_in_vlans(tags: bytes, version: int) -> None:
+    """The kernel hands them over as units too; they differ from those without tags by the tags."""
+    rng = random.Random(version)
+    payload = rng.randbytes(4200)
+    bare = unit(rng, version=version, segment=1000, payload=payload, options=12, flags=0x18)
+    vnet = bytearray(bare[:VNET_BYTES])
+    header, start = struct.unpack_from("<H", vnet, 2)[0], struct.unpack_from("<H", vnet, 6)[0]
+    struct.pack_into("<H", vnet, 2, header + len(tags))
+    struct.pack_into("<H", vnet, 6, start + len(tags))
+    data = bytes(vnet) + bare[VNET_BYTES : VNET_BYTES + 12] + tags + bare[VNET_BYTES + 12 :]
+    end = header_end(data, len(data))
+    assert data[end:] == payload and valid_vnet(data, len(data))
+    for skipped, size in ((0, 2000), (1, 1000), (3, 1200)):
+        made = part(data[:end], skipped=skipped, payload_bytes=size, is_end=skipped == 3)
+        expected = part(bare[: end - len(tags)], skipped=skipped, payload_bytes=size, is_end=skipped == 3)
+        assert made[VNET_BYTES + 12 : VNET_BYTES + 12 + len(tags)] == tags
+        assert made[VNET_BYTES + 12 + len(tags) :] == expected[VNET_BYTES + 12 :]
+        assert valid_vnet(made + bytes(size), end + size)
+
+
 @pytest.mark.parametrize("seed", range(300))
 def test_anything_is_accepted_or_refused(seed: int) -> None:
     """Damaged units never raise, and what passes as a unit can be cut."""
     rng = random.Random(seed)
     data = bytearray(unit(rng, version=rng.choice([4, 6]), segment=100, payload=bytes(350), options=12, flags=0x10))
+    if seed % 3 == 0:
+        data[VNET_BYTES + 12 : VNET_BYTES + 12] = rng.choice(TAGS)
     for _ in range(rng.randint(1, 4)):
         data[rng.randrange(min(len(data), 70))] = rng.getrandbits(8)
     del data[rng.choice([0, 5, 20, 40, 60, 80, 400, 9999]) :]

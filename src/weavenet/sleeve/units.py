@@ -21,14 +21,15 @@ from weavenet.sleeve.tap import (
 )
 
 HEADERS_MAX = 256
-"""Ethernet 14 + VLAN 4 + IPv4 60 + TCP 60, or IPv6 with some extension headers."""
+"""Ethernet 14 + VLAN 2 * 4 + IPv4 60 + TCP 60, or IPv6 with some extension headers."""
 _FIN, _PSH, _CWR = 0x01, 0x08, 0x80
-_ETHERNET, _VLAN = 14, 4
+_ETHERNET, _VLAN, _VLANS_MAX = 14, 4, 2
 _IP_AT = VNET_BYTES + _ETHERNET
 _FRONT = struct.Struct("<BBHHHH12xHB")
 """vnet header, the two MACs, Ethernet type, first byte of the IP header."""
-_IPV4_TAG, _IPV6_TAG, _VLAN_TAG = 0x0008, 0xDD86, 0x0081
-"""Ethernet types as :data:`_FRONT` reads them."""
+_IPV4_TAG, _IPV6_TAG = 0x0008, 0xDD86
+_VLAN_TAGS = frozenset((0x0081, 0xA888))
+"""Ethernet types as :data:`_FRONT` reads them; of VLANs: IEEE 802.1Q and 802.1ad."""
 _IP_HEADER_BYTES = {(GSO_TCPV4, _IPV4_TAG, 0x40 + words): words * 4 for words in range(5, 16)} | {
     (GSO_TCPV6, _IPV6_TAG, 0x60 + traffic): 40 for traffic in range(16)
 }
@@ -48,8 +49,8 @@ def header_end(data: Octets, length: int) -> int:
     if not flags & FLAG_PARTIAL_CHECKSUM or offset != 16 or not segment:
         return 0
     ip = _IP_AT
-    if ether == _VLAN_TAG:
-        ip += _VLAN
+    if ether in _VLAN_TAGS:
+        ip = _network_offset(data, length)
         if length <= ip:
             return 0
         ether, first = data[ip - 2] | data[ip - 1] << 8, data[ip]
@@ -61,9 +62,12 @@ def header_end(data: Octets, length: int) -> int:
     return end if tcp + 20 <= end <= min(length, VNET_BYTES + HEADERS_MAX) else 0
 
 
-def _network_offset(headers: Octets) -> int:
-    """Of the IP header in headers that :func:`header_end` has checked."""
-    return _IP_AT + _VLAN if headers[_IP_AT - 2 : _IP_AT] == b"\x81\x00" else _IP_AT
+def _network_offset(data: Octets, length: int) -> int:
+    """Behind Ethernet header and tags, of which there may be two."""
+    ip = _IP_AT
+    while ip < _IP_AT + _VLANS_MAX * _VLAN and ip <= length and data[ip - 2] | data[ip - 1] << 8 in _VLAN_TAGS:
+        ip += _VLAN
+    return ip
 
 
 def valid_vnet(data: Octets, length: int) -> bool:
@@ -87,7 +91,7 @@ def part(headers: Octets, *, skipped: int, payload_bytes: int, is_end: bool) -> 
     made = bytearray(headers)
     flags, kind, header, segment, start, offset = VNET.unpack_from(made)
     tcp = VNET_BYTES + start
-    ip = _network_offset(made)
+    ip = _network_offset(made, len(made))
     is_single = payload_bytes <= segment
     VNET.pack_into(made, 0, flags, GSO_NONE if is_single else kind, header, 0 if is_single else segment, start, offset)
     if kind & ~GSO_ECN == GSO_TCPV4:

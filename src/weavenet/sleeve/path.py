@@ -229,6 +229,11 @@ class Path:
         self.next_at = min(self.next_at, now)
         self.misses = min(self.misses, MISSES_MAX)
 
+    def keyless(self) -> None:
+        """There is no key to seal with, not even probes."""
+        if self.works:
+            self.works, self.changed = False, True
+
     def traffic(self, now: float) -> None:
         """Frames flow: watch closely."""
         if now - self.traffic_at > BUSY_S:

@@ -140,7 +140,9 @@ class Worker:
             path = session.path
             if session.sending is not None and session.sending.is_exhausted:
                 self.sessions.choose_key(session)
-            if session.sending is not None and now >= path.next_at:
+            if session.sending is None:
+                path.keyless()
+            elif now >= path.next_at:
                 self._probe(session, now)
             if sampling:
                 received, lost = session.sampled
@@ -149,7 +151,8 @@ class Worker:
             if path.changed:
                 path.changed = False
                 changed = True
-            next_at = min(next_at, path.next_at)
+            if session.sending is not None:
+                next_at = min(next_at, path.next_at)
         if changed:
             self.sessions.route()
         if sampling or changed or self._wants_status:

@@ -1,0 +1,50 @@
+"""The worker's loop: what it looks at, and when."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from weavenet.core.overlay.sleeve import SleeveDesired, SleeveEndpoint, SleeveKey, SleevePeer
+from weavenet.core.types import PeerId
+from weavenet.sleeve.feed import Listener
+from weavenet.sleeve.keys import OwnPair
+from weavenet.sleeve.udp import UdpSocket
+from weavenet.sleeve.worker import STATUS_INTERVAL_S, Worker
+
+ME, OTHER = PeerId(b"m" * 16), PeerId(b"o" * 16)
+LOW_ORDER = SleeveKey(1, bytes(32))
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    tap, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    tap.setblocking(False)
+    made = Worker(tap.detach(), UdpSocket(0, "127.0.0.1"), Listener(str(tmp_path / "worker.sock")))
+    yield made
+    made.close()
+    far.close()
+
+
+def know(worker: Worker, key: SleeveKey) -> None:
+    endpoint = SleeveEndpoint("127.0.0.1", 9)
+    peer = SleevePeer(OTHER, (key,), (endpoint,), None, True, True, True, ())
+    worker.sessions.apply(time.monotonic(), SleeveDesired(ME, 1376, (peer,)))
+
+
+def test_a_peer_without_a_usable_key_is_reported_and_left_alone(worker: Worker) -> None:
+    know(worker, OwnPair(1, 0.0, aes=True).key)
+    session = worker.sessions.by_peer[OTHER]
+    assert session.sending is not None
+    worker._tick(time.monotonic())
+    session.path.works, session.path.changed = True, False
+    know(worker, LOW_ORDER)
+    assert session.sending is None
+    now = time.monotonic()
+    worker._tick(now)
+    assert not worker.status().paths[0].works
+    assert worker._tick_at >= now + STATUS_INTERVAL_S / 2, "it has no round of probes to wait for"

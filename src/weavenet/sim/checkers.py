@@ -243,7 +243,8 @@ class Checker:
                 raise Violation("I3", f"{host.label}: {low}..{high} is stamped {after.position}, log ends at {limit}")
         before_own = set(ledger.own)
         owned = [(s.start, s.end) for s in ring.segments if s.stamp.owner == host.peer]
-        ledger.own = _without(owned, ledger.held) if not node.membership.fenced else []
+        has_ended = node.membership.fenced or node.membership.leaving.has_offered
+        ledger.own = [] if has_ended else _without(owned, ledger.held)
         self._check_sole_owner(host, [interval for interval in ledger.own if interval not in before_own])
         for address in list(ledger.alloc):
             self._check_held(host, address, ring)

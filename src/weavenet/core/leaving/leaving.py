@@ -7,6 +7,8 @@ and we say that we have left (GONE).
 
 Invariants:
 - A leaver never inherits and is never given space that it keeps: what strays to it is given on, or taken by its heir.
+- Once custody was offered, the leaver gives nothing on, and whoever was named first is named first for good: it may
+  count the leaver as gone from then on, and take what strays to it (history *two-stand-ins*).
 - It is left out of everybody's waiting only after its custodians durably hold all it knew, while it has no containers;
   after the last confirmation it forwards nothing.
 - Step 2 is durable before the first container leaves the network, and goes on after a restart; step 1 does not.
@@ -31,6 +33,7 @@ from weavenet.core.leaving.phases import Phase, State, Surroundings, may_follow
 from weavenet.core.leaving.prospects import Prospects
 from weavenet.core.leaving.transfer import Transfer
 from weavenet.core.limits import (
+    CUSTODIANS_MAX,
     CUSTODIANS_MIN,
     HEIRS_MAX,
     LEAVE_RETRY_S,
@@ -99,6 +102,7 @@ class Leaving:
         state = State(Phase.STAYING, ()) if row is None else msgspec.msgpack.decode(row, type=State)
         self._heirs = state.heirs
         self._phase = state.phase
+        self._stand_in = PeerId(state.stand_in) if state.stand_in else None
         self._row = row
 
     @staticmethod
@@ -139,6 +143,11 @@ class Leaving:
     def custodians(self) -> tuple[PeerId, ...]:
         """Whose confirmation it waits for in step 2."""
         return tuple(self._transfers)
+
+    @property
+    def has_offered(self) -> bool:
+        """Somebody may stand for us already: what is still ours by the ring is not ours to give."""
+        return self._stand_in is not None
 
     @property
     def end_at(self) -> float | None:
@@ -315,9 +324,9 @@ class Leaving:
         needs: list[str] = list(self._lacks(now)) if self._is_elector else []
         if self._around.holds and self._ipam.holds:
             needs.append("addresses inherited from removed peers are still on hold")
-        elif self._owns_space or not self._heirs:
+        elif self._has_to_give:
             self._give(now)
-        if self._owns_space or not self._heirs:
+        if self._has_to_give:
             needs.append("nobody who could take over the addresses is reachable")
         else:
             needs += self._hand_over(now)
@@ -326,8 +335,8 @@ class Leaving:
             self._say_left(now, self._offered)
 
     @property
-    def _owns_space(self) -> bool:
-        return self._ipam.owns_space(self._me.peer)
+    def _has_to_give(self) -> bool:
+        return not self._heirs or (not self.has_offered and self._ipam.owns_space(self._me.peer))
 
     def _give(self, now: float) -> None:
         heirs = {peer: (answer.free, *answer.further) for peer, answer in self._prospects.heirs(now).items()}
@@ -372,11 +381,21 @@ class Leaving:
         if unconfirmed:
             needs.append(f"not confirmed yet what was handed over: {self._titles(unconfirmed)}")
         if not needs:
-            needs += self._offer(now, tuple(custodians))
+            needs += self._offer(now, custodians)
         return needs
 
-    def _offer(self, now: float, custodians: tuple[PeerId, ...]) -> list[str]:
-        record, earlier = self._left(custodians), self._departed.earlier
+    def _named_first(self, custodians: list[PeerId]) -> PeerId:
+        """Durable before it is offered. Only one that left in our favour is replaced: it told us all it took."""
+        first = self._stand_in
+        if first is None or (first in self._log.departed and self._log.heir(first) == self._me.peer):
+            first = self._stand_in = custodians[0]
+            self._persist()
+        return first
+
+    def _offer(self, now: float, custodians: list[PeerId]) -> list[str]:
+        first = self._named_first(custodians)
+        named = (first, *(peer for peer in custodians if peer != first))[:CUSTODIANS_MAX]
+        record, earlier = self._left(named), self._departed.earlier
         if (record, earlier) != (self._offered, self._earlier):
             self._earlier = earlier
             self._offered, self._offer_session = record, self._rng.getrandbits(62)
@@ -446,7 +465,7 @@ class Leaving:
     def _persist(self) -> None:
         row = None
         if self._phase is not Phase.STAYING:
-            row = msgspec.msgpack.encode(State(self._phase, self._heirs))
+            row = msgspec.msgpack.encode(State(self._phase, self._heirs, self._stand_in or b""))
         if row != self._row:
             self._row = row
             self._outbox.persist(Change(TABLE, _STATE, row))

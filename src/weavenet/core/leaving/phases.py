@@ -33,10 +33,12 @@ def may_follow(phase: Phase, following: Phase) -> bool:
 
 
 class State(msgspec.Struct, frozen=True, array_like=True):
-    """The durable part. ``heirs``: whoever was given space."""
+    """The durable part. ``heirs``: whoever was given space; ``stand_in``: the first custodian of the first offer, or
+    empty."""
 
     phase: Phase
     heirs: tuple[PeerId, ...]
+    stand_in: bytes = b""
 
 
 class Surroundings(Protocol):

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Sequence
 
+from weavenet.core.config import NodeConfig
 from weavenet.core.effects import Outbox, Unicast
+from weavenet.core.limits import PAGE_BYTES_MAX
+from weavenet.core.messages import encode
 from weavenet.core.messages.gossip import Push, RingDelta
+from weavenet.core.node import Node
 from weavenet.core.overlay.handover import Handover
-from weavenet.core.types import GENESIS_POSITION, PeerId, Segment, Stamp
+from weavenet.core.ring.log import genesis_entry
+from weavenet.core.types import (
+    GENESIS_POSITION,
+    Genesis,
+    LogEntry,
+    PeerId,
+    Position,
+    Remove,
+    Segment,
+    Stamp,
+    entry_hash,
+)
 
 A, B = PeerId(b"a" * 16), PeerId(b"b" * 16)
 
@@ -150,3 +166,30 @@ def test_an_impossible_page_is_refused() -> None:
         pair.sides[A].handle(1.0, B, page)
     assert pair.states[A].merged == 0
     assert pair.complete == (False, False)
+
+
+# --- the state of a node in pages ---
+
+
+def member(peer: PeerId, log: Sequence[LogEntry]) -> Node:
+    node = Node(NodeConfig(peer=peer, name="n", nickname="h", ranges=("10.32.0.0/12",)), {}, random.Random(1))
+    node.start(0.0)
+    assert not log or node.cluster.merge_log(0.0, 0, log)
+    return node
+
+
+def test_a_long_log_is_handed_over_in_messages_that_links_carry() -> None:
+    """A message that no link carries ends the daemon that sends it; a newcomer asks for the log from its start."""
+    first = genesis_entry(Genesis(b"c" * 16, ("10.32.0.0/12",), (A, B), (A, B)))
+    entries = [first]
+    for number in range(1, 4001):
+        removed = PeerId(number.to_bytes(16, "big"))
+        entries.append(LogEntry(Position(0, bytes(8), number), entry_hash(entries[-1]), Remove((removed,), A)))
+    elder = member(A, entries)
+    pages = elder.cluster.pages(0)
+    assert all(len(encode(page)) <= PAGE_BYTES_MAX + 1024 for page in pages)
+    for newcomer in (member(B, ()), member(B, entries[:2500]), member(B, entries)):
+        assert all(newcomer.cluster.merge_page(1.0, page) for page in elder.cluster.pages(0))
+        assert newcomer.log.hash == elder.log.hash
+        assert newcomer.ring.hash == elder.ring.hash
+    assert elder.cluster.pages(len(entries)), "an answer has a page, whatever it brings"

@@ -16,7 +16,8 @@ from weavenet.core.census import Census, foreign
 from weavenet.core.config import VOTING_MODES, GenesisMode, NodeConfig
 from weavenet.core.effects import Change, Outbox
 from weavenet.core.errors import RefusalCode
-from weavenet.core.limits import PAGE_BYTES_MAX
+from weavenet.core.limits import SEGMENTS_MAX
+from weavenet.core.mesh.pages import pages
 from weavenet.core.mesh.shared import HelloFields
 from weavenet.core.messages.gossip import Push, RingDelta
 from weavenet.core.messages.link import Hello, Refusal
@@ -27,9 +28,6 @@ from weavenet.core.types import Genesis, LogEntry, PeerId
 
 TABLE = "cluster"
 _ENROLLED = b"enrolled"
-_SEGMENT_BYTES = 96
-"""Upper bound of one encoded segment: two 9-byte integers, a 16-byte owner, an epoch and their headers."""
-_PAGE_SEGMENTS = PAGE_BYTES_MAX // _SEGMENT_BYTES
 
 
 class Cluster:
@@ -273,12 +271,9 @@ class Cluster:
         return self._ipam.buckets(range_index, buckets)
 
     def pages(self, log_start: int) -> list[Push]:
-        log = self.log_from(log_start)
-        length = len(self._log)
-        pages = [Push(log_start, log, (), (), repair=True)]
-        for delta in delta_pages(self._ipam.ring.segments, length, _PAGE_SEGMENTS):
-            pages.append(Push(0, (), (delta,), (), repair=True))
-        return pages
+        ring = delta_pages(self._ipam.ring.segments, len(self._log), SEGMENTS_MAX)
+        found = list(pages(log_start, self.log_from(log_start), ring, (), repair=True))
+        return found or [Push(log_start, (), (), (), repair=True)]
 
     def merge_page(self, now: float, page: Push) -> bool:
         if page.log:

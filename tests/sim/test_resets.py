@@ -7,10 +7,11 @@ import pytest
 from test_histories import unicast
 
 from weavenet.core.commands import Allocate, Consense, Done, GetReport, RemovePeers, Reset
+from weavenet.core.errors import Failure
 from weavenet.core.events import Cancelled
 from weavenet.core.messages import Message
 from weavenet.core.messages.gossip import Push, RingBuckets
-from weavenet.core.messages.unicast import Accept, Accepted, HandoverPage, SpaceGrant, StampPage
+from weavenet.core.messages.unicast import Accept, Accepted, HandoverPage, SeenAnswer, SpaceGrant, StampPage
 from weavenet.core.report import NodeReport
 from weavenet.sim.host import Host, sim_peer_id
 from weavenet.sim.network import Station
@@ -458,6 +459,23 @@ def test_rmpeer_of_a_departed_peer_says_that_it_left() -> None:
     assert "has left by itself" in result.text
     assert other.node is not None
     assert not other.node.log.removed
+
+
+def test_what_voters_said_of_a_peer_that_then_leaves_is_forgotten() -> None:
+    """`rmpeer` found it to be back and said to reset it instead."""
+    stage = formed(140)
+    leaver, *rest = stage.hosts
+    stage.partition((leaver,), tuple(rest))
+    stage.advance(NOTICED_S)
+    stage.network.intercept = lambda source, message: not isinstance(unicast(message), SeenAnswer)
+    removal = stage.ask(rest[0], RemovePeers((leaver.label,)))
+    stage.until(lambda: all(host.node and host.node.membership.attests for host in rest), 10, "voters to be asked")
+    stage.reunite()
+    assert isinstance(stage.answer(removal), Failure)
+    stage.network.intercept = None
+    has_left(stage, leaver, reset(stage, leaver))
+    end(stage, leaver)
+    assert not any(host.node and host.node.membership.attests for host in rest)
 
 
 def test_reset_by_force_prints_the_line_that_recovers_its_space() -> None:

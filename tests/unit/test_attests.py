@@ -10,6 +10,10 @@ from weavenet.core.types import PeerId
 X, Y = PeerId(b"x" * 16), PeerId(b"y" * 16)
 
 
+def nobody(peer: PeerId) -> bool:
+    return False
+
+
 def rows(outbox: Outbox) -> list[tuple[bytes, bytes | None]]:
     return [(c.key, c.value) for effect in outbox.drain() if isinstance(effect, Persist) for c in effect.changes]
 
@@ -20,19 +24,19 @@ def test_each_word_is_one_row_until_it_is_settled() -> None:
     attests.add(1.0, (X, Y))
     attests.add(2.0, (X,))
     assert rows(outbox) == [(X, b""), (Y, b"")]
-    attests.review(3.0, {X}, lambda peer: True)
-    assert rows(outbox) == [(X, None)], "X is removed; somebody may still ask about Y"
-    attests.review(2.0 + ATTEST_KEPT_S, set(), lambda peer: False)
+    attests.review(3.0, lambda peer: peer == X, lambda peer: True)
+    assert rows(outbox) == [(X, None)], "X is gone; somebody may still ask about Y"
+    attests.review(2.0 + ATTEST_KEPT_S, nobody, lambda peer: False)
     assert Y in attests, "Y is not back"
-    attests.review(2.0 + ATTEST_KEPT_S, set(), lambda peer: True)
+    attests.review(2.0 + ATTEST_KEPT_S, nobody, lambda peer: True)
     assert rows(outbox) == [(Y, None)]
 
 
 def test_a_word_of_an_earlier_start_counts_until_nobody_has_asked_for_long() -> None:
     outbox = Outbox()
     attests = Attests([(X, b"")], outbox)
-    attests.review(100.0, set(), lambda peer: True)
+    attests.review(100.0, nobody, lambda peer: True)
     assert X in attests
-    attests.review(100.0 + ATTEST_KEPT_S, set(), lambda peer: True)
+    attests.review(100.0 + ATTEST_KEPT_S, nobody, lambda peer: True)
     assert X not in attests
     assert rows(outbox) == [(X, None)]

@@ -218,7 +218,7 @@ class Membership:
         self.departed.tick(now)
         if self._log.genesis is None:
             return
-        self.attests.review(now, self._log.removed, self.is_reachable)
+        self.attests.review(now, self._log.is_gone, self.is_reachable)
         self.leasing.advance(now)
         self.removals.advance(now)
         self.reconfiguration.advance(now)

@@ -1,14 +1,14 @@
 """What this voter has said of others in writing: "I do not see X" (spec 04b, "Durable before").
 
 A row is durable before the word leaves, so that a voter which restarts knows whom it has spoken against. It ends when X
-is removed, or when X is there again and nobody has asked about it for ATTEST_KEPT_S. The word is binding for leases
-only: whoever has said it renews none for X until that is settled. For any other peer a later answer may differ, and the
-proposer asks again before it proposes.
+is removed or has left by itself, or when X is there again and nobody has asked about it for ATTEST_KEPT_S. The word is
+binding for leases only: whoever has said it renews none for X until that is settled. For any other peer a later answer
+may differ, and the proposer asks again before it proposes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 
 from weavenet.core.effects import Change, Outbox
 from weavenet.core.limits import ATTEST_KEPT_S
@@ -55,9 +55,9 @@ class Attests:
             asked_at = self._asked_at[peer] = now  # an earlier start said it; the asker may be about to ask again
         return asked_at is not None and now >= asked_at + ATTEST_KEPT_S
 
-    def review(self, now: float, removed: Collection[PeerId], is_back: Callable[[PeerId], bool]) -> None:
+    def review(self, now: float, is_gone: Callable[[PeerId], bool], is_back: Callable[[PeerId], bool]) -> None:
         """Drop what is settled."""
         if self._asked_at:
             self.drop(
-                [peer for peer in self._asked_at if peer in removed or (self.is_stale(now, peer) and is_back(peer))]
+                [peer for peer in self._asked_at if is_gone(peer) or (self.is_stale(now, peer) and is_back(peer))]
             )

@@ -66,7 +66,8 @@ def has_left(stage: Stage, host: Host, request: int) -> Done:
 
 
 def end(stage: Stage, *gone: Host) -> None:
-    """All faults are over: whoever remains agrees, nobody owns anything who is not there, and nobody is waited for."""
+    """All faults are over: whoever remains agrees, nobody owns anything who is not there, nobody is waited for, and no
+    row about those that left stays but the one that says so."""
     old = {sim_peer_id(host.index, 0) for host in gone}
     stage.heal()
     stage.rest()
@@ -78,6 +79,7 @@ def end(stage: Stage, *gone: Host) -> None:
         assert not old & node.membership.witnesses
         assert not old & set(node.log.electors)
         assert not node.ipam.held
+        assert {table for table, key in host.disk.durable if key in old} <= {"left"}
 
 
 @pytest.mark.parametrize("seed", range(3))

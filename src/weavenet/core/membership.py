@@ -451,6 +451,7 @@ class Membership:
             self._planes.close(peer)
             self._handover.forget(peer)
         if gone:
+            self._ipam.dismiss(gone)
             self.known.forget(gone)
             self._mesh.banish(now, gone, have_left=have_left)
 

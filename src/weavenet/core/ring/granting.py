@@ -2,14 +2,14 @@
 
 Invariants: an answer that gave something is remembered durably per requester, with its request id, and repeated word
 for word when asked again; a request older than the remembered one is ignored, since its answer was superseded. One row
-per requester is enough because a requester has at most one request in flight to one donor.
+per requester is enough because a requester has at most one request in flight to one donor; it goes with the requester.
 
 It does not stamp or persist; ``ipam`` does both in one step with the answer's row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -56,10 +56,15 @@ class Grants:
         self._given[requester] = given
         return Change(GRANT_TABLE, requester, _encode(given))
 
-    def forget(self) -> list[Change]:
-        rows = [Change(GRANT_TABLE, requester, None) for requester in self._given]
-        self._given.clear()
-        return rows
+    def forget(self, requesters: Iterable[PeerId]) -> list[Change]:
+        """These ask no more."""
+        gone = [requester for requester in sorted(requesters) if requester in self._given]
+        for requester in gone:
+            del self._given[requester]
+        return [Change(GRANT_TABLE, requester, None) for requester in gone]
+
+    def forget_all(self) -> list[Change]:
+        return self.forget(tuple(self._given))
 
 
 def choose_block(free: FreeSpace, low: int, high: int) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ It does not replicate the ring (:meth:`Ipam.take_delta` says what to push), deci
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from weavenet.core.commands import Command
 from weavenet.core.config import NodeConfig
@@ -162,7 +162,7 @@ class Ipam:
     def forget(self) -> None:
         """Yield: drop the ring, which nobody used. What waits goes on waiting for the other cluster's."""
         self.estate.forget()
-        self._outbox.persist(*self._grants.forget(), *self.seed_share.forget())
+        self._outbox.persist(*self._grants.forget_all(), *self.seed_share.forget())
         self.seeker.clear()
         self._news.clear()
 
@@ -283,6 +283,10 @@ class Ipam:
             self._news.extend(taken)
             self._after_change(now, taken)
             self._pump(now)
+
+    def dismiss(self, gone: Iterable[PeerId]) -> None:
+        """These were removed, or left: what they were given is not to be repeated to them any more."""
+        self._outbox.persist(*self._grants.forget(gone))
 
     def _credible(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
         """Without versions that counting cannot have reached: one above them would not fit on the wire."""

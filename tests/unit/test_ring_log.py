@@ -8,6 +8,7 @@ from ring_world import genesis_of, peer_id
 from weavenet.core.effects import Note, Outbox, Persist
 from weavenet.core.errors import WeaveError
 from weavenet.core.ring import Chain, Log, LogInvalid
+from weavenet.core.ring import log as log_module
 from weavenet.core.ring.log import genesis_entry
 from weavenet.core.types import (
     GENESIS_POSITION,
@@ -22,6 +23,7 @@ from weavenet.core.types import (
     Remove,
     Segment,
     Stamp,
+    entry_hash,
 )
 
 A, B, C, D = (peer_id(name) for name in "abcd")
@@ -52,6 +54,26 @@ def test_a_decree_that_is_invalid_in_context_changes_nothing_but_stays(noop: Rem
     after = chain(noop, base=before)
     assert len(after) == 3
     assert (after.removed, after.electors) == (before.removed, before.electors)
+
+
+def test_a_decree_costs_the_same_however_long_the_log_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is tried out, appended, and heard of more than once; a fleet whose hosts vanish has thousands."""
+    before = chain(*(remove(A, PeerId(number.to_bytes(16, "big"))) for number in range(1, 301)))
+    hashed: list[LogEntry] = []
+
+    def counted(entry: LogEntry) -> bytes:
+        hashed.append(entry)
+        return entry_hash(entry)
+
+    monkeypatch.setattr(log_module, "entry_hash", counted)
+    after = chain(remove(A, B), base=before)
+    assert before.merge(len(before), after.entries[-1:]).chain == after
+    for start in (0, 200, len(before)):
+        assert after.merge(start, after.entries[start:]).chain is after
+    assert before.merge(0, after.entries).chain == after
+    assert len(hashed) == 3
+    assert Chain(after.entries).removed == after.removed
+    assert len(hashed) == 3 + len(after)
 
 
 def test_electors_named_again_after_removal_stay_out() -> None:

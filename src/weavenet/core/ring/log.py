@@ -66,12 +66,14 @@ class Chain:
     voters: tuple[PeerId, ...]
     """Those of the electors that decide the next entry: the oldest, odd in number, at most VOTERS_MAX."""
 
-    def __init__(self, entries: Sequence[LogEntry] = ()) -> None:
-        """Raises LogInvalid unless ``entries`` are a whole chain from the genesis."""
-        self.entries = tuple(entries)
-        self.hashes = _chain(self.entries)
+    def __init__(self, entries: Sequence[LogEntry] = (), *, onto: Chain | None = None) -> None:
+        """``onto`` and ``entries``, of which only these are looked at: the log of a fleet has thousands. Raises
+        LogInvalid unless both together are a whole chain from the genesis."""
+        before = (onto.entries, onto.hashes, onto.removed, onto.admitted) if onto is not None else ((), (), {}, {})
+        self.entries = (*before[0], *entries)
+        self.hashes = (*before[1], *_chain(before[0], before[1], entries))
         self.hash = self.hashes[-1] if self.hashes else ZERO16
-        self.removed, self.admitted = _derive(self.entries)
+        self.removed, self.admitted = _derive(entries, removed=before[2], admitted=before[3])
         self.electors = tuple(sorted(self.admitted))
         self.voters = _voters(self.admitted)
         decree = self.entries[0].decree if self.entries else None
@@ -138,7 +140,7 @@ class Chain:
 
     def with_decree(self, position: Position, decree: Decree) -> Chain:
         """This chain and one more entry. Raises LogInvalid."""
-        return Chain((*self.entries, LogEntry(position, self.hash, decree)))
+        return Chain((LogEntry(position, self.hash, decree),), onto=self)
 
     def merge(self, start: int, entries: Sequence[LogEntry]) -> Merged:
         """Merge what another peer holds from index ``start`` on."""
@@ -146,8 +148,13 @@ class Chain:
             return Merged(self)
         if start > len(self) or (start > 0 and entries[0].predecessor != self.hashes[start - 1]):
             return Merged(self)  # does not connect; whoever wants it asks for an earlier part
+        held = self.entries[start : start + len(entries)]
+        if held == tuple(entries[: len(held)]):  # mostly: told before, or the next ones
+            start, entries = start + len(held), entries[len(held) :]
+            if not entries:
+                return Merged(self)
         try:
-            theirs = Chain((*self.entries[:start], *entries))
+            theirs = Chain(entries, onto=self) if start == len(self) else Chain((*self.entries[:start], *entries))
         except LogInvalid as error:
             return Merged(self, problem=f"refused a decree log: {error}")
         return self._choose(theirs)
@@ -285,11 +292,12 @@ def _epoch(log: Chain) -> tuple[int, bytes]:
     return position.epoch, position.epoch_id
 
 
-def _chain(entries: tuple[LogEntry, ...]) -> tuple[bytes, ...]:
-    """Hashes of the entries. Raises LogInvalid."""
+def _chain(before: tuple[LogEntry, ...], known: tuple[bytes, ...], entries: Iterable[LogEntry]) -> list[bytes]:
+    """Hashes of ``entries``, which follow those ``before`` with the hashes ``known``. Raises LogInvalid."""
     hashes: list[bytes] = []
-    for index, entry in enumerate(entries):
-        if entry.predecessor != (hashes[-1] if hashes else ZERO16):
+    last, predecessor = (before[-1].position, known[-1]) if before else (None, ZERO16)
+    for index, entry in enumerate(entries, len(before)):
+        if entry.predecessor != predecessor:
             raise LogInvalid(f"entry {index} does not follow the entry before it")
         if entry.position.number != index:
             raise LogInvalid(f"entry {index} has number {entry.position.number}")
@@ -299,19 +307,22 @@ def _chain(entries: tuple[LogEntry, ...]) -> tuple[bytes, ...]:
             raise LogInvalid("the genesis is not at its position")
         if isinstance(entry.decree, Genesis) and (problem := genesis_problem(entry.decree)):
             raise LogInvalid(problem)
-        if index > 0 and entry.position <= entries[index - 1].position:
+        if last is not None and entry.position <= last:
             raise LogInvalid(f"entry {index} has a lower epoch than the entry before it")
-        hashes.append(entry_hash(entry))
-    return tuple(hashes)
+        last, predecessor = entry.position, entry_hash(entry)
+        hashes.append(predecessor)
+    return hashes
 
 
 def _derive(
-    entries: tuple[LogEntry, ...],
+    entries: Iterable[LogEntry],
+    *,
+    removed: Mapping[PeerId, tuple[PeerId, Position]],
+    admitted: Mapping[PeerId, Position],
 ) -> tuple[dict[PeerId, tuple[PeerId, Position]], dict[PeerId, Position]]:
-    """(removed, electors with the position that admitted them). A removal that leaves no elector makes its heir one:
-    without any, nothing could ever be decided again."""
-    removed: dict[PeerId, tuple[PeerId, Position]] = {}
-    admitted: dict[PeerId, Position] = {}
+    """(removed, electors with the position that admitted them) after ``entries``. A removal that leaves no elector
+    makes its heir one: without any, nothing could ever be decided again."""
+    removed, admitted = dict(removed), dict(admitted)
     for entry in entries:
         match entry.decree:
             case Genesis(electors=chosen) | Electors(electors=chosen):

@@ -55,6 +55,8 @@ def test_an_ephemeral_peer_that_is_gone_is_removed_without_anybody_asking(seed: 
     stage.until(lambda: not set(node.ring.shares) & gone, 60, "their space in the heir's hands")
     stage.advance(3 * TTL_S)
     assert removed(stage.hosts[0]) == gone, "the one that lives stays"
+    for host in (*stage.hosts[:3], stage.hosts[5]):
+        assert not [row for row in host.disk.durable if row[1] in gone], "also where nobody votes"
 
 
 def test_one_that_lives_stays_and_says_how_its_lease_stands() -> None:

@@ -452,6 +452,7 @@ class Membership:
             self._handover.forget(peer)
         if gone:
             self._ipam.dismiss(gone)
+            self.leasing.others.forget(gone)
             self.known.forget(gone)
             self._mesh.banish(now, gone, have_left=have_left)
 

@@ -6,7 +6,9 @@ import msgspec
 
 from weavenet.core.effects import Change
 from weavenet.core.errors import Code, Failure
+from weavenet.core.limits import NAMES_KEPT
 from weavenet.core.removal import fenced_disk, rejoin_of
+from weavenet.core.removal.directory import Directory
 from weavenet.core.removal.naming import Known, resolve
 from weavenet.core.ring.log import genesis_entry
 from weavenet.core.types import Genesis, PeerId
@@ -73,3 +75,17 @@ def test_names() -> None:
     unknown = resolve("mail", directory)
     assert isinstance(unknown, Failure)
     assert unknown.code is Code.NOT_FOUND
+
+
+def test_names_of_hosts_that_come_and_go_are_not_kept_for_ever() -> None:
+    directory = Directory(Known(A, "a", "host-a"), {})
+    directory.learn({B: Known(B, "b", "host-b")})
+    visitors = [PeerId(number.to_bytes(16, "big")) for number in range(3 * NAMES_KEPT)]
+    for peer in visitors:
+        directory.learn({peer: Known(peer, "visitor", "")})
+        if directory.is_crowded:
+            directory.keep({B, peer})
+    assert directory.named(A).nickname == "host-a"
+    assert directory.named(B).nickname == "host-b"
+    assert directory.named(visitors[-1]).name == "visitor"
+    assert sum(bool(directory.named(peer).name) for peer in visitors) <= NAMES_KEPT + 1

@@ -233,6 +233,8 @@ COLLECT_RETRY_S = 0.5
 HOLD_RETRY_S = 1.0
 CONFIRM_PATIENCE_S = 10.0
 """A data path whose peer has not confirmed a removal for this long is closed, when a new path waits for it."""
+NAMES_KEPT = 1024
+"""Names of peers that left, or that nobody remembers, beyond which they are forgotten, all at once."""
 REMOVALS_MAX = 256
 """Proposals of removal at one peer; a further one fails as busy."""
 

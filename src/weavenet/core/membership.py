@@ -300,6 +300,8 @@ class Membership:
                 continue
             self.known.meet((self._directory.meet(peer, record),))
             self.leasing.met(now, peer, record)
+        if self._directory.is_crowded:
+            self._directory.keep(self._nameable())
 
     def command(self, now: float, request: int, command: RemovePeers) -> None:
         if self.leaving.is_leaving:
@@ -500,9 +502,12 @@ class Membership:
         return self._directory.named(self._config.peer if peer == self._ipam.seed_share.bound_as else peer)
 
     def directory(self) -> list[Named]:
-        owners = self._ipam.ring.shares
-        peers = {*self._mesh.known_peers(), *self.known.peers, *owners, *self._log.electors, *self._log.removed}
-        return self._directory.listed(peers | self._log.departed.keys())
+        return self._directory.listed(self._nameable())
+
+    def _nameable(self) -> set[PeerId]:
+        log = self._log
+        kept = {*self._mesh.known_peers(), *self.known.peers, *self._ipam.ring.shares}
+        return kept | {*log.electors, *log.removed, *log.departed}
 
     def ids_of(self, peer: PeerId) -> tuple[PeerId, ...]:
         return self._directory.ids_of(peer)

@@ -1,12 +1,14 @@
 """Peers by the names they gave themselves, and which of them stands for which seed.
 
-Names are kept also of peers that are gone, so that people can speak of them. Does not know who is reachable.
+Names are kept also of peers that are gone, so that people can speak of them; of those that nobody can name any more,
+only some NAMES_KEPT. Does not know who is reachable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
+from weavenet.core.limits import NAMES_KEPT
 from weavenet.core.messages.gossip import PeerRecord
 from weavenet.core.removal.naming import Known
 from weavenet.core.types import PeerId
@@ -19,6 +21,7 @@ class Directory:
         self.me = me
         self._seeds = dict(seeds)
         self._names = {me.peer: me}
+        self._crowd = NAMES_KEPT
         self.stand_ins: dict[PeerId, PeerId] = {}
         """Virtual id → the peer that took that share and votes as it."""
 
@@ -36,6 +39,16 @@ class Directory:
         if record.votes_as:
             self.stand_ins[PeerId(record.votes_as)] = peer
         return named
+
+    @property
+    def is_crowded(self) -> bool:
+        """So many names are kept that it is worth looking whose are still of use."""
+        return len(self._names) > self._crowd
+
+    def keep(self, peers: Collection[PeerId]) -> None:
+        """Nobody can name any but ``peers``."""
+        self._names = {peer: named for peer, named in self._names.items() if peer in peers or peer == self.me.peer}
+        self._crowd = len(self._names) + NAMES_KEPT
 
     def dismiss(self, peers: frozenset[PeerId]) -> None:
         """These stand for no seed any more."""

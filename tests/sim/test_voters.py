@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from test_removals import NOTICED_S, RANGE, formed
+from test_removals import NOTICED_S, RANGE, all_open, formed, remove
+from test_resets import has_left, reset
 
 from weavenet.core.commands import Connect, Consense, Done, GetReport
 from weavenet.core.limits import GROW_AFTER_S, VOTER_ABSENT_S
@@ -129,3 +130,54 @@ def test_a_long_partition_replaces_voters_on_the_side_of_the_quorum_only() -> No
     stage.reunite()
     stage.settle()
     stage.until(lambda: all(len(voters(host)) == 5 for host in stage.hosts), 60, "the return of both")
+
+
+def elector_that_left(seed: int) -> tuple[Stage, Host, Host, PeerId]:
+    """(stage, first voter, second, third). The third was made one while it left on the other side of a partition."""
+    stage = Stage(seed, 5, bootstrap=Bootstrap.ALONE, range_cidr=RANGE, ephemerals=1, ttl_s=3600)
+    first, *others, guest = stage.hosts
+    first.start()
+    stage.answer(stage.ask(first, Consense()))
+    stage.allocate(first, "used")
+    join(stage, *others, guest)
+    leaver, second, spare = sorted(others, key=lambda host: host.peer)
+    stage.until(lambda: all_open(stage.hosts), 60, "data paths among all", every_s=0.001)
+    assert len(voters(first)) == 1
+    stage.advance(GROW_AFTER_S - 2)
+    stage.partition((first, second), (leaver, spare, guest))
+    old = leaver.peer
+    has_left(stage, leaver, reset(stage, leaver))
+    stage.until(lambda: voters(first) == {first.peer, second.peer, old}, 20, "three voters")
+    return stage, first, second, old
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_elector_that_left_is_none_any_more(seed: int) -> None:
+    stage, first, second, old = elector_that_left(seed)
+    stage.reunite()
+    rest = [host for host in stage.hosts if host.node is not None]
+    stage.until(lambda: all(old not in host.node.log.electors for host in rest if host.node), 60, "its vote to end")
+    stage.until(lambda: all(len(voters(host)) == 3 for host in rest), 60, "somebody in its place")
+    assert peers(first, second) < voters(first)
+    stage.heal()
+    stage.rest()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_elector_that_left_keeps_nobody_from_removing_the_dead(seed: int) -> None:
+    """Without a quorum: nobody can name it as dead, since it has left."""
+    stage, first, second, old = elector_that_left(seed)
+    second.kill(kernel_lost=True)
+    stage.checker.force()
+    stage.reunite()
+    stage.advance(NOTICED_S)
+    assert first.node is not None
+    assert old in first.node.log.departed and len(voters(first)) == 3
+    pending = stage.answer(remove(stage, first, second, wait=False))
+    assert isinstance(pending, Done) and f"weave rmpeer --force {second.peer.hex()}" in pending.text
+    assert isinstance(stage.answer(remove(stage, first, second, force=True)), Done)
+    rest = [host for host in stage.hosts if host.node is not None]
+    stage.until(lambda: all(len(voters(host)) == 1 for host in rest), 30, "one voter, who is there")
+    assert voters(first) <= peers(*rest)
+    stage.heal()
+    stage.rest()

@@ -6,6 +6,8 @@ those that are gone.
 - A voter that a quorum of the voters has not seen for VOTER_ABSENT_S is no elector any more. Somebody who stands by
   takes its place; without anybody, the voters shrink by two, but never below VOTERS_MIN by themselves. It keeps what it
   owns, and may be added again when it is back.
+- An elector that has left by `weave reset` is none any more, at once. Mostly it saw to that itself; but it may have
+  been made one on the other side of a partition while it left (history *elector-that-left*).
 
 Only the first voter in the log's order that can be reached proposes, so that they do not compete. What it sees decides
 nothing about safety: who voted when is a matter of the log alone. Memory only; looked at every VOTERS_CHECK_S.
@@ -116,6 +118,9 @@ class Reconfiguration:
 
     def _choose(self, now: float) -> tuple[tuple[PeerId, ...] | None, bool]:
         around = self._around
+        left = next((elector for elector in self._log.electors if elector in self._log.departed), None)
+        if left is not None and len(self._log.electors) > 1:
+            return tuple(elector for elector in self._log.electors if elector != left), True
         present = [peer for peer in self._log.electors if around.voter_address(peer) is not None]
         gone = self._gone(now)
         wish = next_electors(self._log.chain, present=present, eligible=around.eligible(), gone=gone)

@@ -5,9 +5,9 @@ their word counts for SEEN_VALID_S only: a proposal that waited out a partition 
 is dropped (history *pending-kills-the-living*). Such an answer is durable before it leaves (``Attests``), and so is a
 proposal, so that one which waits for a quorum outlives the command and the daemon.
 
-``force`` skips the question. Without a quorum, and only when every voter that is out of reach is among the removed, it
-opens a new epoch, whose log replaces the old one's after the fork wherever both meet. It also ends a hold that did not
-end by itself within FORCED_HOLD_S.
+``force`` skips the question. Without a quorum, and only when every voter that is out of reach is among the removed, or
+has left by itself, it opens a new epoch, whose log replaces the old one's after the fork wherever both meet. It also
+ends a hold that did not end by itself within FORCED_HOLD_S.
 
 Invariants: a request is answered exactly once or cancelled; nothing is proposed for a peer that we can reach. What this
 does not do: decide (``DecreeElection``), collect (``Collect``), close links.
@@ -212,8 +212,8 @@ class Removals:
         return frozenset(each for peer in found for each in self._around.ids_of(peer))
 
     def _refuse_force(self, ids: frozenset[PeerId]) -> Failure | None:
-        missing, lacking = self._missing()
-        spared = [voter for voter in missing if voter not in ids]
+        _, lacking = self._missing()
+        spared = self._spared(ids)
         if not lacking or not spared:
             return None
         return Failure(
@@ -281,24 +281,26 @@ class Removals:
         if now < proposal.ask_at:
             return
         proposal.ask_at = now + SEEN_RETRY_S
-        missing, lacking = self._missing()
+        _, lacking = self._missing()
         if lacking:
             proposal.asked_at = None
-            if proposal.force and all(voter in remaining for voter in missing):
+            if proposal.force and not self._spared(remaining):
                 self._open_epoch(now, remaining)
         elif not proposal.force and not self._is_attested(now, proposal):
             self._ask(now, proposal, remaining)
 
     def _open_epoch(self, now: float, remaining: frozenset[PeerId]) -> None:
-        """Decide without a quorum, in a new epoch that everybody who meets it follows."""
+        """Decide without a quorum, in a new epoch that everybody who meets it follows. Electors that left go with the
+        removed: they would be voters that nobody can ask or name."""
         heir = self._around.heir(remaining)
         if heir is None:
             return
+        removed = remaining.union(elector for elector in self._log.electors if elector in self._log.departed)
         epoch = self._log.chain.epoch[0] + 1
         position = Position(epoch, self._rng.randbytes(8), len(self._log))
         names = self._titles(remaining)
         self._outbox.note("warning", "removal", f"forced: epoch {epoch} begins without a quorum by removing {names}")
-        self._around.append(now, LogEntry(position, self._log.hash, Remove(tuple(sorted(remaining)), heir)))
+        self._around.append(now, LogEntry(position, self._log.hash, Remove(tuple(sorted(removed)), heir)))
 
     def _ask(self, now: float, proposal: Proposal, remaining: frozenset[PeerId]) -> None:
         """Do you see one of them? Each session is one question; what it yielded is evidence from when it was asked."""
@@ -415,6 +417,11 @@ class Removals:
         missing = [voter for voter in voters if self._around.voter_address(voter) is None]
         return missing, max(0, quorum(len(voters)) - (len(voters) - len(missing)))
 
+    def _spared(self, ids: frozenset[PeerId]) -> list[PeerId]:
+        """Voters out of reach that are not said to be dead: not among ``ids``, and did not leave by themselves."""
+        missing, _ = self._missing()
+        return [voter for voter in missing if voter not in ids and not self._log.is_gone(voter)]
+
     def _title(self, peer: PeerId) -> str:
         named = self._around.named(peer)
         return f"{named.name}({named.nickname})" if named.name or named.nickname else peer_text(peer)
@@ -452,7 +459,7 @@ class Removals:
             waits_for = "being decided" if proposal.force else "asking the voters whether they see it"
             return f"removal of {names}: {waits_for}"
         text = f"removal of {names} is pending: {lacking} more of the voters {self._titles(missing)} needed"
-        if all(voter in proposal.ids for voter in missing):
+        if not self._spared(proposal.ids):
             text += f"; if they are dead: {self._force_line(proposal.ids)}"
         return text
 

@@ -6,7 +6,7 @@ import pytest
 from test_removals import NOTICED_S, RANGE, all_open, formed, remove
 from test_resets import has_left, reset
 
-from weavenet.core.commands import Connect, Consense, Done, GetReport
+from weavenet.core.commands import Connect, Consense, Done, GetReport, RemovePeers
 from weavenet.core.limits import GROW_AFTER_S, VOTER_ABSENT_S
 from weavenet.core.report import NodeReport
 from weavenet.core.types import PeerId
@@ -181,3 +181,41 @@ def test_elector_that_left_keeps_nobody_from_removing_the_dead(seed: int) -> Non
     assert voters(first) <= peers(*rest)
     stage.heal()
     stage.rest()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_founded_with_one_that_left(seed: int) -> None:
+    """It left while the other one offered the lock a record with both: it is the only voter, until somebody says so."""
+    stage = Stage(seed, 3, bootstrap=Bootstrap.LOCK, range_cidr=RANGE)
+    leaver, founder, third = sorted(stage.hosts, key=lambda host: host.peer)
+    stage.start(leaver, founder)
+    stage.until(lambda: founder.peer in known(leaver) and leaver.peer in known(founder), 30, "a link", every_s=0.01)
+    stage.advance(2)
+    stage.ask(founder, Consense())
+    stage.until(lambda: has_drafted(founder), 30, "a draft", every_s=0.0005)
+    old = leaver.peer
+    has_left(stage, leaver, reset(stage, leaver))
+    stage.advance(NOTICED_S)
+    assert founder.node is not None
+    assert founder.node.log.voters == (old,)
+    third.start()
+    request = stage.ask(third, Consense())
+    stage.advance(20)
+    assert request not in stage.answers, "nobody can decide"
+    stage.checker.force()
+    pending = stage.answer(stage.ask(founder, RemovePeers((old.hex(),), wait=False)))
+    assert isinstance(pending, Done)
+    line = pending.text.partition("weave rmpeer --force ")[2].partition(";")[0]
+    assert isinstance(stage.answer(stage.ask(founder, RemovePeers(tuple(line.split()), force=True))), Done)
+    assert isinstance(stage.answer(request), Done)
+    stage.heal()
+    stage.rest()
+    assert voters(founder) <= peers(*stage.hosts)
+
+
+def known(host: Host) -> frozenset[PeerId]:
+    return frozenset() if host.node is None else host.node.mesh.reachable()
+
+
+def has_drafted(host: Host) -> bool:
+    return host.node is not None and host.node.founding.locked is not None and host.node.founding.locked.has_drafted

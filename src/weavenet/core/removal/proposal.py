@@ -156,7 +156,7 @@ class Removals:
         if not isinstance(ids, frozenset):
             self._reply(request, ids)
             return
-        remaining = frozenset(peer for peer in ids if not self._log.is_gone(peer))
+        remaining = frozenset(peer for peer in ids if not self._is_over(peer))
         if len(self._proposals) >= REMOVALS_MAX or len(self._waiters) >= PENDING_REQUESTS_MAX:
             self._reply(request, Failure(Code.BUSY, f"at most {REMOVALS_MAX} removals at once", "", "wait for those"))
             return
@@ -192,7 +192,7 @@ class Removals:
             for known in directory:
                 absent_s = self._around.unreachable_for(now, known.peer)
                 is_gone = absent_s is not None and absent_s >= command.older_than_s
-                if is_gone and known.peer not in self._around.own_ids and not self._log.is_gone(known.peer):
+                if is_gone and known.peer not in self._around.own_ids and not self._is_over(known.peer):
                     found.add(known.peer)
             if not found:
                 return Done("nobody is unreachable")
@@ -252,7 +252,12 @@ class Removals:
         return len(counted) >= quorum(len(self._log.voters))
 
     def _remaining(self, proposal: Proposal) -> frozenset[PeerId]:
-        return frozenset(peer for peer in proposal.ids if not self._log.is_gone(peer))
+        return frozenset(peer for peer in proposal.ids if not self._is_over(peer))
+
+    def _is_over(self, peer: PeerId) -> bool:
+        """Nothing is left to decide about it: it was removed, or has left and is no elector. One that left and is, may
+        be the only voter (history *founded-with-one-that-left*)."""
+        return peer in self._log.removed or (peer in self._log.departed and peer not in self._log.electors)
 
     # --- time ---
 
@@ -317,10 +322,10 @@ class Removals:
                 self._outbox.unicast(peer, SeenQuery(proposal.session, tuple(sorted(remaining))))
 
     def _advance_waiter(self, now: float, request: int, waiter: Waiter) -> None:
-        if any(not self._log.is_gone(peer) for peer in waiter.ids):
+        if any(not self._is_over(peer) for peer in waiter.ids):
             waiter.ask_at = now + HOLD_RETRY_S
             asked = frozenset(peer for ids in self._proposals for peer in ids)
-            rest = frozenset(peer for peer in waiter.ids if not self._log.is_gone(peer)) - asked
+            rest = frozenset(peer for peer in waiter.ids if not self._is_over(peer)) - asked
             if rest:  # a log of a greater epoch took back what was decided
                 self._propose(rest, waiter.force)
             return

@@ -284,6 +284,30 @@ def test_what_is_pipelined_behind_a_waiting_request_is_bounded(
     eventually(lambda: fake.daemon.cancelled == [Allocate("c1")])
 
 
+def test_answers_wait_for_a_client_that_does_not_read(fake: RunningDaemon) -> None:
+    number = 2000
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(fake.socket_path)
+        sock.sendall(b"GET /v1/report HTTP/1.1\r\nHost: w\r\n\r\n" * number)
+        eventually(lambda: fake.daemon.commands)
+        counts = [-1, len(fake.daemon.commands)]
+        while counts[-1] != counts[-2]:
+            time.sleep(0.1)
+            counts.append(len(fake.daemon.commands))
+        assert counts[-1] < number / 2  # what the sockets hold, and little more
+        while len(fake.daemon.commands) < number:
+            assert sock.recv(1 << 20)
+
+
+@pytest.mark.parametrize("target", [b"//[?x", b"http://[x/%41"])
+def test_a_target_that_is_no_address_is_answered(fake: RunningDaemon, target: bytes) -> None:
+    ping = b"GET /v1/ping HTTP/1.1\r\nHost: w\r\n\r\n"
+    last = b"GET " + target + b" HTTP/1.1\r\nHost: w\r\nConnection: close\r\n\r\n"
+    assert raw(fake.socket_path, last).startswith(b"HTTP/1.1 404 ")
+    assert b"HTTP/1.1 404 " in raw(fake.socket_path, ping + last)
+
+
 def test_stop(fake: RunningDaemon) -> None:
     assert request(fake.socket_path, "POST", "/v1/stop", b"{}")[0] == 200
     assert fake.daemon.stopped

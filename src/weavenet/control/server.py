@@ -2,7 +2,7 @@
 
 Moves bytes: one ``asyncio.Protocol`` per connection, one request in flight per connection (a client may pipeline; the
 next request waits). What a client can make the daemon hold is bounded: connections, request size, time to send a
-request, idle time. A client that goes away while its request waits cancels it.
+request, idle time, answers that it does not read. A client that goes away while its request waits cancels it.
 
 Commands of the node are answered by a callback out of its reply, without a task of their own: turns of the event loop
 and hand-overs are most of what an allocation costs beside its fsync.
@@ -101,6 +101,7 @@ class Connection(asyncio.Protocol):
         self._in_flight: Parsed | None = None
         self._cancel: Callable[[], None] | None = None
         self._pipelined = 0
+        self._is_unread = False
         self._problem: Malformed | None = None
         self.task: asyncio.Task[None] | None = None
         self.deadline = self._loop.time() + REQUEST_TIMEOUT_S
@@ -121,7 +122,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._transport is None or self._transport.is_closing() or self._problem is not None:
             return
-        if self._in_flight is not None:
+        if self._in_flight is not None or self._waiting:
             self._pipelined += len(data)
             if self._pipelined > PIPELINED_BYTES_MAX:
                 self.drop()
@@ -139,6 +140,14 @@ class Connection(asyncio.Protocol):
         # No half-closed clients: whoever stops sending has gone, and must not leave a waiting command behind.
         return False
 
+    def pause_writing(self) -> None:
+        """The client does not read: an answer is longer than what asks for it, so the next one waits for that."""
+        self._is_unread = True
+
+    def resume_writing(self) -> None:
+        self._is_unread = False
+        self._next()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._listener.connections.discard(self)
         self._transport = None
@@ -149,6 +158,8 @@ class Connection(asyncio.Protocol):
     def _next(self) -> None:
         """Begin requests until one has to wait or there is none."""
         while self._in_flight is None and self._transport is not None and not self._transport.is_closing():
+            if self._is_unread:
+                return
             if self._waiting:
                 self._begin(self._waiting.popleft())
             elif self._problem is not None:
@@ -160,8 +171,9 @@ class Connection(asyncio.Protocol):
     def _begin(self, parsed: Parsed) -> None:
         path, query = parsed.target, {}
         if "?" in path or "%" in path:
-            parts = urlsplit(path)
-            path, query = parts.path, dict(parse_qsl(parts.query))
+            with contextlib.suppress(ValueError):  # "//[" is not the beginning of any address, nor of any path here
+                parts = urlsplit(path)
+                path, query = parts.path, dict(parse_qsl(parts.query))
         request = Request(parsed.method, path, parsed.body, query)
         self._in_flight = parsed
         self.deadline = _NO_DEADLINE  # the daemon may take as long as it needs: waiting for space has no limit

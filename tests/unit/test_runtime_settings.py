@@ -384,3 +384,18 @@ def test_the_log_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     kept = [line for each in (tmp_path / "weave.log.1", path) for line in each.read_text().splitlines()]
     assert kept[-1] == "line 199"
     assert kept == [f"line {number}" for number in range(200 - len(kept), 200)], "none is lost in between"
+    assert {each.stat().st_mode & 0o777 for each in tmp_path.iterdir()} == {0o600}
+
+
+def test_a_log_that_cannot_be_opened_again_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # as configure does
+    folder = tmp_path / "log"
+    folder.mkdir()
+    handler = logs.BoundedFile(folder / "weave.log")
+    folder.rename(tmp_path / "elsewhere")
+    for text in ("lost", "lost, too"):
+        handler.emit(logging.LogRecord("weave", logging.INFO, "", 0, text, (), None))
+    folder.mkdir()
+    handler.emit(logging.LogRecord("weave", logging.INFO, "", 0, "kept", (), None))
+    handler.close()
+    assert (folder / "weave.log").read_text() == "kept\n"

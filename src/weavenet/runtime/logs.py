@@ -8,6 +8,7 @@ numbers only (a refused host tries again from port after port) a minute keeps AL
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import logging.handlers
@@ -22,6 +23,8 @@ from weavenet.runtime.settings import LogFormat, Settings
 
 LINE_CHARACTERS_MAX = 4000
 FILE_BYTES_MAX = 16 << 20
+FILE_MODE = 0o600
+"""As `weave launch` makes it: who talks to whom is nobody else's business. Rotation by others may choose another."""
 ALIKE_MAX, ALIKE_PAUSE_S = 20, 60.0
 SHAPES_MAX = 512
 """Kinds of lines that are counted at a time; beyond it counting begins anew."""
@@ -86,13 +89,21 @@ class FewAlike(logging.Filter):
 
 
 class BoundedFile(logging.handlers.WatchedFileHandler):
-    """Moves the file to ``.1`` when it is full, in place of the one before; the next line opens a new one."""
+    """Moves the file to ``.1`` when it is full, in place of the one before; the next line opens a new one, when it
+    can. Raises OSError when it cannot be opened in the beginning."""
+
+    def _open(self) -> io.TextIOWrapper:
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
             if self.stream is not None and os.fstat(self.stream.fileno()).st_size >= FILE_BYTES_MAX:
                 Path(self.baseFilename).replace(f"{self.baseFilename}.1")
-        super().emit(record)
+        try:
+            super().emit(record)
+        except OSError:  # it cannot be opened now: its folder is gone, say; whoever has something to log goes on
+            self.handleError(record)
 
 
 def configure(settings: Settings) -> None:
@@ -101,9 +112,7 @@ def configure(settings: Settings) -> None:
     if settings.log_file:
         path = Path(settings.log_file)
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-            os.close(descriptor)
-            handler = BoundedFile(path, encoding="utf-8", errors="backslashreplace")
+            handler = BoundedFile(path)
         except OSError as error:
             raise WeaveError(
                 Failure(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,34 @@ def test_a_worker_is_not_heard_before_its_device_is_plugged_in(tmp_path: Path) -
         finally:
             await worker.close()
             server.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))
+
+
+def test_a_worker_that_ends_before_its_device_is_plugged_in_is_missed(tmp_path: Path) -> None:
+    """As one that fails at the first thing it is told: its device is gone before it is a port of the bridge."""
+
+    async def scenario() -> None:
+        path = socket_path(str(tmp_path), PEER, "", 6783)
+        listening = f"import socket; s = socket.socket(socket.AF_UNIX); s.bind({str(path)!r}); s.listen()"
+        program = f"{listening}; print(flush=True); s.accept()"
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=PIPE)
+        assert process.stdout is not None
+        await process.stdout.readline()
+        posted: asyncio.Queue[SleeveReported] = asyncio.Queue()
+
+        async def is_plugged() -> None:
+            await asyncio.Event().wait()
+
+        worker = SleeveWorker(
+            PEER, run_dir=str(tmp_path), host="", port=6783, post=posted.put_nowait, is_plugged=is_plugged
+        )
+        worker.start()
+        try:
+            assert await posted.get() == SleeveReported(None)
+        finally:
+            await worker.close()
+            await process.wait()
 
     asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))
 

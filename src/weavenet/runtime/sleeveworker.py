@@ -140,7 +140,8 @@ class SleeveWorker:
         self._wake.set()
         feeding = asyncio.create_task(self._feed(writer))
         try:
-            await self._is_plugged()
+            if not await worker.outlives(self._is_plugged()):  # there may never be a device of that name again
+                raise Ended(workers.last_words(self._path) or "before its device was a port of the bridge")
             await self._hear(reader)
         except Silent:
             await worker.end(0.0)  # the next one needs its device and its port

@@ -14,6 +14,7 @@ import signal
 import socket
 import struct
 import time
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,7 +104,18 @@ class Handle:
                 signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
             await self._ends(STOP_S)
 
-    async def _ends(self, within_s: float) -> bool:
+    async def outlives(self, work: Awaitable[None]) -> bool:
+        """Whether ``work`` is done while the worker runs; else it is cancelled when the worker has ended."""
+        working, ended = asyncio.ensure_future(work), asyncio.ensure_future(self._ends(None))
+        try:
+            await asyncio.wait((working, ended), return_when=asyncio.FIRST_COMPLETED)
+            return working.done()
+        finally:
+            for each in (working, ended):
+                each.cancel()
+            await asyncio.gather(working, ended, return_exceptions=True)
+
+    async def _ends(self, within_s: float | None) -> bool:
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(self._descriptor, ended.set)
         try:

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,21 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_places_are_those_of_the_daemon() -> None:
     assert Settings().control_socket == client.CONTROL_SOCKET
     assert quick.PARTS == SECTIONS
+
+
+def test_a_daemon_that_hangs_is_not_waited_for_in_its_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: CapFd
+) -> None:
+    """A backlog that is full keeps whoever connects waiting."""
+    path = str(tmp_path / "control.sock")
+    monkeypatch.setenv("WEAVE_HTTP_ADDR", path)
+    monkeypatch.setattr(client, "ANSWER_TIMEOUT_S", 0.05)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as queued:
+        listener.bind(path)
+        listener.listen(0)
+        queued.connect(path)
+        assert main(["status"]) == 2
+    assert "no answer from the daemon" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("verb", VERBS)

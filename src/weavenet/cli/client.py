@@ -6,6 +6,7 @@ status`` does. It speaks to our own server only, which always sends Content-Leng
 
 import os
 import socket
+import sys
 import time
 
 from weavenet.cli.outcome import ERROR, LIMIT, Ended
@@ -113,11 +114,18 @@ class Call:
 def _connect() -> socket.socket:
     path = socket_path()
     sock = socket.socket(socket.AF_UNIX)
+    patience = (number.to_bytes(8, sys.byteorder) for number in divmod(int(ANSWER_TIMEOUT_S * 1e6), 1_000_000))
+    # unix(7): while the backlog of a daemon that hangs is full, connect waits. (With a timeout of Python's it would not
+    # wait at all, and fail while many ask at once.)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, b"".join(patience))
     try:
         sock.connect(path)
     except (FileNotFoundError, ConnectionRefusedError):
         sock.close()
         raise NotRunning from None
+    except BlockingIOError:
+        sock.close()
+        raise _unanswered(ANSWER_TIMEOUT_S) from None
     except PermissionError:
         sock.close()
         raise Ended(ERROR, f"only root may use {path}; next: sudo weave …") from None
@@ -135,8 +143,12 @@ def ask(method: str, path: str, body: object = None, *, timeout_s: float | None 
     finally:
         call.close()
     if reply is None:
-        raise Ended(LIMIT, f"no answer from the daemon within {timeout_s:.0f} s; next: see its log, /var/log/weave.log")
+        raise _unanswered(timeout_s or 0.0)
     return checked(reply)
+
+
+def _unanswered(seconds: float) -> Ended:
+    return Ended(LIMIT, f"no answer from the daemon within {seconds:.0f} s; next: see its log, /var/log/weave.log")
 
 
 def checked(reply: Reply) -> Reply:

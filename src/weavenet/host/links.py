@@ -8,7 +8,9 @@ thousands of forwarding entries comes back as an event, and decoding one there c
 
 Invariant: a change that we made and the kernel acknowledged is in the socket's buffer before the acknowledgement, so
 :meth:`LinkCache.drain` right after a request is up to date. When the buffer overflows (ENOBUFS) the cache dumps again
-and tells its listeners that anything may have changed. This module changes nothing.
+and tells its listeners that anything may have changed; not before the buffer is empty, since until then the kernel
+goes on dropping events (netlink(7); af_netlink.c, ``NETLINK_S_CONGESTED``), and refuses a dump while one is on its
+way. This module changes nothing.
 """
 
 from __future__ import annotations
@@ -199,6 +201,7 @@ class LinkCache:
         self._by_index: dict[int, Link] = {}
         self._dump_sequence = 0
         self._dumped: set[int] | None = None
+        self._is_overrun = False
         self._complete = asyncio.Event()
         self.on_link: list[LinkListener] = []
         self.on_neighbour_gone: list[Callable[[GoneNeighbour], None]] = []
@@ -211,8 +214,12 @@ class LinkCache:
         self._socket = netns.call(self._namespace, self._make_socket)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.fileno(), self.drain)
-        self._request_dump()
-        await asyncio.wait_for(self._complete.wait(), DUMP_TIMEOUT_S)
+        try:
+            self._request_dump()
+            await asyncio.wait_for(self._complete.wait(), DUMP_TIMEOUT_S)
+        except BaseException:
+            self.close()  # it would keep the namespace alive
+            raise
 
     @staticmethod
     def _make_socket() -> socket.socket:
@@ -249,13 +256,17 @@ class LinkCache:
             try:
                 data = self._socket.recv(256 * 1024)
             except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
+                if not self._is_overrun:
+                    return
+                self._is_overrun = False
                 self._request_dump()
                 for listener in tuple(self.on_overflow):
                     listener()
+                continue
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self._is_overrun = True
                 continue
             for kind, sequence, payload in messages(data):
                 self._take(kind, sequence, payload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -17,7 +18,8 @@ import pytest
 
 from fake_daemon import RunningDaemon, running
 from weavenet.control import server
-from weavenet.core.commands import Allocate, Connect, Done, RemovePeers
+from weavenet.control.service import AttachSpec
+from weavenet.core.commands import Addresses, Allocate, Connect, Done, RemovePeers
 from weavenet.core.errors import Code, Failure
 
 
@@ -187,6 +189,28 @@ def test_client_that_goes_away_cancels_its_command(fake: RunningDaemon) -> None:
         eventually(lambda: fake.daemon.commands)
         assert not fake.daemon.cancelled
     eventually(lambda: fake.daemon.cancelled == [Allocate("c1")])
+
+
+def test_what_a_command_gives_back_is_waited_for_at_the_end(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    async def attach(spec: AttachSpec) -> Addresses:
+        seen.append("taken")
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await asyncio.sleep(0.05)
+            seen.append("given back")
+        raise AssertionError
+
+    body = b'{"container": "netns:x"}'
+    with socket.socket(socket.AF_UNIX) as sock:
+        with running(tmp_path) as fake:
+            fake.daemon.attach = attach  # type: ignore[method-assign]
+            sock.connect(fake.socket_path)
+            sock.sendall(b"POST /v1/attach HTTP/1.1\r\nHost: w\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            eventually(lambda: seen)
+        assert seen == ["taken", "given back"]
 
 
 def test_a_waiting_client_does_not_hold_up_others(fake: RunningDaemon) -> None:

@@ -209,13 +209,14 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._next)  # not from within the node's reply
 
     def _abandon(self) -> None:
-        """Nobody waits for the answer any more."""
+        """Nobody waits for the answer any more. Said once: what a command took is being given back from then on."""
         cancel, self._cancel, self._in_flight = self._cancel, None, None
         self._waiting.clear()
         if cancel is not None:
             cancel()
-        if self.task is not None:
-            self.task.cancel()
+        task, self.task = self.task, None
+        if task is not None:
+            task.cancel()
 
     # --- answers ---
 

@@ -7,13 +7,23 @@ import contextlib
 import itertools
 import os
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 
 import pytest
 from host_pair import DEADLINE_S, FakeNode, Host, Pair, eventually, run, run_async, until
 
-from weavenet.core.commands import Addresses, Allocate, Destroyed, Died, PutAttachment
+from weavenet.core.commands import (
+    Addresses,
+    Allocate,
+    Command,
+    Destroyed,
+    Died,
+    PutAttachment,
+    Release,
+    RemoveAttachment,
+    Result,
+)
 from weavenet.core.errors import Code, Failure
 from weavenet.host.attachments import Attachments
 from weavenet.host.bridge import port_name
@@ -365,6 +375,90 @@ def test_what_an_attach_took_that_a_killed_daemon_did_not_end_is_free_again(
             assert node.held[name] == kept
             assert not node.attachments
             assert (await attachments.ps()).attachments == ()
+            await attachments.close()
+
+    drive(scenario)
+
+
+class Interrupted:
+    """The node, slow at one kind of command from some moment on; ``reached`` is set when it did one."""
+
+    def __init__(self, node: FakeNode) -> None:
+        self._node = node
+        self.slow: type | None = None
+        self.reached = asyncio.Event()
+
+    async def request(self, command: Command) -> Result:
+        result = await self._node.request(command)
+        if self.slow is not None and isinstance(command, self.slow):
+            self.reached.set()
+            self.slow = None
+            await asyncio.sleep(0.05)
+        return result
+
+    async def interrupt(self, call: Coroutine[object, object, object], kind: type) -> None:
+        """Whoever makes ``call`` goes away when the first ``kind`` was done, and before that is known."""
+        self.slow = kind
+        task = asyncio.create_task(call)
+        await self.reached.wait()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def test_an_interrupted_call_leaves_what_is_remembered_as_it_was(names: Callable[[], str]) -> None:
+    async def scenario() -> None:
+        async with Pair(firewalled=False) as (a, _):
+            node, name = FakeNode(), names()
+            make(name)
+            slow = Interrupted(node)
+            attachments = Attachments(a.kernel, a.attacher, slow.request, a.namespace)
+            await attachments.open()
+            (first,) = addresses(await attachments.attach(f"netns:{name}"))
+            remembered = node.attachments[name]
+            await slow.interrupt(attachments.attach(f"netns:{name}", ["net:10.40.1.0/24"]), PutAttachment)
+            assert node.held[name] == [first]
+            assert node.attachments[name] == remembered
+            assert "10.40.1." not in inside(name, "ip", "address")
+            await attachments.close()
+
+    drive(scenario)
+
+
+@pytest.mark.parametrize("last", [PutAttachment, Release])
+def test_a_detach_that_has_begun_is_done_to_its_end(names: Callable[[], str], last: type) -> None:
+    async def scenario() -> None:
+        async with Pair(firewalled=False) as (a, _):
+            node, name = FakeNode(), names()
+            make(name)
+            slow = Interrupted(node)
+            attachments = Attachments(a.kernel, a.attacher, slow.request, a.namespace)
+            await attachments.open()
+            await attachments.attach(f"netns:{name}")
+            await slow.interrupt(attachments.detach(f"netns:{name}"), last)
+            assert node.held[name] == []
+            assert node.attachments == {}
+            await attachments.close()
+
+    drive(scenario)
+
+
+@pytest.mark.parametrize("last", [PutAttachment, Release, RemoveAttachment])
+def test_a_detach_that_a_killed_daemon_did_not_end_is_ended_by_the_next(names: Callable[[], str], last: type) -> None:
+    async def scenario() -> None:
+        async with Pair(firewalled=False) as (a, _):
+            node, name = FakeNode(), names()
+            make(name)
+            node.held[name] = ["10.99.0.1/16"]  # of a network plugin
+            dying = await opened(a, node)
+            await dying.attach(f"netns:{name}", ["net:10.40.1.0/24"])
+            dying._request = node.dying_after(last)
+            with contextlib.suppress(asyncio.CancelledError):
+                await dying.detach(f"netns:{name}", ["net:10.40.1.0/24"])
+            await dying.close()
+            attachments = await opened(a, node)
+            assert node.held[name] == ["10.99.0.1/16"]
+            assert node.attachments == {}
             await attachments.close()
 
     drive(scenario)

@@ -4,7 +4,8 @@ Invariants:
 - What was asked for and given is in the node's store (``PutAttachment``) before the caller hears of it; a call that
   fails or is cancelled gives back the addresses and devices of that call, and so does the next daemon for a call that
   ended with this one.
-- Calls for one ident happen one after the other; a detach ends attaches before it that wait for an address.
+- Calls for one ident happen one after the other; a detach ends attaches before it that wait for an address. A detach
+  that has begun is done to its end, by the next daemon if need be.
 - Process ended: ``Died`` (addresses kept for 30 s). Name or host veth gone: ``Destroyed`` (free at once). What was
   asked for under a name is remembered then, and applied again when the name comes back; ``pid:`` and paths never are.
 - After a restart of the daemon, interfaces that exist are adopted untouched.
@@ -44,6 +45,7 @@ from weavenet.host import hostsfile, naming, netns, requests
 from weavenet.host.attach import Attacher
 from weavenet.host.bridge import is_port_name, port_name
 from weavenet.host.deaths import DeathWatch
+from weavenet.host.finishing import finished
 from weavenet.host.kernel import Kernel
 from weavenet.host.requests import NO_WISHES, Wanted, Wishes
 
@@ -197,7 +199,7 @@ class Attachments:
         answers: list[tuple[str, ...]] = []
         try:
             if old is None:
-                await self._must(PutAttachment(_begun(container, before)))
+                await self._must(PutAttachment(_begun(ident, container.reference, before)))
             for item in wanted:
                 answers.append(await self._obtain(ident, item, stop))
             taken = tuple(dict.fromkeys(address for answer in answers for address in answer))
@@ -219,7 +221,7 @@ class Attachments:
                 await asyncio.to_thread(hostsfile.write, container, attachment)
             await self._must(PutAttachment(attachment, wishes.name if wishes.is_named else ""))
         except BaseException:
-            await asyncio.shield(self._give_back(container, old, before))
+            await finished(self._give_back(container, old, before))
             raise
         self._known[ident] = attachment
         return Addresses(taken)
@@ -246,8 +248,10 @@ class Attachments:
         """Undo a call: whatever the ident holds now and did not before. Asked of IPAM, because an answer may have been
         on its way when the call was cancelled."""
         taken = sorted(await self._held(container.ident) - before)
-        if old is None:
-            with contextlib.suppress(WeaveError):
+        with contextlib.suppress(WeaveError):
+            if old is not None and old.live and old.rewrite_hosts:
+                await asyncio.to_thread(hostsfile.write, container, old)
+            else:
                 await asyncio.to_thread(hostsfile.clear, container.reference)
         try:
             if old is None or not old.live:
@@ -257,6 +261,10 @@ class Attachments:
                 await self._attacher.unplug(container, taken)
         except (WeaveError, OSError) as error:
             log.warning("%s could not be cleaned up: %s", container.reference, error)
+        # Ahead of the release: it may have been remembered already, and what is remembered is plugged in again.
+        await self._request(
+            PutAttachment(old if old is not None else _begun(container.ident, container.reference, before))
+        )
         if taken:
             await self._request(Release(container.ident, tuple(a.partition("/")[0] for a in taken)))
         if old is None:
@@ -273,7 +281,7 @@ class Attachments:
             async with self._locked(ident):
                 if stopped and not addresses and not self._has_default(ident):
                     return Addresses(())  # to end the attach was all there was to do
-                return await self._detach(ident, container, addresses)
+                return await finished(self._detach(ident, container, addresses))
         except WeaveError as error:
             return error.failure
 
@@ -308,7 +316,8 @@ class Attachments:
             self._deaths.forget(ident)
             await self._attacher.remove(ident)
             self._known.pop(ident, None)
-            await self._must(RemoveAttachment(ident))
+            if gone:
+                await self._must(PutAttachment(_begun(ident, old.container, await self._held(ident) - set(gone))))
         else:
             with netns.resolve(container, self._host) as found:
                 await self._attacher.unplug(found, gone)
@@ -317,6 +326,8 @@ class Attachments:
             await self._put(old, requested, left, live=True)
         if gone:
             await self._must(Release(ident, tuple(address.partition("/")[0] for address in gone)))
+        if not left:
+            await self._must(RemoveAttachment(ident))
         return Addresses(gone)
 
     async def _clear_hosts(self, old: Attachment) -> None:
@@ -469,8 +480,8 @@ class Attachments:
                 log.warning("%s", error)
 
     async def _undo(self, begun: Attachment) -> None:
-        """What a call took that ended with its daemon."""
-        log.info("giving back what %s got: its attach did not end", begun.container)
+        """What a call took, or had not given back yet, that ended with its daemon."""
+        log.info("giving back what %s got: its attach or detach did not end", begun.container)
         with contextlib.suppress(OSError):
             await self._attacher.remove(begun.ident)
         self._known.pop(begun.ident, None)
@@ -490,10 +501,10 @@ class Attachments:
         await self._put(old, old.requested, old.addresses, live=True)
 
 
-def _begun(container: netns.Container, held: frozenset[str]) -> Attachment:
-    """Remembered while a call runs that attaches a container for the first time: nothing is ``requested`` of it, as of
-    no other, and ``addresses`` are those that it held before and keeps."""
-    return Attachment(container.ident, container.reference, b"", (), tuple(sorted(held)), False, live=False)
+def _begun(ident: str, reference: str, held: frozenset[str]) -> Attachment:
+    """Remembered while a call runs that attaches a container for the first time, or detaches it altogether: nothing is
+    ``requested`` of it, as of no other, and ``addresses`` are those that it held before and keeps."""
+    return Attachment(ident, reference, b"", (), tuple(sorted(held)), False, live=False)
 
 
 def _stop(stop: Stop, why: Failure) -> None:

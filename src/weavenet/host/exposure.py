@@ -41,6 +41,7 @@ from weavenet.core.names import EXPOSE, absolute_name
 from weavenet.host import announce, ipv6, requests, sysctl
 from weavenet.host.bridge import Bridge, is_port_name
 from weavenet.host.exposure_rules import Exposed
+from weavenet.host.finishing import finished
 from weavenet.host.firewall import Firewall
 from weavenet.host.kernel import Kernel
 
@@ -155,7 +156,7 @@ class Exposure:
             await self._must(PutAttachment(new))
             await self._apply(new)
         except BaseException:
-            await asyncio.shield(self._give_back(old, before))
+            await finished(self._give_back(old, before))
             raise
         self._known = new
         with contextlib.suppress(OSError):  # a courtesy to neighbours
@@ -209,7 +210,7 @@ class Exposure:
             for hidden in self._exposing:
                 hidden.set()
             async with self._lock:
-                return await self._hide(requests.chosen(self._known, requested))
+                return await finished(self._hide(requests.chosen(self._known, requested)))
         except WeaveError as error:
             return error.failure
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -353,6 +354,39 @@ def test_one_exchanged_network_card_is_the_same_machine_and_two_are_not(tmp_path
     (root / "sys/class/dmi/id/product_uuid").unlink()
     assert before.differences(read_fingerprint(root)) == ("DMI uuid", "2 MAC addresses")
     assert "0" * 32 not in str(before), "machine-id(5): never shown itself"
+
+
+def test_network_devices_that_are_away_or_come_are_no_other_machine(tmp_path: Path) -> None:
+    """A container may have them for itself."""
+    root = host(tmp_path, "0" * 32)
+    hardware(root, *(f"02:00:00:00:00:0{number}" for number in range(5)))
+    all_here = read_fingerprint(root)
+    for number in range(1, 4):
+        shutil.rmtree(root / f"sys/class/net/eth{number}")
+    some_away = read_fingerprint(root)
+    assert len(some_away.macs) == 2
+    assert all_here.differences(some_away) == some_away.differences(all_here) == ()
+    hardware(root, "02:00:00:00:00:09")
+    assert all_here.differences(read_fingerprint(root)) == (), "and one was exchanged"
+    hardware(root, "02:00:00:00:01:00")
+    shutil.rmtree(root / "sys/class/net/eth4")
+    assert all_here.differences(read_fingerprint(root)) == ("5 MAC addresses",)
+
+
+def test_macs_that_say_nothing_about_the_machine(tmp_path: Path) -> None:
+    root = host(tmp_path, "0" * 32)
+    macs = [f"02:00:00:00:00:0{number}" for number in range(4)]
+    hardware(root, *macs)
+    before = read_fingerprint(root)
+    hardware(root, *macs, *(f"02:00:00:00:01:0{number}" for number in range(4)))
+    for number in range(4, 8):  # virtual functions, with other MACs after each start
+        (root / f"sys/class/net/eth{number}/addr_assign_type").write_text("1\n")
+    for number, mac in enumerate(macs):  # now ports of two bonds
+        device = root / f"sys/class/net/eth{number}"
+        (device / "bonding_slave").mkdir()
+        (device / "bonding_slave/perm_hwaddr").write_text(mac + "\n")
+        (device / "address").write_text(macs[number // 2 * 2] + "\n")
+    assert read_fingerprint(root) == before
 
 
 def test_lines_that_differ_in_numbers_only_are_few_a_minute_and_the_rest_is_counted() -> None:

@@ -2,7 +2,8 @@
 
 Inputs: machine-id, DMI uuid, cloud instance-id, and the MACs of devices that have hardware behind them. All are hashed,
 since machine-id(5) asks that it is never shown. Missing inputs equal only missing ones. One exchanged MAC is tolerated:
-network cards are replaced.
+network cards are replaced. So are any number that only came or only went, as long as another stayed: devices are
+handed to containers and come back. MACs that a driver made up are none, those of a bond's ports are their own.
 
 Does not decide what becomes of the key. Everything is read below ``root``, so that tests bring their own machine.
 """
@@ -15,6 +16,9 @@ from pathlib import Path
 import msgspec
 
 MAC_COUNT_MAX = 256
+NET_ADDR_RANDOM = "1"
+"""In ``addr_assign_type`` (Linux, ABI/testing/sysfs-class-net): as SR-IOV functions have it, another after each start
+of the machine."""
 UUIDS_OF_NOBODY = frozenset({"", "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"})
 """What firmware shows when its maker did not care."""
 
@@ -41,8 +45,9 @@ class Fingerprint(msgspec.Struct, frozen=True):
             if before != after
         ]
         gone, come = set(self.macs) - set(now.macs), set(now.macs) - set(self.macs)
-        if max(len(gone), len(come)) > 1:
-            found.append(f"{max(len(gone), len(come))} MAC addresses")
+        number = min(len(gone), len(come)) if set(self.macs) & set(now.macs) else max(len(gone), len(come))
+        if number > 1:
+            found.append(f"{number} MAC addresses")
         return tuple(found)
 
 
@@ -81,8 +86,15 @@ def _physical_macs(devices: Path) -> set[str]:
         found = sorted(devices.iterdir())
     except OSError:
         return set()
-    macs = {read_text(device / "address") for device in found if (device / "device").exists()}
+    macs = {_mac_of(device) for device in found if (device / "device").exists()}
     return set(sorted(macs - {"", "00:00:00:00:00:00"})[:MAC_COUNT_MAX])
+
+
+def _mac_of(device: Path) -> str:
+    """Empty when it has none of its own. The ports of a bond all show one MAC, which is theirs otherwise."""
+    own = read_text(device / "bonding_slave/perm_hwaddr")
+    is_random = read_text(device / "addr_assign_type") == NET_ADDR_RANDOM
+    return own or ("" if is_random else read_text(device / "address"))
 
 
 def _hashed(kind: str, text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,3 +94,21 @@ def test_a_file_that_is_too_large_is_left_alone(folder: Path, monkeypatch: pytes
     (folder / "web" / "hosts").write_text("192.0.2.1 gate\n")
     with pytest.raises(WeaveError, match="more than 10 bytes"):
         hostsfile.write(netns.Container("netns:web", "web", -1), ATTACHMENT)
+
+
+def test_a_full_disk_takes_nothing_from_the_file(folder: Path) -> None:
+    (folder / "web").mkdir()
+    file = folder / "web" / "hosts"
+    file.write_text("192.0.2.1 gate\n" * 10)
+    before = file.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limit[1]))
+    try:
+        with pytest.raises(WeaveError):
+            hostsfile.write(netns.Container("netns:web", "web", -1), ATTACHMENT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert file.read_bytes() == before
+    hostsfile.write(netns.Container("netns:web", "web", -1), ATTACHMENT)
+    hostsfile.clear("netns:web")
+    assert file.read_bytes() == before

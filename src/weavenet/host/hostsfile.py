@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import ipaddress
 import os
 import stat
@@ -126,9 +127,22 @@ def _rewrite(path: Path, change: Callable[[str], str]) -> None:
         return
     if path != HOSTS:
         path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(after)
+    data = after.encode()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    with open(descriptor, "wb") as file:
+        _make_room(descriptor, len(data))
+        file.write(data)
+        file.truncate()
+
+
+def _make_room(descriptor: int, size_bytes: int) -> None:
+    """So that on a full disk nothing is lost of what was there. Raises OSError."""
+    try:
+        if size_bytes:
+            os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as error:
+        if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:  # not every file system can
+            raise
 
 
 def _read(path: Path) -> bytes:

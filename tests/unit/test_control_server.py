@@ -271,6 +271,14 @@ def test_stale_socket_is_replaced_and_a_live_one_is_not(fake: RunningDaemon, tmp
         server.unix_socket(fake.socket_path)
 
 
+def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "weave.conf"
+    file.write_text("port = 7000\n")
+    with pytest.raises(server.WeaveError, match="another file"):
+        server.unix_socket(str(file))
+    assert file.read_text() == "port = 7000\n"
+
+
 def test_unexpected_error_is_logged_and_answered(fake: RunningDaemon, caplog: pytest.LogCaptureFixture) -> None:
     def explode() -> None:
         raise RuntimeError("boom")

@@ -261,7 +261,13 @@ def _is_permitted(sock: socket.socket) -> bool:
 
 
 def unix_socket(path: str) -> socket.socket:
-    """A bound socket of mode 0600 at ``path``, replacing a stale one. Raises WeaveError when a live server has it."""
+    """A bound socket of mode 0600 at ``path``, replacing a stale one. Raises WeaveError when a live server has it, or
+    something else is there."""
+    if Path(path).exists() and not Path(path).is_socket():
+        failure = Failure(
+            Code.CONFLICT, f"expected a socket or nothing at {path}", "another file", "correct --http-addr"
+        )
+        raise WeaveError(failure)
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
         try:
             probe.connect(path)

@@ -443,3 +443,11 @@ def test_nothing_starts_with_a_wrong_value(
     monkeypatch.setenv("WEAVE_CONF", str(tmp_path / "none"))
     assert run(["launch", "--mtu", "1", "--ipalloc-init", "observer"]) == 1
     assert "from 576 to 65535" in capfd.readouterr().err
+
+
+def test_a_device_whose_name_is_no_text_disturbs_nobody(proc: Path) -> None:
+    """The kernel takes any bytes but white space, a slash and a colon."""
+    for name in ("route", "ipv6_route"):
+        (proc / name).write_bytes((proc / name).read_bytes().replace(b"eth0", b"\xff\xfe"))
+    (warning,) = check_host(Settings(ranges=("10.32.0.0/16", "fd00:78::/64"), range_explicit=True), proc)
+    assert "10.32.0.0/16" in warning

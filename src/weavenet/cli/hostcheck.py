@@ -2,7 +2,7 @@
 IPv6 range?
 
 Reads /proc/net/route (main table, IPv4) and /proc/net/ipv6_route: netlink would cost more time than the rest of the
-launch. The full set of checks is `weave setup`.
+launch. Names of devices in there are bytes of any kind. The full set of checks is `weave setup`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _overlap(one: Network, other: Network) -> bool:
 
 def _routes(path: Path) -> Iterator[tuple[Network, str]]:
     """IPv4 routes of other devices than ours; the default route hides nothing."""
-    for line in path.read_text().splitlines()[1:]:
+    for line in path.read_text(errors="replace").splitlines()[1:]:
         fields = line.split()
         if len(fields) < 8 or fields[0] == OWN_DEVICE:
             continue
@@ -63,7 +63,7 @@ def _routes(path: Path) -> Iterator[tuple[Network, str]]:
 def _routes6(whole: Network, path: Path) -> Iterator[tuple[Network, str]]:
     """The same of IPv6."""
     try:
-        text = path.read_text()
+        text = path.read_text(errors="replace")
     except FileNotFoundError:
         fields: dict[str, object] = {
             "expected": f"expected a kernel with IPv6 for the range {whole}",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,6 +153,26 @@ def test_connections_are_bounded(server: WorkerProcess) -> None:
     assert held[0].recv(1) == b"", "the one that was silent longest made room"
     for sock in held:
         sock.close()
+
+
+def test_without_descriptors_connections_wait_and_the_worker_is_idle(tmp_path: Path) -> None:
+    def spent_s() -> float:
+        user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    with worker(tmp_path) as started:
+        started.set_names(NAMES)
+        pid = started.process.pid
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        used = {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (min(set(range(1000)) - used), limits[1]))
+        before = spent_s()
+        with socket.create_connection((started.host, started.port), DEADLINE_S):
+            time.sleep(0.6)
+            assert spent_s() - before < 0.3
+            assert oracle.values(ask(started, "web.weave.local."), "A") == ["10.32.0.1"]
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+            assert oracle.values(ask(started, "web.weave.local.", stream=True), "A") == ["10.32.0.1"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ When full, the connection that was silent longest makes room.
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import socket
 import time
@@ -26,6 +27,9 @@ PENDING_MAX = 32
 """Questions of one connection that wait for upstreams; beyond, reading stops."""
 BACKLOG = 128
 SWEEP_S = 1.0
+OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+OUT_OF_FILES_PAUSE_S = 1.0
+"""Clients wait in the backlog: a loop around ``accept`` would burn the processor until a descriptor is free."""
 
 
 class _Connection:
@@ -47,6 +51,7 @@ class TcpServer:
         self._loop, self._sock, self._resolver = loop, sock, resolver
         self._connections: dict[int, _Connection] = {}
         self._sweep_at: float | None = None
+        self._accept_at: float | None = None
         loop.add(sock.fileno(), READ, self._accept)
         loop.watch(self)
 
@@ -62,8 +67,11 @@ class TcpServer:
     def _accept(self, events: int) -> None:
         try:
             sock, address = self._sock.accept()
-        except OSError:  # gone again, or no descriptor left
-            return
+        except OSError as error:
+            if error.errno in OUT_OF_FILES:
+                self._loop.change(self._sock.fileno(), 0)
+                self._accept_at = time.monotonic() + OUT_OF_FILES_PAUSE_S
+            return  # else it has gone again
         client = ipaddress.ip_address(address[0].partition("%")[0]).packed
         theirs = [one for one in self._connections.values() if one.client == client]
         if len(theirs) >= CONNECTIONS_PER_CLIENT_MAX:
@@ -170,12 +178,19 @@ class TcpServer:
             connection.events = events
             self._loop.change(connection.sock.fileno(), events)
 
-    # --- silence ---
+    # --- time ---
 
     def deadline(self) -> float | None:
-        return self._sweep_at
+        return min((at for at in (self._sweep_at, self._accept_at) if at is not None), default=None)
 
     def tick(self, now: float) -> None:
+        if self._accept_at is not None and self._accept_at <= now:
+            self._accept_at = None
+            self._loop.change(self._sock.fileno(), READ)
+        if self._sweep_at is not None and self._sweep_at <= now:
+            self._sweep(now)
+
+    def _sweep(self, now: float) -> None:
         for connection in list(self._connections.values()):
             if connection.heard + IDLE_S <= now:
                 self._close(connection)

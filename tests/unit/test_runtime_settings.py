@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from weavenet import program
 from weavenet.core.effects import Change
 from weavenet.core.errors import Code, WeaveError
 from weavenet.core.leaving import Leaving, Phase, State
@@ -433,3 +434,21 @@ def test_a_log_that_cannot_be_opened_again_stops_nobody(tmp_path: Path, monkeypa
     handler.emit(logging.LogRecord("weave", logging.INFO, "", 0, "kept", (), None))
     handler.close()
     assert (folder / "weave.log").read_text() == "kept\n"
+
+
+@pytest.mark.parametrize("umask", [0, 0o077])
+def test_what_a_daemon_makes_is_as_open_whoever_launched_it(tmp_path: Path, umask: int) -> None:
+    run_dir, data_dir = tmp_path / "run", tmp_path / "data"
+    settings = Settings(data_dir=str(data_dir), run_dir=str(run_dir), log_file=str(tmp_path / "no" / "log"), port=0)
+    # No log there, so it ends before it touches the network.
+    done = subprocess.run(
+        program.command("weavenet.runtime"),
+        input=encode_settings(settings),
+        umask=umask,
+        capture_output=True,
+        check=False,
+    )
+    assert b"expected to write the log" in done.stderr
+    assert run_dir.stat().st_mode & 0o777 == 0o755
+    assert data_dir.stat().st_mode & 0o777 == 0o700
+    assert {each.stat().st_mode & 0o777 for each in data_dir.iterdir()} == {0o600}

@@ -57,7 +57,13 @@ a handshake would wait that long for the imports of the host part. Afterwards th
 store's thread and the event loop take turns by themselves; a short interval cost 14 % of the allocations per second."""
 
 
+UMASK = 0o022
+"""Whoever launches us may have another: then a container's /etc/hosts could be read by root alone, or what a worker
+says be written by anybody. What is secret has a mode of its own."""
+
+
 def _run(announcement: Announcement) -> None:
+    os.umask(UMASK)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored ones, as some parents leave them, cannot be waited for
     gc.disable()  # nothing of what imports make is garbage; enabled when the daemon is ready
     from weavenet.runtime.foundation import Foundation

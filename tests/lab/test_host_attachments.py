@@ -462,3 +462,35 @@ def test_a_detach_that_a_killed_daemon_did_not_end_is_ended_by_the_next(names: C
             await attachments.close()
 
     drive(scenario)
+
+
+@pytest.mark.parametrize("last", [Allocate, PutAttachment, Release])
+@pytest.mark.parametrize("is_detach", [False, True])
+def test_a_change_that_a_killed_daemon_did_not_end_is_settled_by_the_next(
+    names: Callable[[], str], last: type, is_detach: bool
+) -> None:
+    """Of a container that keeps other addresses meanwhile."""
+
+    async def scenario() -> None:
+        async with Pair(firewalled=False) as (a, _):
+            node, name = FakeNode(), names()
+            make(name)
+            node.held[name] = ["10.99.0.1/16"]  # of a network plugin
+            dying = await opened(a, node)
+            (first,) = addresses(await dying.attach(f"netns:{name}"))
+            if is_detach:
+                await dying.attach(f"netns:{name}", ["net:10.40.1.0/24"])
+            dying._request = node.dying_after(last)
+            call = dying.detach if is_detach else dying.attach
+            with contextlib.suppress(asyncio.CancelledError):
+                await call(f"netns:{name}", ["net:10.40.1.0/24"])
+            await dying.close()
+            attachments = await opened(a, node)
+            (listed,) = (await attachments.ps()).attachments
+            assert node.attachments[name] == listed and not listed.kept
+            assert sorted(node.held[name]) == sorted(["10.99.0.1/16", *listed.addresses])
+            shown = inside(name, "ip", "address")
+            assert [each for each in (first, "10.40.1.2/24") if each in shown] == [*listed.addresses]
+            await attachments.close()
+
+    drive(scenario)

@@ -74,6 +74,9 @@ class Attachment(msgspec.Struct, frozen=True, array_like=True):
     """It took ICMP redirects before forwarding was switched."""
     unmasqueraded: tuple[str, ...] = ()
     """Subnets (CIDR) of ``addresses`` without masquerading."""
+    kept: tuple[str, ...] = ()
+    """While a call gives it more addresses, or takes some: all it holds that does not depend on how that ends. If the
+    call ends with its daemon, the next one gives back the rest. Empty: there is no such call."""
 
 
 class Destroyed(msgspec.Struct, frozen=True):

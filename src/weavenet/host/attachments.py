@@ -200,6 +200,8 @@ class Attachments:
         try:
             if old is None:
                 await self._must(PutAttachment(_begun(ident, container.reference, before)))
+            elif old.live:
+                await self._must(PutAttachment(msgspec.structs.replace(old, kept=tuple(sorted(before)))))
             for item in wanted:
                 answers.append(await self._obtain(ident, item, stop))
             taken = tuple(dict.fromkeys(address for answer in answers for address in answer))
@@ -311,6 +313,7 @@ class Attachments:
             step = f"weave detach ADDR… {container}, with those to take away"
             raise WeaveError(Failure(Code.NOT_FOUND, expected, f"it has {has}", step))
         requested, left = requests.without(old, gone)
+        new = msgspec.structs.replace(old, requested=requested, addresses=left, live=True)
         if not left:
             await self._clear_hosts(old)
             self._deaths.forget(ident)
@@ -322,12 +325,13 @@ class Attachments:
             with netns.resolve(container, self._host) as found:
                 await self._attacher.unplug(found, gone)
                 if old.rewrite_hosts:
-                    await asyncio.to_thread(hostsfile.write, found, msgspec.structs.replace(old, addresses=left))
-            await self._put(old, requested, left, live=True)
+                    await asyncio.to_thread(hostsfile.write, found, new)
+            kept = tuple(sorted(await self._held(ident) - set(gone)))
+            await self._must(PutAttachment(msgspec.structs.replace(new, kept=kept)))
+            self._known[ident] = new
         if gone:
             await self._must(Release(ident, tuple(address.partition("/")[0] for address in gone)))
-        if not left:
-            await self._must(RemoveAttachment(ident))
+        await self._must(RemoveAttachment(ident) if not left else PutAttachment(new))
         return Addresses(gone)
 
     async def _clear_hosts(self, old: Attachment) -> None:
@@ -419,13 +423,14 @@ class Attachments:
     async def _miss(self, old: Attachment, word: Destroyed | Died) -> None:
         """The container is not there: say so, and keep what was asked for, if it can come back."""
         self._deaths.forget(old.ident)
-        remembered = msgspec.structs.replace(old, addresses=(), live=False) if is_named(old.container) else None
+        gone = msgspec.structs.replace(old, addresses=(), live=False, kept=())
+        remembered = gone if is_named(old.container) else None
         await self._must(Destroyed(old.ident, remembered) if isinstance(word, Destroyed) else word)
         self._known.pop(old.ident, None)
         if remembered is None:
             return
-        gone = [a for a in self._known.values() if not a.live]
-        for oldest in gone[: len(gone) + 1 - REMEMBERED_MAX] if len(gone) >= REMEMBERED_MAX else ():
+        missed = [a for a in self._known.values() if not a.live]
+        for oldest in missed[: len(missed) + 1 - REMEMBERED_MAX] if len(missed) >= REMEMBERED_MAX else ():
             self._known.pop(oldest.ident, None)
             await self._must(RemoveAttachment(oldest.ident))
         await self._must(PutAttachment(remembered))  # changes nothing after Destroyed
@@ -475,7 +480,7 @@ class Attachments:
             return
         with found:
             try:
-                await self._restore(found, old)
+                await self._restore(found, await self._settled(found, old) if old.kept else old)
             except WeaveError as error:
                 log.warning("%s", error)
 
@@ -489,6 +494,18 @@ class Attachments:
         if taken:
             await self._must(Release(begun.ident, tuple(a.partition("/")[0] for a in taken)))
         await self._must(RemoveAttachment(begun.ident))
+
+    async def _settled(self, container: netns.Container, old: Attachment) -> Attachment:
+        """``old`` without what a call gave or was about to take that ended with its daemon."""
+        log.info("giving back what %s got: its attach or detach did not end", old.container)
+        taken = sorted(await self._held(old.ident) - set(old.kept))
+        if taken:
+            await self._attacher.unplug(container, taken)
+            await self._must(Release(old.ident, tuple(a.partition("/")[0] for a in taken)))
+        settled = msgspec.structs.replace(old, kept=())
+        await self._must(PutAttachment(settled))
+        self._known[old.ident] = settled
+        return settled
 
     async def _restore(self, container: netns.Container, old: Attachment) -> None:
         if not old.live:

@@ -149,6 +149,37 @@ def test_header_over_the_bound_is_refused(fake: RunningDaemon) -> None:
     assert answer.startswith(b"HTTP/1.1 431 ")
 
 
+@pytest.mark.parametrize("last", [b"0\r\nX: ", b"0;x=", b"1\r\na\r\n1;x="], ids=["trailer", "extension", "between"])
+def test_what_is_no_body_behind_the_head_is_bounded(fake: RunningDaemon, last: bytes) -> None:
+    head = b"POST /v1/connect HTTP/1.1\r\nHost: w\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(fake.socket_path)
+        with contextlib.suppress(OSError):
+            sock.sendall(head + last)
+            for _ in range(64):
+                sock.sendall(bytes([ord("a")]) * 65536)
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(100).startswith(b"HTTP/1.1 431 ")
+
+
+def test_chunks_of_all_sizes_make_a_body(fake: RunningDaemon) -> None:
+    body = json.dumps({"targets": ["h" * 200] * 100}).encode()
+    sizes = [1, 7, 300, 5000, len(body)]
+    data = b"POST /v1/connect HTTP/1.1\r\nHost: w\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for size in sizes:
+        part, body = body[:size], body[size:]
+        data += b"%x;name=value\r\n%s\r\n" % (len(part), part) if part else b""
+    data += b"0\r\nX-Trailer: none\r\n\r\n"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(fake.socket_path)
+        for at in range(0, len(data), 11):
+            sock.sendall(data[at : at + 11])
+        assert sock.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert fake.daemon.commands == [Connect(("h" * 200,) * 100)]
+
+
 def test_garbage_is_refused_and_closed(fake: RunningDaemon) -> None:
     assert raw(fake.socket_path, b"\x16\x03\x01 garbage\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 

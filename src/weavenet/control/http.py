@@ -1,8 +1,8 @@
 """Requests out of the bytes of one connection: llhttp (the parser of Node.js) through httptools, behind our bounds.
 
 A parser takes whatever arrives and gives whole requests, in order. What a client can make it hold is bounded: the head
-of a request by HEADER_BYTES_MAX, its body by BODY_BYTES_MAX. After :class:`Malformed` the connection is of no use any
-more.
+of a request by HEADER_BYTES_MAX, its body by BODY_BYTES_MAX, and what stands between and behind chunks as the head is.
+After :class:`Malformed` the connection is of no use any more.
 
 What this does not do: answer (``server.py``), know a path (``handlers.py``).
 """
@@ -43,7 +43,7 @@ class RequestParser:
         self._complete: list[Parsed] = []
         self._refusal: Malformed | None = None
         self._is_open = False
-        self._has_head = False
+        self._has_moved = False
         self._unfinished = 0
         self._head_bytes = 0
         self._target = b""
@@ -57,6 +57,7 @@ class RequestParser:
 
     def feed(self, data: bytes) -> list[Parsed]:
         """Requests that are complete now. Raises Malformed."""
+        self._has_moved = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -64,15 +65,16 @@ class RequestParser:
         except httptools.HttpParserError as error:
             raise self._refusal or Malformed(400, str(error) or type(error).__name__) from None
         complete, self._complete = self._complete, []
-        if self._is_open and not self._has_head:  # httptools keeps a header until it is whole
-            # Behind another request in one piece its size is unknown; the next piece counts.
-            self._unfinished += 0 if complete else len(data)
+        # httptools keeps a header, or a trailer behind the last chunk, until it is whole. Behind another request, or
+        # behind some of the body, in one piece its size is unknown; the next piece counts.
+        if self._is_open and not (complete or self._has_moved):
+            self._unfinished += len(data)
             if self._unfinished > HEADER_BYTES_MAX:
                 raise _head_too_long()
         return complete
 
     def on_message_begin(self) -> None:
-        self._is_open, self._has_head = True, False
+        self._is_open = True
         self._unfinished = self._head_bytes = self._body_bytes = 0
         self._target = b""
         self._body.clear()
@@ -85,9 +87,13 @@ class RequestParser:
         self._count_head(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
-        self._has_head = True
+        self._move_on()
+
+    def on_chunk_header(self) -> None:
+        self._move_on()
 
     def on_body(self, body: bytes) -> None:
+        self._move_on()
         self._body_bytes += len(body)
         if self._body_bytes > BODY_BYTES_MAX:
             self._refuse(Malformed(413, f"a body has at most {BODY_BYTES_MAX} bytes"))
@@ -104,6 +110,10 @@ class RequestParser:
                 parser.should_keep_alive(),
             )
         )
+
+    def _move_on(self) -> None:
+        self._has_moved = True
+        self._unfinished = 0
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size

@@ -11,7 +11,7 @@ from weavenet.core.limits import IDENT_BYTES_MAX
 from weavenet.host import netns
 
 
-@pytest.mark.parametrize("reference", ["pid:{own}", f"netns:{'x' * (IDENT_BYTES_MAX + 1)}", "web"])
+@pytest.mark.parametrize("reference", ["pid:{own}", f"netns:{'x' * (IDENT_BYTES_MAX + 1)}", f"pid:{'9' * 5000}", "web"])
 def test_refusals_say_what_was_expected(reference: str) -> None:
     reference = reference.format(own=os.getpid())  # not in the parameter, which names the test in every process
     with pytest.raises(WeaveError) as caught, netns.resolve(reference, None):

@@ -146,7 +146,7 @@ def parse_reference(reference: str) -> tuple[str, str]:
                 Failure(Code.INVALID, f"expected a name of at most {IDENT_BYTES_MAX} bytes", reference[:200])
             )
         return "name", value
-    if kind == "pid" and value.isascii() and value.isdigit() and 0 < int(value) < 2**31:
+    if kind == "pid" and value.isascii() and value.isdigit() and len(value) < 20 and 0 < int(value) < 2**31:
         return "pid", str(int(value))
     raise WeaveError(
         Failure(

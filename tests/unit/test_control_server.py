@@ -253,6 +253,23 @@ def test_a_waiting_client_does_not_hold_up_others(fake: RunningDaemon) -> None:
         assert request(fake.socket_path, "GET", "/v1/ping")[0] == 200
 
 
+def test_those_who_wait_for_addresses_leave_room_for_questions(
+    fake: RunningDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "WAITERS_MAX", 2)
+    fake.daemon.hold |= {"c1", "c2"}
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        for sock, ident in ((first, b"c1"), (second, b"c2")):
+            sock.connect(fake.socket_path)
+            body = b'{"ident":"%s"}' % ident
+            sock.sendall(b"POST /v1/allocate HTTP/1.1\r\nHost: w\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        eventually(lambda: len(fake.daemon.commands) == 2)
+        status, body = request(fake.socket_path, "POST", "/v1/allocate", b'{"ident":"c3"}')
+        assert status == 503 and b"2 others wait for an address" in body
+        assert request(fake.socket_path, "GET", "/v1/ping")[0] == 200
+    eventually(lambda: request(fake.socket_path, "POST", "/v1/allocate", b'{"ident":"c3"}')[0] == 200)
+
+
 def test_slow_loris_is_closed(fake: RunningDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "REQUEST_TIMEOUT_S", 0.05)
     assert raw(fake.socket_path, b"GET /v1/ping HTTP/1.1\r\nHo").startswith(b"HTTP/1.1 408 ")

@@ -35,7 +35,10 @@ from weavenet.core.errors import Code, Failure, WeaveError
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 256
-"""Per server; a further one is answered 503 and closed. 256 clients may each wait for an address."""
+"""Per server; a further one is answered 503 and closed."""
+WAITERS_MAX = 192
+"""Clients that wait for an address at a time, so that others can still ask why it takes so long, and stop it."""
+_WAITS = frozenset({"/v1/attach", "/v1/expose", "/v1/allocate", "/v1/claim"})
 PIPELINED_BYTES_MAX = HEADER_BYTES_MAX + BODY_BYTES_MAX
 """What a client may send beyond the request in flight until all is answered; above it the connection is closed."""
 REQUEST_TIMEOUT_S = 10.0
@@ -57,6 +60,8 @@ class Listener:
         self.api = api
         self.root_only = root_only
         self.connections: set[Connection] = set()
+        self.waiters: set[Connection] = set()
+        """Those with a request in flight that may wait for space for ever."""
         self._server: asyncio.Server | None = None
         self._sweep: asyncio.TimerHandle | None = None
 
@@ -177,6 +182,12 @@ class Connection(asyncio.Protocol):
         request = Request(parsed.method, path, parsed.body, query)
         self._in_flight = parsed
         self.deadline = _NO_DEADLINE  # the daemon may take as long as it needs: waiting for space has no limit
+        if path in _WAITS:
+            if len(self._listener.waiters) >= WAITERS_MAX:
+                waiting = f"{WAITERS_MAX} others wait for an address"
+                self._answered(failed(Failure(Code.BUSY, "expected fewer to wait", waiting, "see `weave status ipam`")))
+                return
+            self._listener.waiters.add(self)
         cancel = self._listener.api.submit(request, self._answered)
         if cancel is None:
             self.task = self._loop.create_task(self._answer(request))
@@ -199,6 +210,7 @@ class Connection(asyncio.Protocol):
         parsed = self._in_flight
         if parsed is None:
             return
+        self._listener.waiters.discard(self)
         if self._transport is not None:
             self._respond(response, close=not parsed.keep_alive)
         self._in_flight = self._cancel = None
@@ -212,6 +224,7 @@ class Connection(asyncio.Protocol):
         """Nobody waits for the answer any more. Said once: what a command took is being given back from then on."""
         cancel, self._cancel, self._in_flight = self._cancel, None, None
         self._waiting.clear()
+        self._listener.waiters.discard(self)
         if cancel is not None:
             cancel()
         task, self.task = self.task, None

@@ -8,6 +8,7 @@ and live as long as that, so that nothing can begin anew.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Protocol
 
 from cryptography.hazmat.primitives import hashes
@@ -26,8 +27,11 @@ REKEY_AFTER_BYTES = 1 << 37
 SEALED_BYTES_MAX = 1 << 38
 """Under one key; then nothing more is sealed with it. A tick's worth may come on top."""
 PAIR_OVERLAP_S = 300.0
-"""The pair before the newest opens for this long: longer than an idle path goes without a heartbeat. Volume alone
-does not cut it short."""
+"""The pair before the newest opens for this long at least: longer than an idle path goes without a heartbeat. Volume
+alone does not cut it short."""
+PAIR_KEPT_MAX_S = 86_400.0
+"""It opens for so long at most where a peer uses it still: one that has not heard of the next, because no daemon runs
+here, or no link leads there while datagrams pass."""
 KEYS_MAX = 65_536
 """Derived from one pair, some 1 to 33 kB each. At the bound the pair is replaced instead of forgetting a counter."""
 AES, CHACHA = 1, 2
@@ -192,12 +196,14 @@ class OwnPairs:
             self._is_due = True
             self._is_exhausted = self._is_exhausted or key.is_exhausted
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float, *, in_use: Callable[[int], bool] = lambda number: False) -> None:
         """Make and drop pairs as time and volume ask, at most one a second. The pair before the newest has its time,
-        unless the newest is of no use any more."""
+        unless the newest is of no use any more. ``in_use``: whether peers use the pair of that number."""
         newest = self.newest
         age_s = now - newest.made_at
-        is_replaceable = len(self.pairs) == 1 or age_s >= PAIR_OVERLAP_S
+        is_replaceable = len(self.pairs) == 1 or (
+            age_s >= PAIR_OVERLAP_S and (age_s >= PAIR_KEPT_MAX_S or not in_use(self.pairs[0].key.number))
+        )
         is_wanted = age_s >= REKEY_AFTER_S or (self._is_due and age_s >= 1.0)
         is_needed = (newest.is_spent or self._is_exhausted) and age_s >= 1.0
         if is_needed or (is_wanted and is_replaceable):

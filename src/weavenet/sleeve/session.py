@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from weavenet.core.overlay.sleeve import SleeveDesired, SleeveKey, SleevePeer
 from weavenet.core.types import PeerId
-from weavenet.sleeve.keys import OwnPairs, ReceivingKey, SendingKey
+from weavenet.sleeve.keys import PAIR_OVERLAP_S, OwnPairs, ReceivingKey, SendingKey
 from weavenet.sleeve.partial import Partial
 from weavenet.sleeve.path import Path
 from weavenet.sleeve.udp import room_to, sockaddr
@@ -38,6 +38,8 @@ class Session:
         self.report_at = 0.0
         self.has_news = False
         self.sampled = (0, 0)
+        self.heard_at = float("-inf")
+        """When the last sample showed that something had come."""
 
 
 class Opening:
@@ -90,6 +92,20 @@ class Sessions:
             self.choose_key(session)
             session.path.next_at = 0.0  # so that the peer sees the new key in use
         self._tabulate()
+
+    def sample(self, now: float, session: Session) -> None:
+        """What came and what was lost since the last sample."""
+        received, lost = session.sampled
+        session.sampled = session.received, session.lost
+        session.path.sample_loss(session.received - received, max(0, session.lost - lost))
+        if session.received != received:
+            session.heard_at = now
+
+    def uses_pair(self, now: float, number: int) -> bool:
+        """Whether a peer that was heard lately seals for our pair ``number``."""
+        return any(
+            session.confirmed == number and now - session.heard_at < PAIR_OVERLAP_S for session in self.by_peer.values()
+        )
 
     def _follow(self, now: float, session: Session, want: SleevePeer) -> None:
         old, session.wanted, path = session.wanted, want, session.path

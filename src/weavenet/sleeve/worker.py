@@ -126,7 +126,7 @@ class Worker:
     # --- time ---
 
     def _tick(self, now: float) -> None:
-        self._pairs.tick(now)
+        self._pairs.tick(now, in_use=lambda number: self.sessions.uses_pair(now, number))
         if self._pairs.changed:
             self._pairs.changed = False
             self._wants_status = True
@@ -145,9 +145,7 @@ class Worker:
             elif now >= path.next_at:
                 self._probe(session, now)
             if sampling:
-                received, lost = session.sampled
-                path.sample_loss(session.received - received, max(0, session.lost - lost))
-                session.sampled = session.received, session.lost
+                self.sessions.sample(now, session)
             if path.changed:
                 path.changed = False
                 changed = True

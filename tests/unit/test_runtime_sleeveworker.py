@@ -13,7 +13,8 @@ import weavenet
 from weavenet.core.events import SleeveReported
 from weavenet.core.overlay.sleeve import SleeveStatus
 from weavenet.core.types import PeerId
-from weavenet.runtime.sleeveworker import SleeveWorker, socket_path
+from weavenet.runtime import sleeveworker
+from weavenet.runtime.sleeveworker import FAILURES_TOLD, SleeveWorker, socket_path
 from weavenet.sleeve.feed import frame
 
 PEER = PeerId(b"p" * 16)
@@ -80,6 +81,44 @@ def test_a_worker_that_ends_before_its_device_is_plugged_in_is_missed(tmp_path: 
         finally:
             await worker.close()
             await process.wait()
+
+    asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))
+
+
+def test_a_worker_that_stays_up_after_all_is_no_trouble_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sleeveworker, "STABLE_S", 0.2)
+    monkeypatch.setattr(sleeveworker, "RESTART_FIRST_S", 0.01)
+
+    async def scenario() -> None:
+        async def is_plugged() -> None: ...
+
+        lives = 0
+
+        async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal lives
+            lives += 1
+            is_short = lives <= FAILURES_TOLD
+            while not is_short and not writer.is_closing():
+                writer.write(frame(STATUS))
+                await asyncio.sleep(0.01)
+            writer.close()
+
+        server = await asyncio.start_unix_server(serve, socket_path(str(tmp_path), PEER, "", 6783))
+        worker = SleeveWorker(
+            PEER, run_dir=str(tmp_path), host="", port=6783, post=lambda event: None, is_plugged=is_plugged
+        )
+        worker.start()
+        try:
+            while not worker.warnings():
+                await asyncio.sleep(0.01)
+            while worker.warnings():
+                await asyncio.sleep(0.01)
+            assert lives == FAILURES_TOLD + 1
+        finally:
+            await worker.close()
+            server.close()
 
     asyncio.run(asyncio.wait_for(scenario(), DEADLINE_S))
 

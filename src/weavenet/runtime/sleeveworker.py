@@ -83,6 +83,7 @@ class SleeveWorker:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._began_at = 0.0
         self._failures = 0
         self._why = ""
 
@@ -113,13 +114,13 @@ class SleeveWorker:
     async def _keep_alive(self) -> None:
         pause_s = 0.0
         while True:
-            began_at = time.monotonic()
+            self._began_at = time.monotonic()
             try:
                 await self._run()
             except (Ended, OSError, ValueError) as error:
                 self._why = str(error)
             self._post(SleeveReported(None))
-            if time.monotonic() - began_at > STABLE_S:
+            if time.monotonic() - self._began_at > STABLE_S:
                 self._failures, pause_s = 0, 0.0
             self._failures += 1
             _log.warning("the sleeve worker ended: %s; starting it again in %.1f s", self._why, pause_s)
@@ -178,5 +179,7 @@ class SleeveWorker:
                 raise Silent(f"it was silent for {SILENCE_S:.0f} s") from None
             if not data:
                 raise Ended("its stream ended")
+            if time.monotonic() - self._began_at > STABLE_S:
+                self._failures = 0
             for body in splitter.feed(data):
                 self._post(SleeveReported(decode_status(body)))

@@ -11,6 +11,7 @@ from unit.test_sleeve_units import segmented
 from unit.test_sleeve_units import unit as tcp_unit
 from weavenet.sleeve.keys import REKEY_AFTER_BYTES, SEALED_BYTES_MAX
 from weavenet.sleeve.partial import PARTIAL_BYTES_MAX
+from weavenet.sleeve.path import SIZES
 from weavenet.sleeve.session import Session
 from weavenet.sleeve.tap import VNET, VNET_BYTES
 from weavenet.sleeve.wire import HEADER_BYTES, HOPS_AT, HOPS_START, NONCE_START, Kind
@@ -240,6 +241,27 @@ def test_a_key_that_has_sealed_its_limit_seals_no_more() -> None:
     assert seal_much(a, b, SEALED_BYTES_MAX)
     tick(a, 4.0)
     assert a.pairs.by_number(first) is None, "of no use any more, nor is the second"
+
+
+@pytest.mark.parametrize("is_lossy", [True, False])
+def test_a_unit_that_is_too_large_makes_the_next_one_step_smaller(
+    is_lossy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many calls it takes to send it."""
+    a, b = pair()
+    a.now = 10.0
+    if is_lossy:
+        lossy(a)
+
+    def refuse(*_: object) -> bool:
+        a.udp.refused_size = True
+        return False
+
+    monkeypatch.setattr(a.udp, "send", refuse)
+    monkeypatch.setattr(a.udp, "send_scattered", refuse)
+    unit = tcp_unit(random.Random(1), version=4, segment=1324, payload=bytes(60_000), options=12, flags=0x18)
+    a.seal(unit[:VNET_BYTES] + b.mac() + unit[VNET_BYTES + 6 :])
+    assert a.sessions.by_peer[B].path.size == max(size for size in SIZES if size < 1472)
 
 
 def test_closed_peers_get_and_give_nothing() -> None:

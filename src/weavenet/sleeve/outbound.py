@@ -257,8 +257,8 @@ class Outbound:
                 out[fill : fill + _H] = start + places[1][full]
                 begin, fill = fill + _H, fill + length - full * segment + OVERHEAD_BYTES
                 encrypt(nonce + places[0][full], view[full * segment : length], None, out[begin:fill])
-            if not self._udp.send(self._out.address, fill, stride, session.name):
-                self._check_size(session)
+            if not self._udp.send(self._out.address, fill, stride, session.name) and self._check_size(session):
+                break  # the rest is as large
         self._count(session, length + count * (end + OVERHEAD_BYTES))
 
     def _fragments(self, session: Session, length: int) -> None:
@@ -296,8 +296,10 @@ class Outbound:
         if key.sealed_bytes > REKEY_AFTER_BYTES:
             self._sessions.pairs.sealed_much(key)
 
-    def _check_size(self, session: Session) -> None:
-        """After a send that failed."""
-        if self._udp.refused_size:
+    def _check_size(self, session: Session) -> bool:
+        """After a send that failed: whether it was too large, so that what follows will be smaller."""
+        is_too_large = self._udp.refused_size
+        if is_too_large:
             self._udp.refused_size = False
             session.path.too_large()
+        return is_too_large

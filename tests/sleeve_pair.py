@@ -92,7 +92,7 @@ class End:
         self.now = now
         self.controls: list[tuple[PeerId, bytes, bool]] = []
         self.outbound = Outbound(self.tap.fileno(), self.udp, self.sessions, lambda: self.now)  # type: ignore[arg-type]
-        self.inbound = Inbound(self.tap.fileno(), self.udp, self.sessions, self._on_control)  # type: ignore[arg-type]
+        self.inbound = Inbound(self.tap.fileno(), self.udp, self.sessions, self._on_control, lambda: self.now)  # type: ignore[arg-type]
 
     def _on_control(self, session: Session, plaintext: bytes, source: bytes, direct: bool) -> None:
         self.controls.append((session.peer, plaintext, direct))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 
 from sleeve_pair import HOSTS, A, B, C, End, damage, fuzz, name_of, plain_frame
@@ -11,7 +12,7 @@ from unit.test_sleeve_units import segmented
 from unit.test_sleeve_units import unit as tcp_unit
 from weavenet.sleeve.keys import REKEY_AFTER_BYTES, SEALED_BYTES_MAX
 from weavenet.sleeve.partial import PARTIAL_BYTES_MAX
-from weavenet.sleeve.path import SIZES
+from weavenet.sleeve.path import BUSY_S, SIZES
 from weavenet.sleeve.session import Session
 from weavenet.sleeve.tap import VNET, VNET_BYTES
 from weavenet.sleeve.wire import HEADER_BYTES, HOPS_AT, HOPS_START, NONCE_START, Kind
@@ -314,6 +315,33 @@ def test_a_relay_forwards_unopened_and_counts_hops() -> None:
     assert forwarded[0][HOPS_AT] == 0
     relay.open(forwarded, HOME)
     assert relay.udp.take() == []
+
+
+def test_who_is_relayed_for_and_who_relays_is_watched_closely() -> None:
+    """Also where another plane carries the relay's own frames; heartbeats alone are no reason."""
+    a, relay, c = End(A), End(B), End(C)
+    a.know(c, relay, carries=False)
+    session = a.sessions.by_peer[C]
+    session.wanted = msgspec.structs.replace(session.wanted, relay=B)
+    a.sessions.route()
+    relay.know(a, c, carries=False)
+    relay.now = a.now = 1000.0
+    paths = relay.sessions.by_peer[A].path, relay.sessions.by_peer[C].path, a.sessions.by_peer[B].path
+    for path, name in zip(paths, (HOSTS[A], HOSTS[C], HOSTS[B]), strict=True):
+        path.learned = name_of(name)
+        path.next_at = 1100.0
+    relay.sessions.route()
+    a.outbound.control(session, bytes(60), 0, name_of(HOSTS[B]))
+    relay.open(a.udp.take(), HOME)
+    assert relay.udp.take() and [path.next_at for path in paths] == [1100.0] * 3
+    relay.open(a.seal(plain_frame(c, b"x")), HOME)
+    assert relay.udp.take()
+    assert [path.next_at for path in paths] == [1100.0, 1000.0 + BUSY_S, 1000.0 + BUSY_S]
+    for path in paths[1:]:
+        for now in (1001.0, 1002.0):
+            nonce = next(nonce for nonce, _, size in path.due(now) if not size)
+            path.answered(now, nonce, direct=True)
+        assert path.next_at == 1002.0 + BUSY_S
 
 
 def hostile_unit(rng: random.Random) -> bytes:

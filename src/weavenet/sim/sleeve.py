@@ -143,6 +143,12 @@ class Worker:
         self._timer_at = max(at, self._scheduler.now + _TICK_MIN_S)
         self._scheduler.at(self._timer_at, self._tick, self._timer)
 
+    def _arm_for(self, session: _Session) -> None:
+        """Frames flow, so a round may be due sooner."""
+        next_at = min(path.next_at for path in (session.path, session.path.via) if path is not None)
+        if next_at < self._timer_at:
+            self._arm(next_at)
+
     def _tick(self, timer: int) -> None:
         if timer != self._timer or not self.is_running:
             return
@@ -167,7 +173,9 @@ class Worker:
 
     def _name(self, session: _Session) -> bytes | None:
         relay = self._sessions.get(session.wanted.relay) if session.wanted.relay else None
+        session.path.via = None
         if relay is not None and not session.path.is_direct:
+            session.path.via = relay.path
             return relay.path.direct_name
         return session.path.direct_name
 
@@ -200,8 +208,10 @@ class Worker:
         """A broadcast of a local container: one copy for each peer that takes groups over sleeve."""
         for peer, session in list(self._sessions.items()):
             if session.wanted.carries and session.wanted.takes_groups and session.wanted.is_open:
+                name = self._name(session)
                 session.path.traffic(self._scheduler.now)
-                self._send(peer, session, self._name(session), frame=frame)
+                self._send(peer, session, name, frame=frame)
+                self._arm_for(session)
 
     def receive(self, source: bytes, datagram: Datagram) -> None:
         if not self.is_running:
@@ -236,6 +246,9 @@ class Worker:
             return
         to = self._name(session)
         if to is not None and to != source:
+            if datagram.frame:
+                (session.path.via or session.path).relayed(self._scheduler.now)
+                self._arm_for(session)
             trail = (*datagram.trail, self.index)
             relayed = Datagram(
                 datagram.source,

@@ -13,6 +13,7 @@ Bounds: PARTIALS_MAX incomplete frames per peer, of PARTIAL_BYTES_MAX each, kept
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from cryptography.exceptions import InvalidTag
@@ -50,11 +51,17 @@ class Inbound:
     address."""
 
     def __init__(
-        self, tap: int, udp: UdpSocket, sessions: Sessions, on_control: Callable[[Session, bytes, bytes, bool], None]
+        self,
+        tap: int,
+        udp: UdpSocket,
+        sessions: Sessions,
+        on_control: Callable[[Session, bytes, bytes, bool], None],
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._udp = udp
         self._sessions = sessions
         self._on_control = on_control
+        self._now = now
         self._arrival = udp.arrival
         self._headers = udp.arrival.headers
         self._news: list[Session] = []
@@ -308,6 +315,8 @@ class Inbound:
         name = session.name
         if name is not None and name != self._source:
             self.counts.relayed += 1
+            if headers[number * _H] & 15 != _CONTROL:
+                (session.path.via or session.path).relayed(self._now())
             body = arrival.last_bytes if stop == arrival.count else arrival.stride
             self._udp.send_scattered(arrival.relayable(), number, stop - number, body - _H, name)
         return stop - number

@@ -79,6 +79,8 @@ class Path:
         self._deaf: bytes | None = None
         """What was learned, and does not answer there."""
         self.has_relay = False
+        self.via: Path | None = None
+        """That of the relay, while datagrams go there."""
         self.carries = False
         self.next_at = now
         self.misses = 0
@@ -89,6 +91,7 @@ class Path:
         self.loss = 0.0
         self.size = SIZE_FIRST
         self.traffic_at = now - 3600.0
+        self.relayed_at = now - 3600.0
         self.changed = True
 
     @property
@@ -218,6 +221,8 @@ class Path:
     def _interval(self, now: float) -> float:
         if self.carries and now - self.traffic_at < BUSY_AFTER_TRAFFIC_S:
             return BUSY_S
+        if now - self.relayed_at < BUSY_AFTER_TRAFFIC_S:
+            return BUSY_S
         if self.carries:
             return QUIET_S
         if self.learned is not None and self.direct_name not in self.candidates:
@@ -240,6 +245,15 @@ class Path:
             if self.carries:
                 self.next_at = min(self.next_at, now + BUSY_S)
             self.traffic_at = now
+            if self.via is not None:
+                self.via.relayed(now)
+
+    def relayed(self, now: float) -> None:
+        """Datagrams to or from a third peer pass here, whose way depends on it: watch closely, whatever else carries
+        our own frames."""
+        if now - self.relayed_at > BUSY_S:
+            self.next_at = min(self.next_at, now + BUSY_S)
+            self.relayed_at = now
 
     # --- what the other side and the kernel say ---
 

@@ -185,7 +185,9 @@ class Sessions:
         for session in self.by_peer.values():
             session.name = session.path.direct_name
             relay = self.by_peer.get(session.wanted.relay) if session.wanted.relay else None
+            session.path.via = None
             if relay is not None and not session.path.is_direct:
+                session.path.via = relay.path
                 session.name = relay.path.direct_name
             if session.path.learned is not None:
                 names.add(session.path.learned)

@@ -83,6 +83,18 @@ def test_status_and_its_parts_are_true(lab: Lab, containers: list[Attached]) -> 
         assert json.loads(host.weave("report", check=True).stdout)["IPAM"]["ActiveIPs"] == 2
 
 
+def test_explain_says_how_one_reaches_the_other(lab: Lab, containers: list[Attached]) -> None:
+    wait_for_links(lab.hosts)
+    host = lab.host("h1")
+    for container, address in containers:
+        if container.host.name != "h1":
+            done = host.weave("explain", "netns:h1-c1", address, check=True)
+            assert f"netns:{container.name} on {container.host.name}: {address}/" in done.stdout
+            assert "by fastdp (VXLAN answers)" in done.stdout
+    done = host.weave("explain", "h2-c1", "h3-c1")
+    assert done.returncode == 2 and "run on h2: weave explain h2-c1 h3-c1" in done.stdout
+
+
 def test_a_second_launch_says_that_it_runs_and_changes_nothing(lab: Lab, containers: list[Attached]) -> None:
     host = lab.host("h1")
     before = host.daemon_pids()

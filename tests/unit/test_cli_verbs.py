@@ -22,8 +22,9 @@ from weavenet.cli.main import VERBS, run
 from weavenet.cli.quick import main
 from weavenet.cli.spawn import DAEMON
 from weavenet.control.status import SECTIONS
-from weavenet.core.commands import Connect, Consense, Done, Forget
+from weavenet.core.commands import Connect, Consense, Done, Explain, Forget
 from weavenet.core.errors import Code, Failure
+from weavenet.core.report import EndReport, Explanation, WayReport
 from weavenet.runtime.settings import NameFrom, Settings, WireguardUse
 
 CapFd = pytest.CaptureFixture[str]
@@ -133,6 +134,28 @@ def test_status_as_json(fake: RunningDaemon, capfd: CapFd) -> None:
 def test_report_is_json(fake: RunningDaemon, capfd: CapFd) -> None:
     assert run(["report"]) == 0
     assert json.loads(capfd.readouterr().out)["IPAM"]["Range"] == "10.32.0.0/12"
+
+
+def test_explain_says_which_way_or_what_to_do(fake: RunningDaemon, capfd: CapFd) -> None:
+    addresses, mac = ("10.32.0.1/12",), "02:00:00:00:00:01"
+    web = EndReport("netns:web", "a" * 32, "::1", "h1", True, "netns:web", addresses, mac, ("web.",))
+    host = EndReport("h2", "b" * 32, "::2", "h2", False, "weave:expose", (), "", ())
+    way = WayReport("fastdp", "VXLAN answers", "not encrypted", 0.4123, 0.0, 1376)
+    fake.daemon.answers[Explain] = Explanation(web, host, "yes", "", "", way)
+    assert run(["explain", "netns:web", "h2"]) == 0
+    assert capfd.readouterr().out == (
+        "source   netns:web on this host, h1: 10.32.0.1/12, MAC 02:00:00:00:00:01, web.\n"
+        "target   h2 itself: no address now\n"
+        "yes      by fastdp (VXLAN answers), not encrypted, round trip 0.412 ms, loss 0 %, MTU 1376\n"
+    )
+    fake.daemon.answers[Explain] = Explanation(web, host, "no", "it has no address", "weave expose on h2", None)
+    assert run(["explain", "netns:web", "h2"]) == 1
+    assert capfd.readouterr().out.endswith("no       it has no address\n         next: weave expose on h2\n")
+    fake.daemon.answers[Explain] = Explanation(web, host, "unknown", "elsewhere", "run on h2: …", None)
+    assert run(["explain", "netns:web", "h2", "-o", "json"]) == 2
+    assert json.loads(capfd.readouterr().out)["verdict"] == "unknown"
+    fake.daemon.answers[Explain] = Failure(Code.NOT_FOUND, "expected a container", "'x'")
+    assert run(["explain", "x", "h2"]) == 4
 
 
 def test_report_fills_in_a_template(fake: RunningDaemon, capfd: CapFd) -> None:

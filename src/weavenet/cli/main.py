@@ -34,6 +34,7 @@ VERBS = {
     "status": ("weavenet.cli.status:status", "what is wrong and what to do, then the facts"),
     "rmpeer": ("weavenet.cli.rmpeer:rmpeer", "take over the addresses of dead peers"),
     "reset": ("weavenet.cli.reset:reset", "leave the cluster, then forget and remove everything"),
+    "explain": ("weavenet.cli.explain:explain", "can one container, address or host talk to another?"),
     "install-unit": ("weavenet.cli.installunit:install_unit", "start the daemon at boot"),
     "report": ("weavenet.cli.report:report", "everything the daemon knows, as JSON"),
     "password": ("weavenet.cli.password:password", "print a strong random password"),

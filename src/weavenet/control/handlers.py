@@ -27,6 +27,7 @@ from weavenet.core.commands import (
     Connect,
     Consense,
     Done,
+    Explain,
     Forget,
     GetReport,
     LookupName,
@@ -35,7 +36,7 @@ from weavenet.core.commands import (
     Result,
 )
 from weavenet.core.errors import Code, Failure
-from weavenet.core.report import NodeReport
+from weavenet.core.report import Explanation, NodeReport
 from weavenet.core.types import mac_text
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,13 @@ class AllocateBody(Body, frozen=True):
 class ClaimBody(Body, frozen=True):
     ident: _Text
     address: _Text
+
+
+class ExplainBody(Body, frozen=True):
+    """As :class:`Explain`."""
+
+    source: _Text
+    target: _Text
 
 
 class ReleaseBody(Body, frozen=True):
@@ -240,6 +248,10 @@ def _addresses(result: Result) -> Answer:
     return AddressesAnswer(result.addresses, result.note) if isinstance(result, Addresses) else _refused(result)
 
 
+def _explanation(result: Result) -> Answer:
+    return result if isinstance(result, Explanation) else _refused(result)
+
+
 def _done(result: Result) -> Answer:
     return TextAnswer(result.text) if isinstance(result, Done) else _refused(result)
 
@@ -330,6 +342,7 @@ CONTROL_ROUTES: dict[tuple[str, str], _Route | CommandRoute] = {
     ("POST", "/v1/dns/add"): _post(NameSpec, lambda daemon, body: daemon.add_name(body), _done),
     ("POST", "/v1/dns/remove"): _post(NameSpec, lambda daemon, body: daemon.remove_name(body), _done),
     ("POST", "/v1/dns/lookup"): _command(LookupBody, lambda body: LookupName(body.name), _addresses),
+    ("POST", "/v1/explain"): _command(ExplainBody, lambda body: Explain(body.source, body.target), _explanation),
     ("POST", "/v1/allocate"): _command(AllocateBody, lambda body: Allocate(body.ident, body.subnet), _addresses),
     ("POST", "/v1/claim"): _command(ClaimBody, lambda body: Claim(body.ident, body.address), _addresses),
     ("POST", "/v1/release"): _command(ReleaseBody, lambda body: Release(body.ident, body.addresses), _addresses),

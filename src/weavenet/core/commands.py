@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from weavenet.core.errors import Failure
-from weavenet.core.report import NodeReport
+from weavenet.core.report import Explanation, NodeReport
 
 
 class Allocate(msgspec.Struct, frozen=True):
@@ -183,6 +183,13 @@ class GetReport(msgspec.Struct, frozen=True):
     with_names: bool = True
 
 
+class Explain(msgspec.Struct, frozen=True):
+    """Can ``source`` talk to ``target``? Each is a container, an address, a name or a peer. Result: ``Explanation``."""
+
+    source: str
+    target: str
+
+
 Command = (
     Allocate
     | Claim
@@ -198,6 +205,7 @@ Command = (
     | Forget
     | Consense
     | GetReport
+    | Explain
     | RemovePeers
     | AddName
     | RemoveName
@@ -226,4 +234,4 @@ class Attachments(msgspec.Struct, frozen=True):
     attachments: tuple[Attachment, ...]
 
 
-Result = Done | Addresses | Holdings | Attachments | NodeReport | Failure
+Result = Done | Addresses | Holdings | Attachments | NodeReport | Explanation | Failure

@@ -29,6 +29,7 @@ from weavenet.core.commands import (
     Destroyed,
     Died,
     Done,
+    Explain,
     Forget,
     GetReport,
     ListAttachments,
@@ -70,6 +71,7 @@ from weavenet.core.events import (
     SleeveReported,
     WireguardReported,
 )
+from weavenet.core.explaining import explain
 from weavenet.core.founding import Founding
 from weavenet.core.incarnation import incarnation_row, next_incarnation
 from weavenet.core.limits import BALLOT_ROUND_MAX, ROUTE_HOPS_MAX
@@ -329,6 +331,8 @@ class Node:
             case Vacated():
                 self.endpoints.clear(now)
                 self.membership.leaving.vacated(now, request)
+            case Explain():
+                self._outbox.append(Reply(request, explain(self, now, command.source, command.target)))
             case GetReport():
                 self._outbox.append(Reply(request, self.report(now, with_names=command.with_names)))
             case _:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from weavenet.core.commands import Allocate, Command, GetReport, ListAttachments, Lookup, LookupName
+from weavenet.core.commands import Allocate, Command, Explain, GetReport, ListAttachments, Lookup, LookupName
 from weavenet.core.effects import Persist, Reply
 from weavenet.core.events import Event, PlaneTraffic, ProbeReceived, Received, Tick
 from weavenet.core.messages.gossip import Prune, Push, RecordBuckets, RecordMarks, RecordPull, RingBuckets
@@ -20,7 +20,7 @@ from weavenet.core.ring.holdings import ALLOC_TABLE
 _EVENTS = frozenset({Tick, ProbeReceived, PlaneTraffic})
 _MESSAGES = frozenset({Heartbeat, Digest, Prune, RecordBuckets, RecordMarks, RecordPull, RingBuckets, Routed})
 """What they teach the mesh, it tells as a change; none of them carries ring or log."""
-_COMMANDS = frozenset({Allocate, Lookup, ListAttachments, LookupName, GetReport})
+_COMMANDS = frozenset({Allocate, Lookup, ListAttachments, LookupName, GetReport, Explain})
 
 
 def may_be_quiet(event: Event) -> bool:

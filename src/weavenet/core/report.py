@@ -195,6 +195,43 @@ class DnsReport(msgspec.Struct, frozen=True):
     count: int = 0
 
 
+class EndReport(msgspec.Struct, frozen=True):
+    """One end of what ``weave explain`` was asked about. ``asked``: as given. ``container``: what it is called on its
+    host, ``weave:expose`` for the host itself. ``addresses``: CIDR text, none while it is not there."""
+
+    asked: str
+    peer: str
+    peer_name: str
+    peer_nickname: str
+    is_here: bool
+    container: str
+    addresses: tuple[str, ...]
+    mac: str
+    names: tuple[str, ...]
+
+
+class WayReport(msgspec.Struct, frozen=True):
+    """The data path between two hosts. ``plane`` and ``reason`` as of a connection; ``encryption``: words."""
+
+    plane: str
+    reason: str
+    encryption: str
+    rtt_ms: float | None
+    loss_percent: float | None
+    mtu: int
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """``verdict``: yes, no or unknown. ``because``: why, where there is no ``way``. ``next_step``: what to run then."""
+
+    source: EndReport
+    target: EndReport
+    verdict: str
+    because: str
+    next_step: str
+    way: WayReport | None
+
+
 class NodeReport(msgspec.Struct, frozen=True):
     peer: str
     name: str

@@ -24,6 +24,7 @@ from weavenet.core.commands import (
     Consense,
     Destroyed,
     Died,
+    Explain,
     Forget,
     GetReport,
     Lookup,
@@ -342,7 +343,7 @@ class Workload:
             case Release() | Destroyed():
                 if container is not None and container.leaving:
                     self.containers[host.index].pop(container.ident, None)
-            case Forget() | RemovePeers() | AddName() | RemoveName():
+            case Forget() | RemovePeers() | AddName() | RemoveName() | Explain():
                 pass
             case _:
                 if isinstance(result, Failure) and not isinstance(pending.command, Connect):

@@ -29,16 +29,20 @@ def with_plane(node: Node, now: float, report: ConnectionReport) -> ConnectionRe
         return report
     peer = PeerId(bytes.fromhex(report.peer))
     plane, reason = plane_of(node, now, peer)
-    rtt_ms, loss_percent = node.paths.rtt_ms(peer), node.paths.loss_percent(peer)
-    row, measured = node.planes.get(peer), node.datapaths.sleeve.path(peer)
-    if row is not None and row.plane == SLEEVE:
-        rtt_ms = loss_percent = None
-        if measured is not None and measured.works:
-            rtt_ms = None if measured.rtt_s is None else round(measured.rtt_s * 1000, 3)
-            loss_percent = round(measured.loss * 100, 1)
+    rtt_ms, loss_percent = measured(node, peer)
     return msgspec.structs.replace(
         report, plane=plane, plane_reason=reason, plane_rtt_ms=rtt_ms, plane_loss_percent=loss_percent
     )
+
+
+def measured(node: Node, peer: PeerId) -> tuple[float | None, float | None]:
+    """Round trip in ms and loss in percent of the heartbeats on the plane that ``peer`` is on; None where unknown."""
+    row, path = node.planes.get(peer), node.datapaths.sleeve.path(peer)
+    if row is None or row.plane != SLEEVE:
+        return node.paths.rtt_ms(peer), node.paths.loss_percent(peer)
+    if path is None or not path.works:
+        return None, None
+    return None if path.rtt_s is None else round(path.rtt_s * 1000, 3), round(path.loss * 100, 1)
 
 
 def mtu_warnings(node: Node) -> list[str]:

@@ -144,16 +144,22 @@ def _uninstall(systemctl: str, unit: Path) -> bool:
 
 
 def _is_enabled(systemctl: str) -> bool:
-    done = subprocess.run(
-        [systemctl, "is-enabled", "--quiet", unitfile.UNIT_NAME], capture_output=True, check=False, timeout=60
-    )
-    return done.returncode == 0
+    return _call(systemctl, "is-enabled", "--quiet", unitfile.UNIT_NAME).returncode == 0
 
 
 def _run(systemctl: str, *arguments: str) -> str:
     """What systemctl prints. Raises Ended when it fails."""
+    done = _call(systemctl, *arguments)
+    if done.returncode != 0:
+        found = done.stderr.strip() or f"exit status {done.returncode}"
+        refuse(f"expected `systemctl {' '.join(arguments)}` to work", found, "correct that and run this again")
+    return done.stdout
+
+
+def _call(systemctl: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Raises Ended when it does not come back."""
     try:
-        done = subprocess.run(
+        return subprocess.run(
             [systemctl, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -162,12 +168,9 @@ def _run(systemctl: str, *arguments: str) -> str:
             check=False,
             timeout=_SYSTEMCTL_TIMEOUT_S,
         )
-        found = done.stderr.strip() or f"exit status {done.returncode}"
     except subprocess.TimeoutExpired:
-        done, found = None, f"no answer within {_SYSTEMCTL_TIMEOUT_S} s"
-    if done is None or done.returncode != 0:
-        refuse(f"expected `systemctl {' '.join(arguments)}` to work", found, "correct that and run this again")
-    return done.stdout
+        expected = f"expected an answer to `systemctl {' '.join(arguments)}`"
+        refuse(expected, f"none within {_SYSTEMCTL_TIMEOUT_S} s", "see `systemctl list-jobs`, and run this again")
 
 
 def _warn_of_owners(root: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from weavenet.cli import offers
 from weavenet.cli.client import ask
 from weavenet.cli.outcome import ERROR, LIMIT, OK
 from weavenet.cli.printing import as_json, output_option
@@ -15,8 +16,8 @@ _STATUS = {"yes": OK, "no": ERROR, "unknown": LIMIT}
 
 @click.command()
 @output_option
-@click.argument("source")
-@click.argument("target")
+@click.argument("source", shell_complete=offers.containers)
+@click.argument("target", shell_complete=offers.containers)
 def explain(output: str | None, source: str, target: str) -> int:
     """Can SOURCE talk to TARGET, which way, and if not: what is in the way, and what to do about it?
 

@@ -325,12 +325,29 @@ def test_flights_are_bounded_and_one_client_leaves_room_for_others() -> None:
     assert not stage.forwarder._per_client
 
 
-def test_who_waits_for_one_question_is_bounded() -> None:
+def test_many_who_ask_the_same_at_once_get_its_answer() -> None:
+    """A host full of containers that start, or one application with hundreds of threads."""
     stage = Stage(ONE)
-    questions = [stage.ask() for _ in range(forward.WAITERS_MAX + 3)]
-    assert sum(bool(question.answers) for question in questions) == 3
+    questions = [stage.ask(client=number.to_bytes(4, "big")) for number in range(400)]
+    questions += [stage.ask() for _ in range(400)]
+    assert len(stage.asked()) == 1
     stage.answer(ONE)
-    assert all(len(question.answers) == 1 for question in questions)
+    assert all(question.addresses == ["203.0.113.9"] for question in questions)
+    assert stage.is_quiet()
+    assert not stage.forwarder._waiting
+
+
+def test_those_who_wait_are_bounded_in_all_and_per_client() -> None:
+    stage = Stage(ONE)
+    mine = [stage.ask(f"n{number % 7}.example.") for number in range(forward.WAITERS_PER_CLIENT_MAX + 3)]
+    assert [question.rcode for question in mine if question.answers] == ["SERVFAIL"] * 3
+    rest = forward.WAITERS_MAX - forward.WAITERS_PER_CLIENT_MAX
+    others = [stage.ask("n1.example.", client=number.to_bytes(4, "big")) for number in range(rest + 2)]
+    assert [question.rcode for question in others if question.answers] == ["SERVFAIL"] * 2
+    stage.wait(6.0)
+    assert all(len(question.answers) == 1 for question in (*mine, *others))
+    assert not stage.forwarder._waiting
+    assert stage.forwarder._waiting_in_all == 0
 
 
 def test_without_upstreams_the_answer_is_servfail() -> None:

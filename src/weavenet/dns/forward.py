@@ -37,8 +37,10 @@ ANSWER_S = 4.5
 FLIGHTS_MAX = 300
 FLIGHTS_PER_CLIENT_MAX = 150
 """One container cannot take the way out from the others."""
-WAITERS_MAX = 50
-"""Per flight."""
+WAITERS_MAX = 2000
+"""On all flights together, of about 0.7 kB each: many ask the same at once when an application, or a host full of
+containers, starts."""
+WAITERS_PER_CLIENT_MAX = 1000
 FALSE_ANSWERS_MAX = 16
 """On one socket; then somebody is guessing, and it is closed."""
 PROBE_S = 3.0
@@ -69,6 +71,7 @@ class Transport(Protocol):
 
 
 class Waiter(NamedTuple):
+    client: bytes
     query: Query
     limit_bytes: int
     reply: Reply
@@ -119,6 +122,8 @@ class Forwarder:
         self._probes: dict[bytes, Upstream] = {}
         self._flights: dict[Key, Flight] = {}
         self._per_client: dict[bytes, int] = {}
+        self._waiting: dict[bytes, int] = {}  # by client
+        self._waiting_in_all = 0
         self._exchanges: dict[int, Exchange] = {}
         self._next_exchange = 0
         self._probing: dict[int, float] = {}  # exchange -> until when
@@ -182,24 +187,38 @@ class Forwarder:
         """What is not :meth:`known`. ``client``: whoever asks, however long; ``reply`` is called once, perhaps before
         this returns."""
         key = Key.of(query)
-        waiter = Waiter(query, limit_bytes, reply)
+        waiter = Waiter(client, query, limit_bytes, reply)
+        if self._waiting_in_all >= WAITERS_MAX or self._waiting.get(client, 0) >= WAITERS_PER_CLIENT_MAX:
+            self._refuse(now, key, waiter)
+            return
         flight = self._flights.get(key)
         if flight is not None:
-            if len(flight.waiters) < WAITERS_MAX:
-                flight.waiters.append(waiter)
-            else:
-                self._refuse(now, key, waiter)
+            self._board(flight, waiter)
             return
         is_full = len(self._flights) >= FLIGHTS_MAX or self._per_client.get(client, 0) >= FLIGHTS_PER_CLIENT_MAX
         if is_full or not self.upstreams:
             self._refuse(now, key, waiter)
             return
         self.counters.asked += 1
-        flight = Flight(key, client, query.question, query.edns, now, [waiter])
+        flight = Flight(key, client, query.question, query.edns, now, [])
         self._flights[key] = flight
         self._per_client[client] = self._per_client.get(client, 0) + 1
+        self._board(flight, waiter)
         self._attempt(flight)
         self._wake(now)
+
+    def _board(self, flight: Flight, waiter: Waiter) -> None:
+        flight.waiters.append(waiter)
+        self._waiting[waiter.client] = self._waiting.get(waiter.client, 0) + 1
+        self._waiting_in_all += 1
+
+    def _disembark(self, flight: Flight) -> list[Waiter]:
+        """Those who waited; nobody does any more."""
+        waiters, flight.waiters = flight.waiters, []
+        for waiter in waiters:
+            _count_down(self._waiting, waiter.client)
+        self._waiting_in_all -= len(waiters)
+        return waiters
 
     def _refuse(self, now: float, key: Key, waiter: Waiter) -> None:
         self.counters.refused += 1
@@ -292,15 +311,10 @@ class Forwarder:
     def _land(self, flight: Flight) -> list[Waiter]:
         """The flight is over; those who wait for it."""
         self._flights.pop(flight.key, None)
-        left = self._per_client.get(flight.client, 1) - 1
-        if left:
-            self._per_client[flight.client] = left
-        else:
-            self._per_client.pop(flight.client, None)
+        _count_down(self._per_client, flight.client)
         for exchange in tuple(flight.exchanges):
             self._close(exchange)
-        waiters, flight.waiters = flight.waiters, []
-        return waiters
+        return self._disembark(flight)
 
     def _give_up(self, now: float, flight: Flight) -> None:
         for waiter in self._land(flight):
@@ -334,8 +348,13 @@ class Forwarder:
             return
         if age >= STALE_AFTER_S and self.cache.get(now, flight.key, stale=True) is not None:
             # The flight goes on, for the cache's sake; only nobody waits any more.
-            waiters, flight.waiters = flight.waiters, []
-            for waiter in waiters:
+            for waiter in self._disembark(flight):
                 self._fail(now, flight.key, waiter)
         if flight.attempts < ATTEMPTS_MAX and age >= flight.attempts * ATTEMPT_S:
             self._attempt(flight)
+
+
+def _count_down(counts: dict[bytes, int], key: bytes) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

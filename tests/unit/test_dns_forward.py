@@ -357,12 +357,37 @@ def test_without_upstreams_the_answer_is_servfail() -> None:
 def test_an_upstream_that_leads_back_to_us_is_left_out() -> None:
     stage = Stage(ONE, TWO)
     came_back = wire.parse_query(stage.probes[0])
-    assert stage.forwarder.is_probe(came_back.folded)
+    assert stage.forwarder.is_probe(stage.now, came_back.folded)
     assert stage.forwarder.upstreams == (TWO,)
     assert stage.forwarder.looping == (ONE,)
-    assert not stage.forwarder.is_probe(wire.encode_name("0123456789abcdef.test"))
+    assert not stage.forwarder.is_probe(stage.now, wire.encode_name("0123456789abcdef.test"))
     stage.ask()
     assert not stage.asked(ONE)
+
+
+def test_an_upstream_that_led_back_to_us_is_used_again_when_it_does_no_more() -> None:
+    """Its own settings were mended, or another resolver runs at its address: resolv.conf is the same as before."""
+    stage = Stage(ONE)
+    assert stage.forwarder.is_probe(stage.now, wire.parse_query(stage.probes[0]).folded)
+    stage.wait(forward.PROBE_AGAIN_S - 1.0)
+    assert not stage.transport.sent
+    stage.wait(1.2)
+    for _ in range(3):
+        (_, again, message, _) = stage.transport.sent.pop()
+        assert not stage.transport.sent
+        assert again == ONE
+        assert stage.forwarder.is_probe(stage.now, wire.parse_query(message).folded), "it still leads back"
+        stage.wait(forward.PROBE_AGAIN_S)
+        assert stage.forwarder.upstreams == ()
+    stage.answer(ONE)
+    stage.wait(forward.PROBE_S)
+    assert stage.forwarder.upstreams == (ONE,)
+    assert stage.forwarder.looping == ()
+    assert stage.forwarder.deadline() is None, "nobody is asked again"
+    stage.ask()
+    stage.answer(ONE)
+    assert stage.is_quiet()
+    assert len(stage.forwarder._probes) == 1
 
 
 def test_a_question_that_comes_back_joins_its_own_flight() -> None:

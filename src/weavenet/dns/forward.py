@@ -8,7 +8,9 @@ then with SERVFAIL.
 Invariants: whoever asks is answered exactly once, at the latest ANSWER_S after; flights, those waiting for one, and
 exchanges are bounded, and what is beyond gets SERVFAIL at once; an answer is believed only with the id and the question
 that were sent on that very socket. A question that comes back to us joins its own flight instead of making another one;
-besides, every new upstream is asked for a random name once, and left out if that question comes back.
+besides, every new upstream is asked for a random name once, and left out if that question comes back. It is asked for
+another one every PROBE_AGAIN_S, and used again when that does not come back: whoever mends a local resolver's settings
+does not touch resolv.conf, which names the resolver only.
 
 Does not validate DNSSEC, and forwards no EDNS options (client subnet, cookies).
 """
@@ -44,6 +46,7 @@ WAITERS_PER_CLIENT_MAX = 1000
 FALSE_ANSWERS_MAX = 16
 """On one socket; then somebody is guessing, and it is closed."""
 PROBE_S = 3.0
+PROBE_AGAIN_S = 30.0
 PROBE_SUFFIX = b"\x04test\0"
 """RFC 6761, section 6.2: no such names exist."""
 
@@ -101,6 +104,14 @@ class Flight(msgspec.Struct, eq=False):
     """An upstream's answer does not fit into a datagram, and TCP brought no better one yet."""
 
 
+class Probe(msgspec.Struct):
+    """Counts as over at ``until``, answered or not: a question may come back after its answer."""
+
+    upstream: Upstream
+    until: float
+    came_back: bool = False
+
+
 class Counters(msgspec.Struct):
     """Since the start of the worker."""
 
@@ -119,14 +130,15 @@ class Forwarder:
         self._rng = rng
         self._upstreams: tuple[Upstream, ...] = ()
         self._looping: set[Upstream] = set()
-        self._probes: dict[bytes, Upstream] = {}
+        self._probes: dict[bytes, Probe] = {}  # by name: the last of each upstream
         self._flights: dict[Key, Flight] = {}
         self._per_client: dict[bytes, int] = {}
         self._waiting: dict[bytes, int] = {}  # by client
         self._waiting_in_all = 0
         self._exchanges: dict[int, Exchange] = {}
         self._next_exchange = 0
-        self._probing: dict[int, float] = {}  # exchange -> until when
+        self._probing: dict[int, Probe] = {}  # by exchange
+        self._probe_again_at = 0.0
         self._next_tick: float | None = None
         self.cache = Cache()
         self.counters = Counters()
@@ -155,22 +167,37 @@ class Forwarder:
         self._upstreams = upstreams[:RACED_MAX]
         self._looping.clear()
         self._probes.clear()
+        for exchange in tuple(self._probing):
+            self._end_probe(exchange)
         self.cache.clear()
         for upstream in self._upstreams:
-            label = b"%016x" % self._rng.getrandbits(64)
-            name = bytes([len(label)]) + label + PROBE_SUFFIX
-            self._probes[name] = upstream
-            question = name + wire.TXT.to_bytes(2, "big") + wire.IN.to_bytes(2, "big")
-            exchange = self._open(None, upstream, question, None, wire.RD, tcp=False)
-            self._probing[exchange] = now + PROBE_S
+            self._probe(now, upstream)
+
+    def _probe(self, now: float, upstream: Upstream) -> None:
+        label = b"%016x" % self._rng.getrandbits(64)
+        name = bytes([len(label)]) + label + PROBE_SUFFIX
+        self._probes = {known: probe for known, probe in self._probes.items() if probe.upstream != upstream}
+        self._probes[name] = probe = Probe(upstream, now + PROBE_S)
+        question = name + wire.TXT.to_bytes(2, "big") + wire.IN.to_bytes(2, "big")
+        self._probing[self._open(None, upstream, question, None, wire.RD, tcp=False)] = probe
         self._wake(now)
 
-    def is_probe(self, folded: bytes) -> bool:
-        """Whether a question that reached us is our own probe; its upstream is not asked any more then."""
-        upstream = self._probes.get(folded)
-        if upstream is None:
+    def _end_probe(self, exchange: int) -> None:
+        probe = self._probing.pop(exchange)
+        self._close(exchange)
+        if not probe.came_back:
+            self._looping.discard(probe.upstream)
+
+    def is_probe(self, now: float, folded: bytes) -> bool:
+        """Whether a question that reached us is our own probe; its upstream is left out then."""
+        probe = self._probes.get(folded)
+        if probe is None:
             return False
-        self._looping.add(upstream)
+        probe.came_back = True
+        if not self._looping:
+            self._probe_again_at = now + PROBE_AGAIN_S
+        self._looping.add(probe.upstream)
+        self._wake(now)
         return True
 
     # --- clients ---
@@ -326,7 +353,7 @@ class Forwarder:
     # --- time ---
 
     def _wake(self, now: float) -> None:
-        if self._next_tick is None:
+        if self._next_tick is None or self._next_tick > now + TICK_S:
             self._next_tick = now + TICK_S
 
     def deadline(self) -> float | None:
@@ -336,10 +363,16 @@ class Forwarder:
         """Repeat, give up, forget: whatever is due."""
         for flight in list(self._flights.values()):
             self._due(now, flight)
-        for exchange in [exchange for exchange, until in self._probing.items() if until <= now]:
-            del self._probing[exchange]
-            self._close(exchange)
-        self._next_tick = now + TICK_S if self._flights or self._probing else None
+        for exchange in [exchange for exchange, probe in self._probing.items() if probe.until <= now]:
+            self._end_probe(exchange)
+        if self._looping and self._probe_again_at <= now:
+            self._probe_again_at = now + PROBE_AGAIN_S
+            for upstream in self.looping:
+                self._probe(now, upstream)
+        if self._flights or self._probing:
+            self._next_tick = now + TICK_S
+        else:
+            self._next_tick = self._probe_again_at if self._looping else None
 
     def _due(self, now: float, flight: Flight) -> None:
         age = now - flight.started

@@ -71,9 +71,9 @@ class Resolver:
         if answers is not None:
             self.counted.local += 1
             return Local(answers, name)
-        if self.forwarder.is_probe(query.folded) or not query.flags & wire.RD:
-            return Local((wire.respond(query, wire.REFUSED, flags=wire.RA),))
         now = time.monotonic()
+        if self.forwarder.is_probe(now, query.folded) or not query.flags & wire.RD:
+            return Local((wire.respond(query, wire.REFUSED, flags=wire.RA),))
         self._before_forwarding(now)
         known = self.forwarder.known(now, query, limit_bytes)
         if known is not None:

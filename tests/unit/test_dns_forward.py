@@ -325,6 +325,72 @@ def test_flights_are_bounded_and_one_client_leaves_room_for_others() -> None:
     assert not stage.forwarder._per_client
 
 
+def no_such_name(answer: dns.message.Message) -> None:
+    answer.answer.clear()
+    answer.set_rcode(dns.rcode.NXDOMAIN)
+
+
+def test_there_is_no_such_name_waits_for_who_comes_first_in_resolv_conf() -> None:
+    """A company's own server, and a public one for when that is down: the latter knows nothing of the company."""
+    stage = Stage(ONE, TWO)
+    question = stage.ask("git.corp.example.")
+    stage.answer(TWO, no_such_name)
+    assert not question.answers
+    stage.wait(0.5)
+    stage.answer(ONE)
+    assert question.addresses == ["203.0.113.9"]
+    assert stage.is_quiet()
+    assert stage.ask("git.corp.example.").addresses == ["203.0.113.9"]
+
+
+def test_who_comes_first_in_resolv_conf_need_not_wait_to_say_that_there_is_none() -> None:
+    stage = Stage(ONE, TWO)
+    question = stage.ask()
+    stage.answer(ONE, no_such_name)
+    assert question.rcode == "NXDOMAIN"
+    assert stage.is_quiet()
+
+
+def test_of_two_who_know_no_such_thing_the_first_in_resolv_conf_counts() -> None:
+    stage = Stage(ONE, TWO)
+    question = stage.ask("ipv4-only.corp.example.")
+    stage.answer(TWO, no_such_name)
+    stage.answer(ONE, lambda answer: answer.answer.clear())
+    assert question.rcode == "NOERROR"
+    assert not question.answer.answer
+
+
+def test_nobody_waits_for_an_upstream_that_fails() -> None:
+    stage = Stage(ONE, TWO)
+    question = stage.ask()
+    stage.answer(TWO, no_such_name)
+    stage.forwarder.failed(stage.now, stage.asked(ONE)[0][0])
+    assert question.rcode == "NXDOMAIN"
+    assert stage.is_quiet()
+
+
+def test_an_upstream_that_is_silent_is_waited_for_once_in_a_while() -> None:
+    stage = Stage(ONE, TWO)
+
+    def is_held(name: str) -> bool:
+        question = stage.ask(name)
+        stage.answer(TWO, no_such_name)
+        was_held = not question.answers
+        stage.wait(forward.HOLD_S + 0.2)
+        assert question.rcode == "NXDOMAIN"
+        assert stage.is_quiet()
+        return was_held
+
+    assert is_held("a.example.")
+    assert not is_held("b.example.")
+    stage.wait(forward.SILENT_S)
+    assert is_held("c.example.")
+    assert not is_held("d.example.")
+    stage.ask("e.example.")
+    stage.answer(ONE)
+    assert is_held("f.example."), "it answers again"
+
+
 def test_many_who_ask_the_same_at_once_get_its_answer() -> None:
     """A host full of containers that start, or one application with hundreds of threads."""
     stage = Stage(ONE)

@@ -1,9 +1,12 @@
 """Questions that are not ours, asked of the host's upstreams: raced, checked, bounded, cached. Sans-IO.
 
 One *flight* per distinct question, whoever and however many ask it; a flight makes *exchanges*, each with one upstream
-under a fresh random id (and, by the transport, from a fresh random port). The first good answer wins. A false or
-malformed one ends nothing; silence is met with two repetitions, then with an answer from the cache whose time is over,
-then with SERVFAIL.
+under a fresh random id (and, by the transport, from a fresh random port). The first good answer wins, except that
+"there is no such name" or "nothing of that type" waits HOLD_S for those who come before in resolv.conf(5): the C
+library asks nobody else while the first answers, so hosts name a server that knows more first, and a public one after
+it for when that is down. Whoever was silent all that time is not waited for again for SILENT_S. A false or malformed
+answer ends nothing; silence is met with two repetitions, then with an answer from the cache whose time is over, then
+with SERVFAIL.
 
 Invariants: whoever asks is answered exactly once, at the latest ANSWER_S after; flights, those waiting for one, and
 exchanges are bounded, and what is beyond gets SERVFAIL at once; an answer is believed only with the id and the question
@@ -43,6 +46,8 @@ WAITERS_MAX = 2000
 """On all flights together, of about 0.7 kB each: many ask the same at once when an application, or a host full of
 containers, starts."""
 WAITERS_PER_CLIENT_MAX = 1000
+HOLD_S = 1.0
+SILENT_S = 30.0
 FALSE_ANSWERS_MAX = 16
 """On one socket; then somebody is guessing, and it is closed."""
 PROBE_S = 3.0
@@ -80,6 +85,18 @@ class Waiter(NamedTuple):
     reply: Reply
 
 
+class Answer(NamedTuple):
+    """A good one."""
+
+    upstream: Upstream
+    message: bytes
+    response: wire.Response
+
+    @property
+    def is_negative(self) -> bool:
+        return self.response.rcode == wire.NXDOMAIN or not self.response.answers
+
+
 class Exchange(msgspec.Struct):
     """``flight`` None: a probe for loops."""
 
@@ -100,6 +117,9 @@ class Flight(msgspec.Struct, eq=False):
     waiters: list[Waiter]
     attempts: int = 0
     exchanges: set[int] = msgspec.field(default_factory=set)
+    held: Answer | None = None
+    """A negative one; of several that of the first upstream."""
+    held_at: float = 0.0
     is_truncated: bool = False
     """An upstream's answer does not fit into a datagram, and TCP brought no better one yet."""
 
@@ -130,6 +150,7 @@ class Forwarder:
         self._rng = rng
         self._upstreams: tuple[Upstream, ...] = ()
         self._looping: set[Upstream] = set()
+        self._silent: dict[Upstream, float] = {}  # not waited for until then
         self._probes: dict[bytes, Probe] = {}  # by name: the last of each upstream
         self._flights: dict[Key, Flight] = {}
         self._per_client: dict[bytes, int] = {}
@@ -166,6 +187,7 @@ class Forwarder:
             return
         self._upstreams = upstreams[:RACED_MAX]
         self._looping.clear()
+        self._silent.clear()
         self._probes.clear()
         for exchange in tuple(self._probing):
             self._end_probe(exchange)
@@ -318,22 +340,51 @@ class Forwarder:
             if not current.tcp:
                 self._open(flight, current.upstream, flight.question, flight.edns, flight.key.flags, tcp=True)
             else:
-                self._give_up_if_alone(now, flight)
+                self._settle(now, flight)
         else:
-            self.cache.put(now, flight.key, message, response)
-            for waiter in self._land(flight):
-                waiter.reply(fit(message, waiter.query, waiter.limit_bytes))
+            self._close(exchange)
+            self._weigh(now, flight, Answer(current.upstream, message, response))
 
     def failed(self, now: float, exchange: int) -> None:
         """Nothing good will come in on ``exchange``: refused, unreachable, closed."""
         current = self._exchanges.get(exchange)
         self._close(exchange)
         if current is not None and current.flight is not None:
-            self._give_up_if_alone(now, current.flight)
+            self._settle(now, current.flight)
 
-    def _give_up_if_alone(self, now: float, flight: Flight) -> None:
-        if not flight.exchanges:
+    def _weigh(self, now: float, flight: Flight, answer: Answer) -> None:
+        """Give it, or hold it while somebody may know better."""
+        self._silent.pop(answer.upstream, None)
+        if not answer.is_negative:
+            self._give(now, flight, answer)
+            return
+        if flight.held is None:
+            flight.held_at = now
+        if flight.held is None or self._rank(answer.upstream) < self._rank(flight.held.upstream):
+            flight.held = answer
+        self._settle(now, flight)
+
+    def _settle(self, now: float, flight: Flight) -> None:
+        """One of its exchanges has ended."""
+        if flight.held is not None:
+            if not self._awaited(now, flight, flight.held):
+                self._give(now, flight, flight.held)
+        elif not flight.exchanges:
             self._give_up(now, flight)
+
+    def _awaited(self, now: float, flight: Flight, held: Answer) -> set[Upstream]:
+        """Those before the upstream of ``held`` that may still answer."""
+        asked = {self._exchanges[exchange].upstream for exchange in flight.exchanges}
+        rank = self._rank(held.upstream)
+        return {one for one in asked if self._rank(one) < rank and self._silent.get(one, now) <= now}
+
+    def _rank(self, upstream: Upstream) -> int:
+        return self._upstreams.index(upstream) if upstream in self._upstreams else RACED_MAX
+
+    def _give(self, now: float, flight: Flight, answer: Answer) -> None:
+        self.cache.put(now, flight.key, answer.message, answer.response)
+        for waiter in self._land(flight):
+            waiter.reply(fit(answer.message, waiter.query, waiter.limit_bytes))
 
     def _land(self, flight: Flight) -> list[Waiter]:
         """The flight is over; those who wait for it."""
@@ -378,6 +429,11 @@ class Forwarder:
         age = now - flight.started
         if age >= ANSWER_S:
             self._give_up(now, flight)
+            return
+        if flight.held is not None and now - flight.held_at >= HOLD_S:
+            for upstream in self._awaited(now, flight, flight.held):
+                self._silent[upstream] = now + SILENT_S
+            self._give(now, flight, flight.held)
             return
         if age >= STALE_AFTER_S and self.cache.get(now, flight.key, stale=True) is not None:
             # The flight goes on, for the cache's sake; only nobody waits any more.

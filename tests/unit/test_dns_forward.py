@@ -288,6 +288,23 @@ def test_that_there_is_none_is_kept_too(rcode: int) -> None:
     assert not stage.ask().answers
 
 
+@pytest.mark.parametrize("rcode", [dns.rcode.NXDOMAIN, dns.rcode.NOERROR])
+@pytest.mark.parametrize(("alias_s", "none_s"), [(5, 300), (300, 5)])
+def test_an_alias_of_what_is_not_there_is_kept_for_the_shorter_of_both(rcode: int, alias_s: int, none_s: int) -> None:
+    """Somebody turns it to a name that exists."""
+    stage = Stage(ONE)
+    stage.ask()
+    exchange, query, _ = stage.asked()[0]
+    answer = negative_answer(query, rcode, none_s)
+    answer.authority[0].ttl = 3600
+    answer.answer.append(dns.rrset.from_text(query.question[0].name, alias_s, "IN", "CNAME", "old.example."))
+    stage.receive(exchange, answer)
+    stage.wait(4.0)
+    assert stage.ask().answers
+    stage.wait(2.0)
+    assert not stage.ask().answers
+
+
 def test_an_old_answer_serves_while_upstreams_are_silent() -> None:
     stage = Stage(ONE)
     stage.ask()

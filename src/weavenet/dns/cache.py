@@ -107,9 +107,10 @@ def lifetime_s(response: Response) -> int:
     """For how many seconds an answer holds; 0: not to be kept."""
     if response.flags & wire.TC or response.rcode not in (wire.NOERROR, wire.NXDOMAIN):
         return 0
-    if response.answers and response.rcode == wire.NOERROR:
-        return min(response.ttl_s or 0, TTL_MAX_S)
-    return min(response.negative_ttl_s or 0, NEGATIVE_TTL_MAX_S)
+    ttl_s, negative_ttl_s = response.ttl_s or 0, response.negative_ttl_s
+    if negative_ttl_s is not None:  # an alias may lead to the name that is not there, and soon to another one
+        return min(ttl_s, negative_ttl_s, NEGATIVE_TTL_MAX_S)
+    return min(ttl_s, TTL_MAX_S) if response.answers and response.rcode == wire.NOERROR else 0
 
 
 def fit(message: bytes, query: Query, limit_bytes: int) -> bytes:

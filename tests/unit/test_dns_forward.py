@@ -44,9 +44,15 @@ class Stage:
         self.transport.sent.clear()
 
     def ask(
-        self, name: str = "example.com.", *, edns: int | None = None, tcp: bool = False, client: bytes = CLIENT
+        self,
+        name: str = "example.com.",
+        *,
+        edns: int | None = None,
+        tcp: bool = False,
+        client: bytes = CLIENT,
+        query: dns.message.QueryMessage | None = None,
     ) -> Question:
-        query = oracle.ask(name, edns=edns)
+        query = query or oracle.ask(name, edns=edns)
         question = Question(query)
         parsed = wire.parse_query(query.to_wire())
         limit = wire.MESSAGE_BYTES_MAX if tcp else parsed.limit_bytes
@@ -252,6 +258,25 @@ def test_truncated_and_no_tcp_leaves_it_to_the_client() -> None:
     stage.forwarder.failed(stage.now, stage.asked(ONE)[0][0])
     assert question.answer.flags & dns.flags.TC
     assert stage.is_quiet()
+
+
+def test_who_wants_to_know_whether_an_answer_is_authentic_is_told_what_the_upstream_says() -> None:
+    """``options trust-ad`` of resolv.conf(5), and dig."""
+
+    def authentic(answer: dns.message.Message) -> None:
+        answer.flags |= dns.flags.AD
+
+    stage = Stage(ONE)
+    query = oracle.ask("example.com.")
+    query.flags |= dns.flags.AD
+    stage.ask(query=query)
+    stage.ask()
+    assert [bool(asked.flags & dns.flags.AD) for _, asked, _ in stage.asked()] == [True, False]
+    stage.answer(ONE)
+    stage.answer(ONE, authentic)
+    assert not stage.ask().answer.flags & dns.flags.AD
+    (told,) = stage.ask(query=query).answers
+    assert oracle.read(told).flags & dns.flags.AD
 
 
 def test_one_question_of_many_is_asked_once() -> None:

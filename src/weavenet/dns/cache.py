@@ -44,7 +44,7 @@ class Key(NamedTuple):
             query.kind,
             edns is not None,
             edns is not None and edns.dnssec_ok,
-            query.flags & (wire.RD | wire.CD),
+            query.flags & (wire.RD | wire.AD | wire.CD),
         )
 
 

@@ -15,7 +15,8 @@ besides, every new upstream is asked for a random name once, and left out if tha
 another one every PROBE_AGAIN_S, and used again when that does not come back: whoever mends a local resolver's settings
 does not touch resolv.conf, which names the resolver only.
 
-Does not validate DNSSEC, and forwards no EDNS options (client subnet, cookies).
+Does not validate DNSSEC: AD, CD and DO are passed on, and AD comes back (RFC 6840, sections 5.7 and 5.8). Forwards no
+EDNS options (client subnet, cookies).
 """
 
 from __future__ import annotations

@@ -84,6 +84,10 @@ class Batch:
             self._out[_WORDS * i + 2], self._out[_WORDS * i + 3] = out_at + 32 * i, 2
             self._pieces[4 * i + 1] = 2
 
+    def close(self) -> None:
+        """The socket is to be closed: what is sent from now on is lost, since its number may soon be another's."""
+        self._fd = -1
+
     def receive(self) -> int:
         """How many datagrams were waiting, at most ``count``; 0 when none. Raises OSError when the socket is none."""
         received: int = _recvmmsg(self._fd, self._in_pointer, self._count, socket.MSG_DONTWAIT, None)

@@ -95,6 +95,7 @@ class UdpServer:
 
     def close(self) -> None:
         self._loop.remove(self._sock.fileno())
+        self._batch.close()
 
     def _ready(self, events: int) -> None:
         batch, prepared = self._batch, self._prepared

@@ -166,6 +166,29 @@ def test_a_thousand_addresses_fit_into_tcp() -> None:
         assert len(oracle.values(found, kind)) == 1024
 
 
+@pytest.mark.parametrize("edns", [None, 1232, 4096])
+def test_of_a_thousand_addresses_a_datagram_has_as_many_as_fit(edns: int | None) -> None:
+    """And no more of them are put in order: any container may ask for them."""
+    drawn: list[int] = []
+
+    class Counting(random.Random):
+        def sample(self, population, k, *, counts=None):  # type: ignore[no-untyped-def]
+            drawn.append(k)
+            return super().sample(population, k, counts=counts)
+
+    zone = Zone("weave.local.")
+    zone.set("all.weave.local.", [bytes([10, 0, i >> 8, i & 255]) for i in range(1024)])
+    query = oracle.ask("all.weave.local.", edns=edns)
+    parsed = wire.parse_query(query.to_wire())
+    messages = LocalAnswers(zone, 1, Counting(1)).answer(parsed, parsed.limit_bytes, SHUFFLES)
+    assert messages is not None
+    for data in messages:
+        found = oracle.check(query, data)
+        assert found.flags & dns.flags.TC
+        assert (edns or 512) - 16 < len(data) <= (edns or 512)
+    assert sum(drawn) <= SHUFFLES * ((edns or 512) // 16 + 1)
+
+
 def test_addresses_come_in_different_orders() -> None:
     query = oracle.ask("many.weave.local.", edns=4096)
     orders = {

@@ -5,8 +5,11 @@ from __future__ import annotations
 import random
 import socket
 
+import dns.edns
+
 import dns_oracle as oracle
 from weavenet.dns.forward import Forwarder, Upstream
+from weavenet.dns.local import SHUFFLES
 from weavenet.dns.loop import READ, Loop
 from weavenet.dns.resolver import Resolver
 from weavenet.dns.udp import PreparedAnswers, UdpServer
@@ -21,6 +24,19 @@ class FakeTransport:
 
     def close(self, exchange: int) -> None:
         pass
+
+
+def test_orders_of_addresses_are_made_only_for_questions_that_are_kept() -> None:
+    """Of those with EDNS options, such as cookies, none comes a second time."""
+    zone = Zone("weave.local.")
+    zone.set("many.weave.local.", [bytes([10, 32, 0, number]) for number in range(50)])
+    resolver = Resolver(zone, 1, Forwarder(FakeTransport(), random.Random(1)), random.Random(1))
+    query = oracle.ask("many.weave.local.", edns=1232)
+    for options, count in (([], SHUFFLES), ([dns.edns.GenericOption(10, b"a cookie")], 1)):
+        query.use_edns(0, 0, 1232, options=options)
+        found = resolver.handle(query.to_wire(), b"", lambda answer: None, stream=False)
+        assert found is not None
+        assert len(found.answers) == count
 
 
 def test_an_answer_that_comes_after_the_socket_was_closed_goes_to_nobody() -> None:

@@ -18,6 +18,8 @@ from weavenet.dns.zone import LOCALHOST, Entry, Zone, reverse_address
 SHUFFLES = 7
 """Orders of the addresses of one name that are prepared; odd, so that a client that asks for A and AAAA in turn sees
 them all."""
+RECORD_BYTES_MIN = 16
+"""Of an IPv4 address."""
 REFRESH_S, RETRY_S, EXPIRE_S = 3600, 600, 86_400
 """Of the SOA; nobody transfers this zone."""
 _OF_THE_ROOT = {wire.NS, wire.SOA, wire.DS, wire.DNSKEY}
@@ -72,20 +74,22 @@ class LocalAnswers:
             return (wire.respond(query, wire.NOERROR, flags=_OURS, answers=[soa], limit_bytes=limit_bytes),)
         records: list[bytes] = []
         if query.kind in (wire.A, wire.ANY):
-            records += [self._record(wire.A, address) for address in entry.addresses4]
+            records += self._records(wire.A, entry.addresses4)
         if query.kind in (wire.AAAA, wire.ANY):
-            records += [self._record(wire.AAAA, address) for address in entry.addresses6]
+            records += self._records(wire.AAAA, entry.addresses6)
         if not records:
             return (self._negative(query, wire.NOERROR, domain, limit_bytes),)
         return tuple(
             wire.respond(query, wire.NOERROR, flags=_OURS, answers=order, limit_bytes=limit_bytes)
-            for order in self._orders(records, shuffles)
+            for order in self._orders(records, limit_bytes, shuffles)
         )
 
-    def _orders(self, records: list[bytes], shuffles: int) -> list[list[bytes]]:
+    def _orders(self, records: list[bytes], limit_bytes: int, shuffles: int) -> list[list[bytes]]:
+        """Of as many as an answer takes, and one more, by which it is known to be truncated."""
         if len(records) == 1:
             return [records]
-        return [self._rng.sample(records, len(records)) for _ in range(shuffles)]
+        count = min(len(records), limit_bytes // RECORD_BYTES_MIN + 1)
+        return [self._rng.sample(records, count) for _ in range(shuffles)]
 
     def _reverse(self, query: Query, address: bytes, limit_bytes: int) -> bytes:
         names = self.zone.names(address)
@@ -99,6 +103,13 @@ class LocalAnswers:
 
     def _record(self, kind: int, data: bytes) -> bytes:
         return Record(QUESTION_NAME, kind, self._ttl_s, data).encode()
+
+    def _records(self, kind: int, addresses: Sequence[bytes]) -> list[bytes]:
+        """``addresses`` are of one length."""
+        if not addresses:
+            return []
+        head = self._record(kind, addresses[0])[: -len(addresses[0])]
+        return [head + address for address in addresses]
 
     def _negative(self, query: Query, rcode: int, domain: bytes, limit_bytes: int) -> bytes:
         return wire.respond(query, rcode, flags=_OURS, authority=self._soa(domain), limit_bytes=limit_bytes)

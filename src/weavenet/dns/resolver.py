@@ -66,8 +66,8 @@ class Resolver:
             self.counted.malformed += 1
             return Local((error.answer,))
         limit_bytes = wire.MESSAGE_BYTES_MAX if stream else query.limit_bytes
-        answers = self._local.answer(query, limit_bytes, 1 if stream else SHUFFLES)
         name = b"" if query.edns is not None and query.edns.has_options else query.folded
+        answers = self._local.answer(query, limit_bytes, SHUFFLES if name and not stream else 1)
         if answers is not None:
             self.counted.local += 1
             return Local(answers, name)

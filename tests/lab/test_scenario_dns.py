@@ -214,7 +214,8 @@ def test_queries_do_not_fill_the_table_of_connections(lab: Lab, containers: list
 
 
 def test_dockers_bridge_is_served_while_it_is_there(lab: Lab, containers: list[Attached]) -> None:
-    """Nothing of Docker is needed but its bridge; who asks there need not be attached."""
+    """Nothing of Docker is needed but its bridges; who asks there need not be attached. Containers of a network made by
+    hand or by Compose are told of the same address."""
     host, address = lab.hosts[0], "172.17.0.1"
     for command in (
         "link add docker0 type bridge",
@@ -225,10 +226,27 @@ def test_dockers_bridge_is_served_while_it_is_there(lab: Lab, containers: list[A
         "link set plain0 master docker0 up",
         "-n plain address add 172.17.0.2/16 dev eth0",
         "-n plain link set eth0 up",
+        "link add br-0123456789ab type bridge",
+        "address add 172.18.0.1/16 dev br-0123456789ab",
+        "link set br-0123456789ab up",
+        "netns add composed",
+        "link add composed0 type veth peer name eth0 netns composed",
+        "link set composed0 master br-0123456789ab up",
+        "-n composed address add 172.18.0.2/16 dev eth0",
+        "-n composed link set eth0 up",
+        "-n composed route add default via 172.18.0.1",
     ):
         host.run(["ip", *command.split()], check=True)
-    asked = ["ip", "netns", "exec", "plain", "dig", f"@{address}", "+short", "+tries=1", "+time=1", "on-h2.weave.local"]
-    wait_until(lambda: host.run(asked).stdout.split() == [containers[1][1]], DEADLINE_S, "an answer on docker0")
+    question = ["dig", f"@{address}", "+short", "+tries=1", "+time=1", "on-h2.weave.local"]
+    for asker in ("plain", "composed"):
+        asked = ["ip", "netns", "exec", asker, *question]
+        wait_until(
+            lambda asked=asked: host.run(asked).stdout.split() == [containers[1][1]],
+            DEADLINE_S,
+            f"an answer for {asker}",
+        )
+    host.run(["ip", "netns", "delete", "composed"], check=True)
+    host.run(["ip", "link", "delete", "br-0123456789ab"], check=True)
     assert f"--dns={address}" in host.weave("dns-args").stdout
     host.run(["ip", "netns", "delete", "plain"], check=True)
     host.run(["ip", "link", "delete", "docker0"], check=True)

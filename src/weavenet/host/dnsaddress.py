@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
@@ -41,6 +42,8 @@ TABLE = 6784
 CHECK_S = 1.0
 CHECKS_PER_RULE = 10
 DOCKER_BRIDGE = "docker0"
+_DOCKER_NETWORK = re.compile(r"br-[0-9a-f]{12}|docker_gwbridge")
+"""Bridges of networks that somebody made with Docker (or Compose, or Swarm), as Docker names them."""
 PROBED_MAX = 5
 """Containers of which the first that is still there is probed."""
 PROBE_AGAIN = 30
@@ -48,13 +51,16 @@ PROBE_AGAIN = 30
 MISSES_TOLD = 2
 """In a row; the server may just have been started again."""
 
+DockerState = tuple[int, bool, tuple[str, ...]]
+"""Of Docker's bridge: index, whether it is up; names of the bridges of its other networks."""
+
 log = logging.getLogger(__name__)
 
 
 class DnsAddress:
     """``kernel`` and ``bridge`` are the host's own. ``on_addresses`` gets (address, device) of every place where
-    containers can ask: ours, and Docker's bridge while it has an address. ``containers``: references to those attached
-    now."""
+    containers can ask: ours, and while Docker's bridge has an address, that on each bridge of Docker, since a container
+    of any of its networks may be told to ask there. ``containers``: references to those attached now."""
 
     def __init__(
         self,
@@ -73,7 +79,7 @@ class DnsAddress:
         self._task: asyncio.Task[None] | None = None
         self._bridge_index = 0
         self._docker = ""
-        self._docker_link: tuple[int, bool] | None = None
+        self._docker_state: DockerState | None = None
         self._trouble = ""
 
     async def open(self) -> None:
@@ -104,20 +110,26 @@ class DnsAddress:
         return self._misses >= MISSES_TOLD
 
     def _tell(self) -> None:
-        docker = ((self._docker, DOCKER_BRIDGE),) if self._docker else ()
-        self._on_addresses(((ADDRESS, BRIDGE), *docker))
+        devices = (DOCKER_BRIDGE, *self._docker_state[2]) if self._docker_state and self._docker else ()
+        self._on_addresses(((ADDRESS, BRIDGE), *((self._docker, device) for device in devices)))
+
+    def _look_for_docker(self) -> DockerState | None:
+        link = self._kernel.links.get(DOCKER_BRIDGE)
+        if link is None:
+            return None
+        networks = sorted(one.name for one in self._kernel.links.all() if _DOCKER_NETWORK.fullmatch(one.name))
+        return link.index, link.is_up, tuple(networks)
 
     async def _look_at_docker(self) -> bool:
-        """Whether Docker's bridge has another IPv4 address than before, or none any more."""
-        link = self._kernel.links.get(DOCKER_BRIDGE)
-        self._docker_link = None if link is None else (link.index, link.is_up)
+        """Whether Docker's bridge has another IPv4 address than before, or none any more, or other networks."""
+        before = self._docker, self._docker_state and self._docker_state[2]
+        self._docker_state = self._look_for_docker()
         found: list[str] = []
-        if link is not None:
+        if self._docker_state is not None:
             with contextlib.suppress(OSError):
-                found = await self._kernel.netlink.addresses(link.index)
-        before = self._docker
+                found = await self._kernel.netlink.addresses(self._docker_state[0])
         self._docker = next((text.partition("/")[0] for text in found if ":" not in text), "")
-        return self._docker != before
+        return before != (self._docker, self._docker_state and self._docker_state[2])
 
     async def _ensure(self) -> None:
         link = await self._bridge.ensure()
@@ -145,9 +157,7 @@ class DnsAddress:
             self._probe_in -= 1
             if self._probe_in <= 0:
                 await self._probe()
-        docker = self._kernel.links.get(DOCKER_BRIDGE)
-        docker_link = None if docker is None else (docker.index, docker.is_up)
-        if (docker_link != self._docker_link or is_thorough) and await self._look_at_docker():
+        if (self._look_for_docker() != self._docker_state or is_thorough) and await self._look_at_docker():
             self._tell()
         link = self._kernel.links.get(BRIDGE)
         # Without a bridge: whoever owns it makes it anew first.

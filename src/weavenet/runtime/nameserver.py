@@ -136,6 +136,7 @@ class NameServer:
         if not found:
             for address, device in addresses:
                 found += [Listen(address, PORT, device), Listen(address, PORT, "lo")]
+            found = list(dict.fromkeys(found))
         configuration = msgspec.structs.replace(
             self._configuration, listen=tuple(found), own=tuple(address for address, _ in addresses)
         )

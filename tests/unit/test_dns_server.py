@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 import shutil
 import socket
@@ -111,6 +112,15 @@ def test_the_newest_connection_is_the_daemon(server: WorkerProcess) -> None:
         server.configure()
         assert older.recv(1) == b"", "closed"
     assert oracle.values(ask(server, "web.weave.local."), "A") == ["10.32.0.1"]
+
+
+def test_ids_of_questions_do_not_follow_from_orders_of_addresses(tmp_path: Path) -> None:
+    """Which every container sees; one that knows the id needs but the port to answer in an upstream's place."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "dns.sock"))
+        worker = Worker(listener)
+        assert isinstance(worker._forwarder._rng, random.SystemRandom)
+        worker.loop.close()
 
 
 def test_names_end_when_no_daemon_comes_for_long(tmp_path: Path) -> None:

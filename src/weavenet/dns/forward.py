@@ -146,6 +146,8 @@ class Counters(msgspec.Struct):
 
 
 class Forwarder:
+    """``rng``: not to be guessed by who asks (RFC 5452, section 4.5)."""
+
     def __init__(self, transport: Transport, rng: random.Random) -> None:
         self._transport = transport
         self._rng = rng

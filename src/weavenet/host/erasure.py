@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import subprocess
 from collections.abc import Collection, Iterable
 
 from weavenet.core.errors import Code, Failure, WeaveError
@@ -16,7 +17,7 @@ from weavenet.core.limits import BRIDGE
 from weavenet.host import exposure_rules, netns, rules
 from weavenet.host.bridge import is_port_name
 from weavenet.host.dnsaddress import ADDRESS, TABLE
-from weavenet.host.firewall import LEGACY, LEGACY_BUSY, LEGACY_RULE, legacy
+from weavenet.host.firewall import LEGACY, LEGACY_RULE
 from weavenet.host.kernel import Kernel
 from weavenet.host.nft import Command, Nft, NftError
 
@@ -56,11 +57,10 @@ async def _erase_rules(namespace: int | None) -> list[str]:
             await nft.run(commands)
     except NftError as error:
         return [f"firewall rules: {error.strerror}"] if nft.backend else []
-    troubles = []
     for program, family in LEGACY.items():
         if shutil.which(program):
-            troubles += await asyncio.to_thread(netns.call, namespace, lambda p=program, f=family: _erase_legacy(p, f))
-    return troubles
+            await asyncio.to_thread(netns.call, namespace, lambda p=program, f=family: _erase_legacy(p, f))
+    return []
 
 
 def _families(ruleset: Iterable[Command]) -> list[str]:
@@ -81,13 +81,12 @@ def _is_tagged(comment: str) -> bool:
     return comment == rules.FORWARD_COMMENT or comment.startswith(exposure_rules.COMMENT)
 
 
-def _erase_legacy(program: str, family: str) -> list[str]:
-    listing = legacy(program, "-S")
-    if listing.returncode == LEGACY_BUSY:
-        return [f"rules of {program}: {listing.stderr.strip()}"]
-    for arguments in exposure_rules.legacy_changes(listing.stdout, (), family):
-        legacy(program, *arguments)
+def _erase_legacy(program: str, family: str) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([program, "-w", "2", *arguments], capture_output=True, text=True, timeout=10, check=False)
+
+    for arguments in exposure_rules.legacy_changes(run("-S").stdout, (), family):
+        run(*arguments)
     for chain in ("DOCKER-USER", "FORWARD"):
-        if legacy(program, "-C", chain, *LEGACY_RULE).returncode == 0:
-            legacy(program, "-D", chain, *LEGACY_RULE)
-    return []
+        if run("-C", chain, *LEGACY_RULE).returncode == 0:
+            run("-D", chain, *LEGACY_RULE)

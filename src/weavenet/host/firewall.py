@@ -10,7 +10,6 @@ host without nftables works, without protection, and says so in :meth:`Firewall.
 from __future__ import annotations
 
 import asyncio
-import logging
 import shutil
 import subprocess
 
@@ -22,22 +21,7 @@ from weavenet.host.nft import Command, Nft, NftError, TableWatch
 DEBOUNCE_S = 0.1
 RETRY_S = 2.0
 LEGACY = {"iptables-legacy": "ip", "ip6tables-legacy": "ip6"}
-LEGACY_LOCK_S, LEGACY_TIMEOUT_S = 2, 10.0
-LEGACY_BUSY = 4
-"""Exit status of iptables(8) where others hold its lock for longer than that."""
 LEGACY_RULE = ("-i", BRIDGE, "-o", BRIDGE, "-m", "comment", "--comment", rules.FORWARD_COMMENT, "-j", "ACCEPT")
-
-log = logging.getLogger(__name__)
-
-
-def legacy(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run one of LEGACY; blocks. LEGACY_BUSY also where it takes longer than LEGACY_TIMEOUT_S: with very many rules, or
-    on a busy machine. Raises OSError."""
-    command = [program, "-w", str(LEGACY_LOCK_S), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=LEGACY_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, LEGACY_BUSY, "", f"no end within {LEGACY_TIMEOUT_S:.0f} s")
 
 
 class Firewall:
@@ -173,35 +157,35 @@ class Firewall:
             )
         for program, family in LEGACY.items():
             if shutil.which(program):
-                is_done = await asyncio.to_thread(
+                await asyncio.to_thread(
                     netns.call,
                     self._namespace,
                     lambda program=program, family=family: self._open_legacy(program, family, is_bridged),
                 )
-                if not is_done:
-                    self._check_forward = True
-                    asyncio.get_running_loop().call_later(RETRY_S, self._wake.set)
 
     @staticmethod
     def _is_forwarding(item: Command) -> bool:
         chain = item.get("chain", {})
         return bool(chain.get("table") == "filter" and chain.get("hook") == "forward")
 
-    def _open_legacy(self, program: str, family: str, is_bridged: bool) -> bool:
-        """False: it was busy, so try again. Without rules (its table does not exist) there is nothing to do."""
-        listing = legacy(program, "-S")
-        lines = listing.stdout.splitlines()
-        done = [listing] if listing.returncode == LEGACY_BUSY else []
-        for arguments in exposure_rules.legacy_changes(listing.stdout, self._exposed or (), family):
-            done.append(legacy(program, *arguments))
-        if is_bridged and "-P FORWARD DROP" in lines:
-            chain = "DOCKER-USER" if "-N DOCKER-USER" in lines else "FORWARD"
-            if legacy(program, "-C", chain, *LEGACY_RULE).returncode != 0:
-                done.append(legacy(program, "-I", chain, *LEGACY_RULE))
-        for failed in (each for each in done if each.returncode != 0):
-            said = failed.stderr.strip()
-            self._forward_trouble = f"FORWARD of {program} may drop traffic, and could not be opened: {said}"
-        return all(each.returncode != LEGACY_BUSY for each in done)
+    def _open_legacy(self, program: str, family: str, is_bridged: bool) -> None:
+        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [program, "-w", "2", *arguments], capture_output=True, text=True, timeout=10, check=False
+            )
+
+        for arguments in exposure_rules.legacy_changes(run("-S").stdout, self._exposed or (), family):
+            self._note_legacy(program, run(*arguments))
+        if not is_bridged or "-P FORWARD DROP" not in run("-S", "FORWARD").stdout:
+            return
+        chain = "DOCKER-USER" if run("-S", "DOCKER-USER").returncode == 0 else "FORWARD"
+        if run("-C", chain, *LEGACY_RULE).returncode == 0:
+            return
+        self._note_legacy(program, run("-I", chain, *LEGACY_RULE))
+
+    def _note_legacy(self, program: str, done: subprocess.CompletedProcess[str]) -> None:
+        if done.returncode != 0:
+            self._forward_trouble = f"FORWARD of {program} drops traffic and could not be opened: {done.stderr.strip()}"
 
     # --- what others do ---
 
@@ -223,9 +207,4 @@ class Firewall:
             await self._wake.wait()
             await asyncio.sleep(DEBOUNCE_S)
             self._wake.clear()
-            try:
-                await self._apply()
-            except Exception:
-                log.exception("could not look after the rules of this host, trying again")
-                self._check_forward = True
-                asyncio.get_running_loop().call_later(RETRY_S, self._wake.set)
+            await self._apply()

@@ -211,27 +211,58 @@ def test_what_is_exposed_is_put_back() -> None:
     drive(scenario)
 
 
-def test_a_forward_chain_that_drops_is_opened_for_exposed_subnets_only_while_they_are() -> None:
+@pytest.mark.parametrize(
+    ("family", "name", "policy", "last"),
+    [("ip", "FORWARD", "drop", ""), ("inet", "forward", "drop", ""), ("ip", "FORWARD", "accept", "counter reject")],
+)
+def test_a_forward_chain_that_drops_is_opened_for_exposed_subnets_only_while_they_are(
+    family: str, name: str, policy: str, last: str
+) -> None:
     async def scenario() -> None:
         async with Pair() as (a, _):
             node = FakeNode()
             exposure = await opened(a, node)
-            chain = "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"
-            await run_async(a.namespace, "nft", f"add table ip filter; {chain}")
+            chain = f"{family} filter {name}"
+            hook = f"add chain {chain} {{ type filter hook forward priority 0; policy {policy}; }}"
+            end = f"add rule {chain} {last}" if last else ""
+            await run_async(a.namespace, "nft", f"add table {family} filter; {hook}; {end}")
             given(await exposure.expose((), ""))
 
             async def rules() -> str:
-                return await run_async(a.namespace, "nft", "list", "table", "ip", "filter")
+                return await run_async(a.namespace, "nft", "list", "table", family, "filter")
 
             async def is_open() -> bool:
                 text = await rules()
                 return "weave expose to 10.32.0.0/12" in text and "weave expose from 10.32.0.0/12" in text
 
             await eventually(is_open, "tagged rules")
-            await run_async(a.namespace, "nft", "flush", "chain", "ip", "filter", "FORWARD")
+            await run_async(a.namespace, "nft", f"flush chain {chain}; {end}")
             await eventually(is_open, "tagged rules again")
             given(await exposure.hide(()))
             assert "weave expose" not in await rules()
+            await exposure.close()
+
+    drive(scenario)
+
+
+def test_a_table_of_others_that_drops_what_is_forwarded_is_told_until_it_knows_the_bridge() -> None:
+    async def scenario() -> None:
+        async with Pair() as (a, _):
+            exposure = await opened(a, FakeNode())
+            given(await exposure.expose((), ""))
+            chain = "inet firewalld filter_FORWARD"
+            hook = f"add chain {chain} {{ type filter hook forward priority 10; }}"
+            await run_async(a.namespace, "nft", f"add table inet firewalld; {hook}; add rule {chain} reject")
+
+            async def is_told() -> bool:
+                return any(f"dropped by {chain}" in text for text in a.firewall.warnings())
+
+            async def is_fine() -> bool:
+                return not await is_told()
+
+            await eventually(is_told, "a warning")
+            await run_async(a.namespace, "nft", "insert", "rule", *chain.split(), "iifname", "weave", "accept")
+            await eventually(is_fine, "no warning")
             await exposure.close()
 
     drive(scenario)

@@ -39,6 +39,25 @@ def test_openings_come_where_something_drops_and_go_with_the_subnet() -> None:
     assert forward_changes([forward("drop"), tagged("weave"), tagged("somebody else's")], []) == []
 
 
+def test_a_chain_for_both_families_is_opened_for_subnets_of_either() -> None:
+    body = {"family": "inet", "table": "filter", "name": "forward", "hook": "forward", "policy": "drop"}
+    inserted = [
+        command["insert"]["rule"] for command in forward_changes([{"chain": body}], [SUBNET, Exposed("fd32::/64")])
+    ]
+    assert {(rule["family"], rule["chain"]) for rule in inserted} == {("inet", "forward")}
+    protocols = [rule["expr"][1]["match"]["left"]["payload"]["protocol"] for rule in inserted]
+    assert protocols == ["ip", "ip", "ip6", "ip6"]
+    held = [{"rule": rule | {"handle": 7}} for rule in inserted]
+    assert forward_changes([{"chain": body}, *held], [SUBNET, Exposed("fd32::/64")]) == []
+    assert [set(command) for command in forward_changes([{"chain": body}, *held], [])] == [{"delete"}] * 4
+
+
+def test_a_legacy_rule_that_rejects_the_rest_is_a_reason() -> None:
+    listing = "-P FORWARD ACCEPT\n-A FORWARD -i lo -j ACCEPT\n-A FORWARD -j REJECT --reject-with icmp-host-prohibited\n"
+    assert [call[:2] for call in legacy_changes(listing, [SUBNET], "ip")] == [["-I", "FORWARD"]] * 2
+    assert legacy_changes("-P FORWARD ACCEPT\n-A FORWARD -i eth1 -j DROP\n", [SUBNET], "ip") == []
+
+
 def test_dockers_chain_is_preferred() -> None:
     docker = {"chain": {"family": "ip", "table": "filter", "name": "DOCKER-USER"}}
     (first, _) = forward_changes([forward("drop"), docker], [SUBNET])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from weavenet.host import rules
 from weavenet.host.bridge import port_name
 
@@ -84,3 +86,58 @@ def test_forward_rules_only_where_something_drops_and_once() -> None:
     assert rule["insert"]["rule"]["chain"] == "DOCKER-USER" and rule["insert"]["rule"]["comment"] == "weave"
     both = rules.missing_forward_rules([forward("drop"), forward("drop", "ip6")])
     assert [r["insert"]["rule"]["family"] for r in both] == ["ip", "ip6"]
+
+
+def rule(
+    *expression: dict[str, Any], family: str = "ip", table: str = "filter", chain: str = "FORWARD"
+) -> dict[str, Any]:
+    return {"rule": {"family": family, "table": table, "chain": chain, "expr": list(expression)}}
+
+
+@pytest.mark.parametrize(
+    ("last", "drops"),
+    [
+        ({"reject": {"type": "icmp", "expr": "host-prohibited"}}, True),
+        ({"drop": None}, True),
+        ({"xt": {"type": "target", "name": "REJECT"}}, True),
+        ({"xt": None}, True),
+        ({"xt": {"type": "target", "name": "LOG"}}, False),
+        ({"accept": None}, False),
+        ({"jump": {"target": "ufw-reject-forward"}}, False),
+    ],
+)
+def test_a_rule_at_the_end_drops_like_a_policy(last: dict[str, Any], drops: bool) -> None:
+    found = [forward("accept"), rule({"counter": {"packets": 0, "bytes": 0}}, last)]
+    assert len(rules.missing_forward_rules(found)) == drops
+    assert rules.missing_forward_rules([forward("accept"), rule(rules.match(rules.IFNAME, "eth0"), last)]) == []
+    assert rules.missing_forward_rules([rule(last, chain="INPUT"), forward("accept")]) == []
+
+
+def test_a_chain_of_nftables_own_style_is_opened_whatever_its_name() -> None:
+    body = {"family": "inet", "table": "filter", "name": "forward", "hook": "forward", "policy": "drop"}
+    (opened,) = rules.missing_forward_rules([{"chain": body}])
+    assert (opened["insert"]["rule"]["family"], opened["insert"]["rule"]["chain"]) == ("inet", "forward")
+    (other,) = rules.missing_forward_rules([{"chain": body}, forward("drop"), tagged("inet", "forward")])
+    assert other["insert"]["rule"]["family"] == "ip"
+
+
+def tagged(family: str, chain: str) -> dict[str, Any]:
+    return {"rule": {"family": family, "table": "filter", "chain": chain, "comment": "weave"}}
+
+
+def test_what_others_drop_in_tables_of_their_own_is_told_until_they_know_the_bridge() -> None:
+    chain = {"family": "inet", "table": "firewalld", "name": "filter_FORWARD", "hook": "forward", "policy": "accept"}
+    last = rule({"reject": {"type": "icmpx"}}, family="inet", table="firewalld", chain="filter_FORWARD")
+    zone = rule(
+        rules.match(rules.IFNAME, "weave"),
+        {"goto": {"target": "filter_FWD_trusted"}},
+        family="inet",
+        table="firewalld",
+        chain="filter_FORWARD_ZONES",
+    )
+    assert rules.missing_forward_rules([{"chain": chain}, last]) == []
+    assert rules.unopened_chains([{"chain": chain}]) == []
+    assert rules.unopened_chains([{"chain": chain}, last]) == ["inet firewalld filter_FORWARD"]
+    assert rules.unopened_chains([{"chain": chain}, last, zone]) == []
+    ours = {"family": "inet", "table": "weave", "name": "forward", "hook": "forward", "policy": "drop"}
+    assert rules.unopened_chains([{"chain": ours}]) == []

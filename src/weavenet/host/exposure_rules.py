@@ -3,8 +3,9 @@
 - ``ip`` and ``ip6``: tables ``weave`` with one NAT chain, absent while nothing is masqueraded. Traffic from outside to
   a container gets the host's address on the network, traffic of containers to outside that of the way out; what stays
   on the bridge, and multicast, stays as it is.
-- Where a FORWARD chain drops, traffic from and to exposed subnets is accepted at the top of DOCKER-USER, else of
-  FORWARD. Such a rule says in its comment what it is for; by that it is found, and removed with ``hide``.
+- Where a chain of a table ``filter`` drops what is forwarded, traffic from and to exposed subnets is accepted at the
+  top of DOCKER-USER, else of that chain. Such a rule says in its comment what it is for; by that it is found, and
+  removed with ``hide``.
 
 Pure functions; :mod:`weavenet.host.firewall` applies them.
 """
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 from weavenet.core.limits import BRIDGE
 from weavenet.host.nft import Command
-from weavenet.host.rules import ACCEPT, IFNAME, TABLE, delete_table, field, match
+from weavenet.host.rules import ACCEPT, IFNAME, TABLE, closed_chains, delete_table, field, gate, match
 
 COMMENT = "weave expose"
 OUTPUT_NAME: Command = {"meta": {"key": "oifname"}}
@@ -87,7 +88,8 @@ class Opening(NamedTuple):
 
     def nft(self, family: str, chain: str) -> Command:
         interface, name = (OUTPUT_NAME, "daddr") if self.is_inbound else (IFNAME, "saddr")
-        expression = [match(interface, BRIDGE), match(field(family, name), _prefix(self.subnet)), ACCEPT]
+        protocol = Exposed(self.subnet).family
+        expression = [match(interface, BRIDGE), match(field(protocol, name), _prefix(self.subnet)), ACCEPT]
         body = {"family": family, "table": "filter", "chain": chain, "comment": self.comment, "expr": expression}
         return {"insert": {"rule": body}}
 
@@ -99,45 +101,45 @@ class Opening(NamedTuple):
 
 
 def openings(exposed: Iterable[Exposed], family: str) -> list[Opening]:
-    subnets = sorted({item.subnet for item in exposed if item.family == family})
+    """Those for the tables of a family; ``inet`` has both."""
+    subnets = sorted({item.subnet for item in exposed if family in (item.family, "inet")})
     return [Opening(subnet, is_inbound) for subnet in subnets for is_inbound in (True, False)]
 
 
 def forward_changes(ruleset: Iterable[Command], exposed: Sequence[Exposed]) -> list[Command]:
     """What to insert and delete in tables ``filter`` of others. ``ruleset``: objects of ``list ruleset``."""
-    dropping: set[str] = set()
-    docker: set[str] = set()
-    present: dict[str, dict[str, Command]] = {family: {} for family in FAMILIES}
-    for item in ruleset:
-        chain, rule = item.get("chain"), item.get("rule")
-        body = chain or rule or {}
-        family = body.get("family")
-        if body.get("table") != "filter" or family not in present:
-            continue
-        if chain and chain.get("name") == "DOCKER-USER":
-            docker.add(family)
-        elif chain and chain.get("hook") == "forward" and chain.get("policy") == "drop":
-            dropping.add(family)
-        elif rule and str(rule.get("comment", "")).startswith(COMMENT):
-            present[family][rule["comment"]] = rule
+    ruleset = tuple(ruleset)
+    present: dict[tuple[str, str], dict[str, Command]] = {}
+    for rule in (item["rule"] for item in ruleset if "rule" in item):
+        if rule.get("table") == "filter" and str(rule.get("comment", "")).startswith(COMMENT):
+            present.setdefault((rule["family"], gate(rule["chain"])), {})[rule["comment"]] = rule
     commands: list[Command] = []
-    for family in FAMILIES:
-        wanted = {opening.comment: opening for opening in openings(exposed, family)} if family in dropping else {}
-        chain_name = "DOCKER-USER" if family in docker else "FORWARD"
-        commands += [wanted[comment].nft(family, chain_name) for comment in wanted if comment not in present[family]]
-        for comment, rule in present[family].items():
-            if comment not in wanted:
+    kept: set[tuple[str, str, str]] = set()
+    for family, chain in closed_chains(ruleset):
+        there = present.get((family, gate(chain)), {})
+        wanted = openings(exposed, family)
+        kept |= {(family, gate(chain), opening.comment) for opening in wanted}
+        commands += [opening.nft(family, chain) for opening in wanted if opening.comment not in there]
+    for (family, name), rules in present.items():
+        for comment, rule in rules.items():
+            if (family, name, comment) not in kept:
                 place = {key: rule[key] for key in ("family", "table", "chain", "handle")}
                 commands.append({"delete": {"rule": place}})
     return commands
+
+
+def legacy_drops(listing: str) -> bool:
+    """Whether FORWARD drops what no rule accepts: by its policy, or by a rule at the end. ``listing``: what ``-S``
+    prints."""
+    starts = ("-P FORWARD DROP", "-A FORWARD -j DROP", "-A FORWARD -j REJECT")
+    return any(line.startswith(starts) for line in listing.splitlines())
 
 
 def legacy_changes(listing: str, exposed: Sequence[Exposed], family: str) -> list[list[str]]:
     """Arguments for iptables-legacy, one list per call. ``listing``: what ``-S`` prints."""
     lines = [shlex.split(line) for line in listing.splitlines()]
     chain = "DOCKER-USER" if ["-N", "DOCKER-USER"] in lines else "FORWARD"
-    is_dropping = ["-P", "FORWARD", "DROP"] in lines
-    wanted = {opening.comment: opening for opening in openings(exposed, family)} if is_dropping else {}
+    wanted = {opening.comment: opening for opening in openings(exposed, family)} if legacy_drops(listing) else {}
     present = {word: line for line in lines if line[:1] == ["-A"] for word in line if word.startswith(COMMENT)}
     calls = [["-I", chain, *opening.legacy()] for comment, opening in wanted.items() if comment not in present]
     calls += [["-D", *line[1:]] for comment, line in present.items() if comment not in wanted]

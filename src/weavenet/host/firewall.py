@@ -1,10 +1,10 @@
 """Keeps our nftables tables as wanted: blocked addresses, VXLAN from peers only, exposed subnets.
 
-Invariants: only tables named ``weave`` are replaced; outside them there are tagged accept rules at most, where a
-FORWARD chain drops: one while bridged frames pass such chains at all (``bridge-nf-call-iptables``), and those for
-exposed subnets (:mod:`weavenet.host.exposure_rules`). After somebody flushes the rules they are back within a second. A
-host without nftables works, without protection, and says so in :meth:`Firewall.warnings`; the settings
-``bridge-nf-call-*`` are never touched.
+Invariants: only tables named ``weave`` are replaced; outside them there are tagged accept rules at most, where a chain
+of a table ``filter`` drops what is forwarded: one while bridged frames pass such chains at all
+(``bridge-nf-call-iptables``), and those for exposed subnets (:mod:`weavenet.host.exposure_rules`). After somebody
+flushes the rules they are back within a second. A host without nftables works, without protection, and says so in
+:meth:`Firewall.warnings`; the settings ``bridge-nf-call-*`` are never touched.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from weavenet.host.nft import Command, Nft, NftError, TableWatch
 
 DEBOUNCE_S = 0.1
 RETRY_S = 2.0
+FORWARDING_TABLES = frozenset(("filter", "firewalld"))
+"""Of others; when they change, what drops traffic of containers is looked for anew."""
 LEGACY = {"iptables-legacy": "ip", "ip6tables-legacy": "ip6"}
 LEGACY_RULE = ("-i", BRIDGE, "-o", BRIDGE, "-m", "comment", "--comment", rules.FORWARD_COMMENT, "-j", "ACCEPT")
 
@@ -37,6 +39,7 @@ class Firewall:
         self._exposed: tuple[Exposed, ...] | None = None
         self._applied: object = None
         self._check_forward = True
+        self._watched = FORWARDING_TABLES
         self._has_conntrack = False
         self._tracked: int | None = 0
         self._lock = asyncio.Lock()
@@ -146,6 +149,7 @@ class Firewall:
             chains = await self._nft.run([{"list": {"chains": None}}])
             if any(self._is_forwarding(item) for item in chains):
                 ruleset = await self._nft.run([{"list": {"ruleset": None}}])
+                self._warn_of(rules.unopened_chains(ruleset) if is_bridged or self._exposed else [])
                 changes = rules.missing_forward_rules(ruleset) if is_bridged else []
                 changes += exposure_rules.forward_changes(ruleset, self._exposed or ())
                 if changes:
@@ -166,7 +170,16 @@ class Firewall:
     @staticmethod
     def _is_forwarding(item: Command) -> bool:
         chain = item.get("chain", {})
-        return bool(chain.get("table") == "filter" and chain.get("hook") == "forward")
+        return bool(chain.get("table") != rules.TABLE and chain.get("hook") == "forward")
+
+    def _warn_of(self, chains: list[str]) -> None:
+        self._watched = FORWARDING_TABLES | {chain.split()[1] for chain in chains}
+        if chains:
+            self._forward_trouble = (
+                f"traffic of containers is dropped by {', '.join(chains)} in nftables; accept what comes in from and "
+                f"goes out to {BRIDGE} there (firewall-cmd --permanent --zone=trusted --add-interface={BRIDGE}; "
+                "firewall-cmd --reload)"
+            )
 
     def _open_legacy(self, program: str, family: str, is_bridged: bool) -> None:
         def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -176,7 +189,7 @@ class Firewall:
 
         for arguments in exposure_rules.legacy_changes(run("-S").stdout, self._exposed or (), family):
             self._note_legacy(program, run(*arguments))
-        if not is_bridged or "-P FORWARD DROP" not in run("-S", "FORWARD").stdout:
+        if not is_bridged or not exposure_rules.legacy_drops(run("-S", "FORWARD").stdout):
             return
         chain = "DOCKER-USER" if run("-S", "DOCKER-USER").returncode == 0 else "FORWARD"
         if run("-C", chain, *LEGACY_RULE).returncode == 0:
@@ -193,12 +206,11 @@ class Firewall:
         if table == rules.TABLE:
             self._applied = None
             self._wake.set()
-        elif table == "filter":
-            self._check_forward = True
-            self._wake.set()
+        else:
+            self._added(table)
 
     def _added(self, table: str) -> None:
-        if table == "filter":
+        if table in self._watched:
             self._check_forward = True
             self._wake.set()
 

@@ -13,6 +13,7 @@ empty: a standing hook costs on every packet.
 from __future__ import annotations
 
 import ipaddress
+import json
 from collections.abc import Iterable
 
 from weavenet.core.limits import BRIDGE, VXLAN_PORT, WIREGUARD_DEVICE
@@ -26,6 +27,7 @@ FORWARD_COMMENT = "weave"
 """Tag of the only rules that we put into tables of others."""
 DROP: Command = {"drop": None}
 ACCEPT: Command = {"accept": None}
+FORWARD_FAMILIES = ("ip", "ip6", "inet")
 IFNAME: Command = {"meta": {"key": "iifname"}}
 
 
@@ -159,6 +161,61 @@ def all_tables(
     return plane + (bridge_table(blocked) if blocked is not None else [])
 
 
+def _is_catch_all(rule: Command) -> bool:
+    """Whether it drops or rejects whatever comes as far as it. iptables' own targets are an ``xt`` without details."""
+    verdict = [part for part in rule.get("expr", ()) if "counter" not in part]
+    if len(verdict) != 1:
+        return False
+    target = verdict[0].get("xt", {"name": ""}) or {"name": "REJECT"}
+    return "drop" in verdict[0] or "reject" in verdict[0] or target.get("name") == "REJECT"
+
+
+def _dropping(ruleset: Iterable[Command]) -> set[tuple[str, str, str]]:
+    """(family, table, chain) of others that see what is forwarded and drop what none of their rules accepts: by policy,
+    or by a rule at the end."""
+    hooked: set[tuple[str, str, str]] = set()
+    closed: set[tuple[str, str, str]] = set()
+    for item in ruleset:
+        chain, rule = item.get("chain"), item.get("rule")
+        if chain and chain.get("hook") == "forward":
+            place = (chain["family"], chain["table"], chain["name"])
+            hooked.add(place)
+            if chain.get("policy") == "drop":
+                closed.add(place)
+        elif rule and _is_catch_all(rule):
+            closed.add((rule["family"], rule["table"], rule["chain"]))
+    return {place for place in hooked & closed if place[0] in FORWARD_FAMILIES and place[1] != TABLE}
+
+
+def gate(chain: str) -> str:
+    """DOCKER-USER is where Docker wants the rules of others for FORWARD."""
+    return "FORWARD" if chain == "DOCKER-USER" else chain
+
+
+def closed_chains(ruleset: Iterable[Command]) -> list[tuple[str, str]]:
+    """(family, chain) of tables ``filter`` that need an accept rule at their top."""
+    ruleset = tuple(ruleset)
+    chains = [item["chain"] for item in ruleset if "chain" in item]
+    docker = {chain["family"] for chain in chains if chain["table"] == "filter" and chain["name"] == "DOCKER-USER"}
+    closed = [(family, name) for family, table, name in _dropping(ruleset) if table == "filter"]
+    return sorted(
+        (family, "DOCKER-USER" if name == "FORWARD" and family in docker else name) for family, name in closed
+    )
+
+
+def unopened_chains(ruleset: Iterable[Command]) -> list[str]:
+    """``FAMILY TABLE CHAIN`` of other people's tables that drop what is forwarded and say nothing about our bridge.
+    What such a table consists of is known to its maker only (firewalld, for one), so we put nothing into it."""
+    ruleset = tuple(ruleset)
+    known = {
+        (item["rule"]["family"], item["rule"]["table"])
+        for item in ruleset
+        if "rule" in item and f'"{BRIDGE}"' in json.dumps(item)
+    }
+    closed = {place for place in _dropping(ruleset) if place[1] != "filter"}
+    return sorted(" ".join(place) for place in closed if place[:2] not in known)
+
+
 def forward_rule(family: str, chain: str) -> Command:
     """Accept what is bridged between containers, at the top of somebody else's ``chain`` of table ``filter``."""
     return {
@@ -175,20 +232,13 @@ def forward_rule(family: str, chain: str) -> Command:
 
 
 def missing_forward_rules(ruleset: Iterable[Command]) -> list[Command]:
-    """Rules to insert where a FORWARD chain of table ``filter`` drops and ours is not there yet. ``ruleset``: objects
-    of ``list ruleset``."""
-    dropping: set[str] = set()
-    docker: set[str] = set()
-    tagged: set[str] = set()
-    for item in ruleset:
-        chain, rule = item.get("chain"), item.get("rule")
-        if chain and chain.get("table") == "filter" and chain.get("family") in ("ip", "ip6"):
-            if chain.get("name") == "FORWARD" and chain.get("hook") == "forward" and chain.get("policy") == "drop":
-                dropping.add(chain["family"])
-            elif chain.get("name") == "DOCKER-USER":
-                docker.add(chain["family"])
-        elif rule and rule.get("table") == "filter" and rule.get("comment") == FORWARD_COMMENT:
-            tagged.add(rule.get("family", ""))
-    return [
-        forward_rule(family, "DOCKER-USER" if family in docker else "FORWARD") for family in sorted(dropping - tagged)
-    ]
+    """Rules to insert where a chain of table ``filter`` drops what is forwarded and ours is not there yet. ``ruleset``:
+    objects of ``list ruleset``."""
+    ruleset = tuple(ruleset)
+    rules = [item["rule"] for item in ruleset if "rule" in item]
+    tagged = {
+        (rule["family"], gate(rule["chain"]))
+        for rule in rules
+        if rule.get("table") == "filter" and rule.get("comment") == FORWARD_COMMENT
+    }
+    return [forward_rule(*place) for place in closed_chains(ruleset) if (place[0], gate(place[1])) not in tagged]

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
-import subprocess
 from collections.abc import Collection, Iterable
 
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.limits import BRIDGE
-from weavenet.host import exposure_rules, netns, rules
+from weavenet.host import exposure_rules, iptables, netns, rules
 from weavenet.host.bridge import is_port_name
 from weavenet.host.dnsaddress import ADDRESS, TABLE
-from weavenet.host.firewall import LEGACY, LEGACY_RULE
+from weavenet.host.firewall import LEGACY_RULE
 from weavenet.host.kernel import Kernel
 from weavenet.host.nft import Command, Nft, NftError
 
@@ -57,9 +55,7 @@ async def _erase_rules(namespace: int | None) -> list[str]:
             await nft.run(commands)
     except NftError as error:
         return [f"firewall rules: {error.strerror}"] if nft.backend else []
-    for program, family in LEGACY.items():
-        if shutil.which(program):
-            await asyncio.to_thread(netns.call, namespace, lambda p=program, f=family: _erase_legacy(p, f))
+    await asyncio.to_thread(netns.call, namespace, _erase_legacy)
     return []
 
 
@@ -81,12 +77,10 @@ def _is_tagged(comment: str) -> bool:
     return comment == rules.FORWARD_COMMENT or comment.startswith(exposure_rules.COMMENT)
 
 
-def _erase_legacy(program: str, family: str) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([program, "-w", "2", *arguments], capture_output=True, text=True, timeout=10, check=False)
-
-    for arguments in exposure_rules.legacy_changes(run("-S").stdout, (), family):
-        run(*arguments)
-    for chain in ("DOCKER-USER", "FORWARD"):
-        if run("-C", chain, *LEGACY_RULE).returncode == 0:
-            run("-D", chain, *LEGACY_RULE)
+def _erase_legacy() -> None:
+    for family in iptables.families_in_use():
+        for arguments in exposure_rules.legacy_changes(iptables.listing(family), (), family):
+            iptables.run(family, *arguments)
+        for chain in ("DOCKER-USER", "FORWARD"):
+            if iptables.run(family, "-C", chain, *LEGACY_RULE).returncode == 0:
+                iptables.run(family, "-D", chain, *LEGACY_RULE)

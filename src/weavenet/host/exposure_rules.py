@@ -135,10 +135,15 @@ def legacy_drops(listing: str) -> bool:
     return any(line.startswith(starts) for line in listing.splitlines())
 
 
+def legacy_chain(listing: str) -> str:
+    """Where an accept rule goes."""
+    return "DOCKER-USER" if "-N DOCKER-USER" in listing.splitlines() else "FORWARD"
+
+
 def legacy_changes(listing: str, exposed: Sequence[Exposed], family: str) -> list[list[str]]:
     """Arguments for iptables-legacy, one list per call. ``listing``: what ``-S`` prints."""
     lines = [shlex.split(line) for line in listing.splitlines()]
-    chain = "DOCKER-USER" if ["-N", "DOCKER-USER"] in lines else "FORWARD"
+    chain = legacy_chain(listing)
     wanted = {opening.comment: opening for opening in openings(exposed, family)} if legacy_drops(listing) else {}
     present = {word: line for line in lines if line[:1] == ["-A"] for word in line if word.startswith(COMMENT)}
     calls = [["-I", chain, *opening.legacy()] for comment, opening in wanted.items() if comment not in present]

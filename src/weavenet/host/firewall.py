@@ -10,11 +10,11 @@ flushes the rules they are back within a second. A host without nftables works, 
 from __future__ import annotations
 
 import asyncio
-import shutil
+import contextlib
 import subprocess
 
 from weavenet.core.limits import BRIDGE
-from weavenet.host import exposure_rules, netns, rules, sysctl
+from weavenet.host import exposure_rules, iptables, netns, rules, sysctl
 from weavenet.host.exposure_rules import Exposed
 from weavenet.host.nft import Command, Nft, NftError, TableWatch
 
@@ -22,7 +22,9 @@ DEBOUNCE_S = 0.1
 RETRY_S = 2.0
 FORWARDING_TABLES = frozenset(("filter", "firewalld"))
 """Of others; when they change, what drops traffic of containers is looked for anew."""
-LEGACY = {"iptables-legacy": "ip", "ip6tables-legacy": "ip6"}
+BRIDGED = "bridge/bridge-nf-call-iptables"
+LOOK_S = 10.0
+"""How often what nobody tells us of is compared with what it was."""
 LEGACY_RULE = ("-i", BRIDGE, "-o", BRIDGE, "-m", "comment", "--comment", rules.FORWARD_COMMENT, "-j", "ACCEPT")
 
 
@@ -40,6 +42,7 @@ class Firewall:
         self._applied: object = None
         self._check_forward = True
         self._watched = FORWARDING_TABLES
+        self._seen: tuple[str | None, ...] = ()
         self._has_conntrack = False
         self._tracked: int | None = 0
         self._lock = asyncio.Lock()
@@ -142,7 +145,7 @@ class Firewall:
 
     async def _open_forward(self) -> None:
         self._forward_trouble = ""
-        is_bridged = self._hosts is not None and sysctl.read(self._namespace, "bridge/bridge-nf-call-iptables") == "1"
+        is_bridged = self._hosts is not None and sysctl.read(self._namespace, BRIDGED) == "1"
         if not is_bridged and self._exposed is None:
             return
         try:
@@ -159,13 +162,7 @@ class Firewall:
                 f"bridged traffic may be dropped by a FORWARD chain, and it could not be opened: {error.strerror}; "
                 f"accept -i {BRIDGE} -o {BRIDGE} there"
             )
-        for program, family in LEGACY.items():
-            if shutil.which(program):
-                await asyncio.to_thread(
-                    netns.call,
-                    self._namespace,
-                    lambda program=program, family=family: self._open_legacy(program, family, is_bridged),
-                )
+        await asyncio.to_thread(netns.call, self._namespace, lambda: self._open_legacy(is_bridged=is_bridged))
 
     @staticmethod
     def _is_forwarding(item: Command) -> bool:
@@ -181,24 +178,28 @@ class Firewall:
                 "firewall-cmd --reload)"
             )
 
-    def _open_legacy(self, program: str, family: str, is_bridged: bool) -> None:
-        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                [program, "-w", "2", *arguments], capture_output=True, text=True, timeout=10, check=False
+    def _open_legacy(self, *, is_bridged: bool) -> None:
+        for family in iptables.families_in_use():
+            listing = iptables.listing(family)
+            for arguments in exposure_rules.legacy_changes(listing, self._exposed or (), family):
+                self._note_legacy(family, iptables.run(family, *arguments))
+            if is_bridged and exposure_rules.legacy_drops(listing):
+                chain = exposure_rules.legacy_chain(listing)
+                if iptables.run(family, "-C", chain, *LEGACY_RULE).returncode != 0:
+                    self._note_legacy(family, iptables.run(family, "-I", chain, *LEGACY_RULE))
+
+    def _note_legacy(self, family: str, done: subprocess.CompletedProcess[str]) -> None:
+        if done.returncode != 0:
+            self._forward_trouble = (
+                f"FORWARD of {iptables.PROGRAMS[family]} drops traffic and could not be opened: {done.stderr.strip()}"
             )
 
-        for arguments in exposure_rules.legacy_changes(run("-S").stdout, self._exposed or (), family):
-            self._note_legacy(program, run(*arguments))
-        if not is_bridged or not exposure_rules.legacy_drops(run("-S", "FORWARD").stdout):
-            return
-        chain = "DOCKER-USER" if run("-S", "DOCKER-USER").returncode == 0 else "FORWARD"
-        if run("-C", chain, *LEGACY_RULE).returncode == 0:
-            return
-        self._note_legacy(program, run("-I", chain, *LEGACY_RULE))
-
-    def _note_legacy(self, program: str, done: subprocess.CompletedProcess[str]) -> None:
-        if done.returncode != 0:
-            self._forward_trouble = f"FORWARD of {program} drops traffic and could not be opened: {done.stderr.strip()}"
+    def _unwatched(self) -> tuple[str | None, ...]:
+        """What decides about traffic of containers and changes without anybody being told."""
+        bridged = sysctl.read(self._namespace, BRIDGED)
+        return bridged, *netns.call(
+            self._namespace, lambda: [iptables.listing(family) for family in iptables.families_in_use()]
+        )
 
     # --- what others do ---
 
@@ -216,7 +217,14 @@ class Firewall:
 
     async def _repair(self) -> None:
         while True:
-            await self._wake.wait()
-            await asyncio.sleep(DEBOUNCE_S)
-            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), LOOK_S)
+            if self._wake.is_set():
+                await asyncio.sleep(DEBOUNCE_S)
+                self._wake.clear()
+            else:
+                before, self._seen = self._seen, await asyncio.to_thread(self._unwatched)
+                if self._seen == before:
+                    continue
+                self._check_forward = True
             await self._apply()

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import subprocess
+from collections.abc import Sequence
 
 from weavenet.core.limits import BRIDGE
 from weavenet.host import exposure_rules, iptables, netns, rules, sysctl
@@ -22,10 +24,19 @@ DEBOUNCE_S = 0.1
 RETRY_S = 2.0
 FORWARDING_TABLES = frozenset(("filter", "firewalld"))
 """Of others; when they change, what drops traffic of containers is looked for anew."""
+PROTECTIONS = {
+    "bridge": "lost addresses are not blocked",
+    "inet": "VXLAN is accepted from anybody",
+    "ip": "IPv4 of exposed subnets is not masqueraded",
+    "ip6": "IPv6 of exposed subnets is not masqueraded",
+}
+"""What is missing without our table of a family."""
 BRIDGED = "bridge/bridge-nf-call-iptables"
 LOOK_S = 10.0
 """How often what nobody tells us of is compared with what it was."""
 LEGACY_RULE = ("-i", BRIDGE, "-o", BRIDGE, "-m", "comment", "--comment", rules.FORWARD_COMMENT, "-j", "ACCEPT")
+
+_log = logging.getLogger("weave.firewall")
 
 
 class Firewall:
@@ -101,7 +112,11 @@ class Firewall:
         before, self._tracked = self._tracked, count
         if before is not None and count > before and not self._has_conntrack:
             self._has_conntrack = True
-            await self._apply()
+            try:
+                await self._apply()
+            except Exception:  # whatever it is, rules are put back another time rather than never
+                _log.exception("the firewall could not be looked after, trying again")
+                asyncio.get_running_loop().call_later(RETRY_S, self._wake.set)
 
     def _masquerades(self) -> bool:
         return any(item.masquerade for item in self._exposed or ())
@@ -119,13 +134,17 @@ class Firewall:
                 await self._open_forward()
 
     async def _replace(self, wanted: object) -> None:
+        refused: dict[str, NftError] = {}
+        tables = self._tables()
         try:
-            await self._run_tables()
+            await self._nft.run(tables)
         except NftError as error:
-            self._trouble = (
-                f"firewall off: {error.strerror}; lost addresses are not blocked and VXLAN is accepted from anybody; "
-                "install nftables and restart weave"
-            )
+            refused = await self._run_apart(tables) if self._nft.backend else dict.fromkeys(("bridge", "inet"), error)
+        if refused:
+            reasons = ", ".join(sorted({str(error.strerror) for error in refused.values()}))
+            missing = " and ".join(PROTECTIONS[family] for family in sorted(refused))
+            step = "see `weave setup`" if self._nft.backend else "install nftables and restart weave"
+            self._trouble = f"firewall off: {reasons}; {missing}; {step}"
             if self._nft.backend:
                 asyncio.get_running_loop().call_later(RETRY_S, self._wake.set)
         else:
@@ -134,12 +153,22 @@ class Firewall:
         if self._nft.backend == "nft":
             self._watch.skip()
 
-    async def _run_tables(self) -> None:
+    def _tables(self) -> list[Command]:
         is_tracked = self._has_conntrack or self._masquerades()
         tables = rules.all_tables(self._hosts, self._blocked, tunnels=self._tunnels, has_conntrack=is_tracked)
-        if self._exposed is not None:
-            tables += exposure_rules.nat_tables(self._exposed)
-        await self._nft.run(tables)
+        return tables if self._exposed is None else tables + exposure_rules.nat_tables(self._exposed)
+
+    async def _run_apart(self, tables: Sequence[Command]) -> dict[str, NftError]:
+        """Each family by itself, since a kernel may lack one of them; those that it refuses although there is something
+        in them."""
+        refused: dict[str, NftError] = {}
+        for family, commands in rules.by_family(tables).items():
+            try:
+                await self._nft.run(commands)
+            except NftError as error:
+                if commands != rules.delete_table(family):
+                    refused[family] = error
+        return refused
 
     # --- chains of others ---
 
@@ -227,4 +256,8 @@ class Firewall:
                 if self._seen == before:
                     continue
                 self._check_forward = True
-            await self._apply()
+            try:
+                await self._apply()
+            except Exception:  # whatever it is, rules are put back another time rather than never
+                _log.exception("the firewall could not be looked after, trying again")
+                asyncio.get_running_loop().call_later(RETRY_S, self._wake.set)

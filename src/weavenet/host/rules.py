@@ -45,6 +45,16 @@ def delete_table(family: str) -> list[Command]:
     return [{"add": table}, {"delete": table}]
 
 
+def by_family(commands: Iterable[Command]) -> dict[str, list[Command]]:
+    """``commands`` that add to or delete tables, in order."""
+    found: dict[str, list[Command]] = {}
+    for command in commands:
+        ((_, objects),) = command.items()
+        ((_, body),) = objects.items()
+        found.setdefault(body["family"], []).append(command)
+    return found
+
+
 def _rule(family: str, chain: str, *expression: Command) -> Command:
     return {"add": {"rule": {"family": family, "table": TABLE, "chain": chain, "expr": list(expression)}}}
 

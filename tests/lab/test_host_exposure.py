@@ -104,6 +104,28 @@ def test_forwarding_is_switched_back_without_a_trace(redirects: str) -> None:
     drive(scenario)
 
 
+@pytest.mark.parametrize("why", ["another bridge", "switched on at boot"])
+def test_forwarding_that_somebody_else_needs_by_now_stays_on(why: str) -> None:
+    async def scenario() -> None:
+        async with Pair() as (a, _):
+            node = FakeNode()
+            exposure = await opened(a, node)
+            given(await exposure.expose((), ""))
+            if why == "another bridge":
+                await run_async(a.namespace, "ip", "link", "add", "docker0", "type", "bridge")
+            else:
+                await exposure.close()
+                await a.stop()
+                await run_async(a.namespace, "ip", "link", "delete", "weave")
+                await a.start()
+                exposure = await opened(a, node)
+            given(await exposure.hide(()))
+            assert (await look(a))[3].split()[0] == "1"
+            await exposure.close()
+
+    drive(scenario)
+
+
 def test_what_a_killed_daemon_began_is_undone_or_finished_by_the_next() -> None:
     async def scenario() -> None:
         async with Pair() as (a, _):

@@ -9,7 +9,8 @@ Invariants: calls happen one after the other, a hide ends those before it that w
 for an address keeps nobody from taking a lost one off (the node answers nothing before that is done). A call that fails
 or is cancelled gives back what it took. Hiding the last address leaves nothing behind. Forwarding between devices is
 switched on with the first address where it was off, and off again with the last; whether the host takes ICMP redirects
-is then as it was, too.
+is then as it was, too. It stays on where somebody else may need it by then: a host that has other bridges, or that
+forwarded already when we came back after a boot.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Exposure:
             self._known = next((each for each in remembered if each.ident == EXPOSE), NOTHING)
             stale = sorted(await self._held() - set(self._known.addresses))
             if self._known.addresses:
-                self._known = await self._completed(self._known)
+                self._known = await self._completed(await self._since_boot(self._known))
                 await self._must(PutAttachment(self._known))
                 await self._apply(self._known, stale)
             else:
@@ -244,6 +245,15 @@ class Exposure:
 
     # --- the kernel ---
 
+    async def _since_boot(self, attachment: Attachment) -> Attachment:
+        """``attachment``, of an earlier life. Where none of its addresses is on the bridge the machine has started
+        again, and if it forwards, somebody else wants it to."""
+        bridge = await self._bridge.ensure()
+        held = await self._kernel.netlink.addresses(bridge.index)
+        if set(held).isdisjoint(attachment.addresses):
+            return msgspec.structs.replace(attachment, forwarding_switched=False)
+        return attachment
+
     async def _completed(self, attachment: Attachment) -> Attachment:
         """``attachment`` with what the kernel adds to it."""
         bridge = await self._bridge.ensure()
@@ -285,7 +295,7 @@ class Exposure:
             if self._is_switched:
                 sysctl.write(self._kernel.namespace, {FORWARDING: "1"})
             else:
-                forward_no_more(self._kernel.namespace, redirects_accepted=self._redirects_accepted)
+                forward_no_more(self._kernel, redirects_accepted=self._redirects_accepted)
 
     async def _take_off(self, addresses: Sequence[str]) -> None:
         link = self._kernel.links.get(BRIDGE)
@@ -304,9 +314,15 @@ class Exposure:
                 log.warning("addresses of this host on the network could not be put back: %s", error)
 
 
-def forward_no_more(namespace: int | None, *, redirects_accepted: bool) -> None:
-    """As it was on a host that forwarded nothing before it was exposed."""
-    sysctl.write(namespace, {FORWARDING: "0", REDIRECTS: "1" if redirects_accepted else "0"})
+def forward_no_more(kernel: Kernel, *, redirects_accepted: bool) -> None:
+    """As it was on a host that forwarded nothing before it was exposed. One that has a bridge of others goes on: Docker
+    and its like switch forwarding on when they start, and never notice that it is off again."""
+    others = [link.name for link in kernel.links.all() if link.kind == "bridge" and link.name != BRIDGE]
+    if others:
+        log.info("this host goes on forwarding, which it did not before it was exposed: %s may need it", others[0])
+        return
+    settings = {FORWARDING: "0", REDIRECTS: "1" if redirects_accepted else "0"}
+    sysctl.write(kernel.namespace, settings)
 
 
 def _unmasqueraded(attachment: Attachment) -> frozenset[str]:

@@ -92,7 +92,7 @@ def erase(settings: Settings, *, force: bool) -> str:
                     "done by force, nothing was handed over: if others know this peer, run on one of them: "
                     f"weave rmpeer {peer_text(peer)}"
                 )
-            _forward_as_before(settings)
+            asyncio.run(_forward_as_before(settings))
             erase_files(settings)
         asyncio.run(erase_host(settings.run_dir))
         Path(settings.log_file or "/nonexistent").unlink(missing_ok=True)
@@ -127,7 +127,7 @@ def _rows(settings: Settings) -> Rows:
         store.close()
 
 
-def _forward_as_before(settings: Settings) -> None:
+async def _forward_as_before(settings: Settings) -> None:
     """What an exposed host switched, as :meth:`Exposure.hide` would. After a reboot the bridge is not there, and if the
     host forwards, somebody else wants it to."""
     row = _rows(settings).get((endpoints.TABLE, EXPOSE.encode()))
@@ -135,8 +135,10 @@ def _forward_as_before(settings: Settings) -> None:
     if exposed is None or not exposed.forwarding_switched or BRIDGE not in (name for _, name in socket.if_nameindex()):
         return
     from weavenet.host.exposure import forward_no_more
+    from weavenet.host.kernel import Kernel
 
-    forward_no_more(None, redirects_accepted=exposed.redirects_accepted)
+    async with await Kernel.open() as kernel:
+        forward_no_more(kernel, redirects_accepted=exposed.redirects_accepted)
 
 
 def _member(settings: Settings) -> PeerId | None:

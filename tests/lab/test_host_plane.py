@@ -90,6 +90,7 @@ def test_a_taken_port_is_named_and_no_device_is_left() -> None:
         "bridge fdb del 00:00:00:00:00:00 dev vxlan-6784 dst 192.0.2.2 self",
         "ip neighbour flush dev weave nud permanent",
         "nft flush ruleset",
+        "sysctl -qw net.ipv6.conf.all.disable_ipv6=1",
     ],
 )
 def test_what_others_delete_comes_back(vandalism: str) -> None:
@@ -115,6 +116,20 @@ def test_what_others_delete_comes_back(vandalism: str) -> None:
             assert state() != before
             await eventually(lambda: asyncio.to_thread(lambda: state() == before), f"restored after {vandalism}")
             assert await pings(left, "10.32.0.2")
+
+    drive(scenario)
+
+
+def test_without_ipv6_no_neighbour_of_it_is_tried_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weavenet.host.ipv6.is_on", lambda namespace, device: False)
+
+    async def scenario() -> None:
+        async with Pair() as (a, b):
+            run(a.namespace, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
+            left, _ = await connected(a, b)
+            assert "fd32::2" not in run(a.namespace, "ip", "neighbour", "show", "dev", "weave")
+            assert a.plane.warnings() == ()
+            assert await pings(left, "fd32::2")
 
     drive(scenario)
 

@@ -14,6 +14,13 @@ from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.host import sysctl
 
 
+def is_on(namespace: int | None, device: str) -> bool:
+    """Whether there is IPv6 on ``device``, after it was switched on if that could be done."""
+    name = f"ipv6/conf/{device}/disable_ipv6"
+    sysctl.write(namespace, {name: "0"})
+    return sysctl.read(namespace, name) == "0"
+
+
 def allow(namespace: int | None, device: str, addresses: Iterable[str], whose: str) -> None:
     """Have IPv6 on ``device`` if one of ``addresses`` (``ip/prefix``) needs it. Raises WeaveError; ``whose`` says for
     whom."""

@@ -26,7 +26,7 @@ from typing import Protocol
 from weavenet.core.effects import PlanePeer, VxlanUse
 from weavenet.core.limits import BRIDGE, SLEEVE_DEVICE, VXLAN_PORT, VXLAN_VNI, WIREGUARD_DEVICE
 from weavenet.core.types import is_ip_address
-from weavenet.host import announce, netns, portfilter, sysctl
+from weavenet.host import announce, ipv6, netns, portfilter, sysctl
 from weavenet.host.bridge import Bridge, is_port_name
 from weavenet.host.kernel import Kernel
 from weavenet.host.links import GoneNeighbour, Link, PortFlags, VxlanSettings
@@ -74,6 +74,10 @@ def underlay_mtu(host: str) -> int:
 def is_over_ipv6(peer: PlanePeer) -> bool:
     """Whether VXLAN goes to ``peer`` over the underlay, and that with IPv6."""
     return peer.vxlan is not VxlanUse.CLOSED and peer.tunnel is None and ":" in peer.host
+
+
+def _is_ipv6_neighbour(entry: Entry) -> bool:
+    return entry.kind is Kind.NEIGHBOUR and ":" in entry.where
 
 
 class VxlanPlane:
@@ -336,6 +340,8 @@ class VxlanPlane:
         target, self._complaints = wanted(self._peers, tunnels)
         self._hosts = {entry.mac: entry.family for entry in target if entry.kind is Kind.DEVICE}
         puts, removes = difference(self._present, (e for e in target if not e.family or e.family in self._devices))
+        if any(map(_is_ipv6_neighbour, puts)) and not ipv6.is_on(self._kernel.namespace, BRIDGE):
+            puts = [entry for entry in puts if not _is_ipv6_neighbour(entry)]  # containers answer for themselves
         self._refused = {}
         for entry in puts:
             try:

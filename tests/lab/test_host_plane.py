@@ -91,6 +91,9 @@ def test_a_taken_port_is_named_and_no_device_is_left() -> None:
         "ip neighbour flush dev weave nud permanent",
         "nft flush ruleset",
         "sysctl -qw net.ipv6.conf.all.disable_ipv6=1",
+        "ip link set PORT down",
+        "bridge link set dev PORT hairpin off",
+        "bridge link set dev PORT isolated on",
     ],
 )
 def test_what_others_delete_comes_back(vandalism: str) -> None:
@@ -112,7 +115,7 @@ def test_what_others_delete_comes_back(vandalism: str) -> None:
                 return pinned, sorted(neighbours), sorted(ports), run(a.namespace, "nft", "list", "ruleset")
 
             before = state()
-            run(a.namespace, *vandalism.split())
+            run(a.namespace, *vandalism.replace("PORT", port_name("left")).split())
             assert state() != before
             await eventually(lambda: asyncio.to_thread(lambda: state() == before), f"restored after {vandalism}")
             assert await pings(left, "10.32.0.2")

@@ -1,7 +1,7 @@
 """The bridge ``weave``: made or adopted, brought into the wanted state, never torn down by a running daemon.
 
 Invariants: a bridge that already carries traffic is only changed where it differs from what is wanted; container ports
-(``vethwe`` + 8 hex) that lost their bridge are put back with hairpin on. It owns no forwarding entries.
+(``vethwe`` + 8 hex) that lost their bridge, are down or have other flags are put back. It owns no forwarding entries.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ def port_name(ident: str) -> str:
 def is_port_name(name: str) -> bool:
     rest = name.removeprefix(PORT_PREFIX)
     return len(name) == len(PORT_PREFIX) + 8 and len(rest) == 8 and all(c in "0123456789abcdef" for c in rest)
+
+
+def is_damaged(port: Link, bridge: int) -> bool:
+    """Whether ``port`` is a container's, but no longer a port of the bridge of that index as it was made."""
+    return is_port_name(port.name) and not (port.master == bridge and port.port == CONTAINER_PORT and port.is_up)
 
 
 class Bridge:
@@ -64,14 +69,16 @@ class Bridge:
             sysctl.write(self._namespace, sysctl.quiet_port(BRIDGE))
             await self._netlink.set_up(link.index)
         for port in self._links.all():
-            if is_port_name(port.name) and port.master != link.index:
-                await self.enslave(port, link)
+            if is_damaged(port, link.index):
+                await self._put_back(port, link)
         return self._found()
 
-    async def enslave(self, port: Link, bridge: Link) -> None:
-        """Make ``port`` a container port of the bridge."""
-        await self._netlink.set_master(port.index, bridge.index)
+    async def _put_back(self, port: Link, bridge: Link) -> None:
+        if port.master != bridge.index:
+            await self._netlink.set_master(port.index, bridge.index)
         await self._netlink.set_port(port.index, CONTAINER_PORT)
+        if not port.is_up:
+            await self._netlink.set_up(port.index)
 
     def _found(self) -> Link:
         link = self._links.get(BRIDGE)

@@ -27,7 +27,7 @@ from weavenet.core.effects import PlanePeer, VxlanUse
 from weavenet.core.limits import BRIDGE, SLEEVE_DEVICE, VXLAN_PORT, VXLAN_VNI, WIREGUARD_DEVICE
 from weavenet.core.types import is_ip_address
 from weavenet.host import announce, ipv6, netns, portfilter, sysctl
-from weavenet.host.bridge import Bridge, is_port_name
+from weavenet.host.bridge import Bridge, is_damaged
 from weavenet.host.kernel import Kernel
 from weavenet.host.links import GoneNeighbour, Link, PortFlags, VxlanSettings
 from weavenet.host.netlink import FLOOD_MAC
@@ -411,7 +411,7 @@ class VxlanPlane:
         if link.name == SLEEVE_DEVICE and gone:
             self._has_sleeve_port.clear()
         ours = link.name in (BRIDGE, SLEEVE_DEVICE, WIREGUARD_DEVICE, *DEVICES.values())
-        if ours or (is_port_name(link.name) and not gone and link.master != self._bridge_index):
+        if ours or (not gone and is_damaged(link, self._bridge_index)):
             self._wake.set()
 
     def _neighbour_gone(self, gone: GoneNeighbour) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -108,6 +109,22 @@ def test_only_vxlan_comes_out_of_the_tunnel(lab: Lab) -> None:
         if word.startswith("2") and word.endswith("/32")
     ][:1]
     assert h1.run(["ping", "-c", "2", "-W", "1", address]).returncode != 0
+
+
+def test_addresses_that_others_take_off_the_device_come_back(lab: Lab, containers: list[Attached]) -> None:
+    """As a network manager does with a device that it does not know."""
+    host = lab.hosts[0]
+
+    def shown() -> list[str]:
+        return host.run(["ip", "-o", "-4", "address", "show", "dev", "weave-wg"], check=True).stdout.splitlines()
+
+    wait_until(lambda: len(shown()) == 2, KEY_DEADLINE_S, "the change of key that follows a launch")
+    time.sleep(11)  # by then the key is in use
+    host.run(["ip", "address", "flush", "dev", "weave-wg"], check=True)
+    wait_until(lambda: shown() != [], 30, "an address of the device")
+    wait_for_wireguard(lab)
+    with Pings(containers[0][0], containers[1][1]) as pings:
+        wait_until(lambda: pings.answered() > 20, 10, "pings over WireGuard again")
 
 
 def test_filtered_wireguard_falls_to_sleeve_and_returns(lab: Lab, containers: list[Attached]) -> None:

@@ -257,6 +257,28 @@ def test_a_change_that_fails_leaves_the_key_that_the_device_has(world: World, mo
     drive(scenario)
 
 
+@pytest.mark.parametrize("what", ["its addresses", "that it is up"])
+def test_what_others_take_from_the_device_comes_back(world: World, what: str) -> None:
+    async def scenario() -> None:
+        await world.made()
+        peers = (peer(1, PEER_KEYS[0]),)
+        await world.tunnel.admit(peers)
+        addresses, routes = list(world.kernel.addresses_of), dict(world.kernel.routes)
+        assert addresses and routes
+        if what == "its addresses":
+            world.kernel.addresses_of.clear()
+        else:
+            world.kernel._changed(is_up=False)
+        world.kernel.routes.clear()
+        await world.tunnel.ensure()
+        await world.tunnel.admit(peers)
+        assert (world.kernel.addresses_of, world.kernel.routes) == (addresses, routes)
+        assert world.kernel.link is not None and world.kernel.link.is_up
+        await world.tunnel.close()
+
+    drive(scenario)
+
+
 def test_a_device_that_vanished_is_made_anew_with_the_same_key(world: World) -> None:
     async def scenario() -> None:
         await world.made()

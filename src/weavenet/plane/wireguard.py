@@ -112,6 +112,7 @@ class Tunnel:
             try:
                 if link is not None and link.index == self._index:
                     await self._set_up(link)
+                    await self._keep_addresses(link.index)
                     return
                 self._forget()
                 if link is not None and self._making is None:
@@ -148,9 +149,7 @@ class Tunnel:
         self._peers, self._recent = _found(state, time.time())
         self._device = device
         await self._set_up(link)
-        addresses = await self._kernel.netlink.addresses(link.index)
-        if f"{tunnel_address(self._public)}/32" not in addresses:
-            await self._kernel.netlink.add_address(link.index, f"{tunnel_address(self._public)}/32")
+        await self._keep_addresses(link.index)
         self._index = link.index
         self._trouble = ""
 
@@ -160,6 +159,15 @@ class Tunnel:
         if not link.is_up:
             sysctl.write(self._kernel.namespace, sysctl.quiet_port(link.name))
             await self._kernel.netlink.set_up(link.index)
+            self._routes = {}  # the kernel dropped them when it was set down
+
+    async def _keep_addresses(self, index: int) -> None:
+        """Those of our keys. Frames that are sent from any other are refused by the peers."""
+        held = await self._kernel.netlink.addresses(index)
+        for public in (self._public, *((self._next[1],) if self._next is not None else ())):
+            if f"{tunnel_address(public)}/32" not in held:
+                await self._kernel.netlink.add_address(index, f"{tunnel_address(public)}/32")
+                self._routes = {}  # those that named it went with it
 
     async def _make(self) -> None:
         """Until there is a device."""

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from host_pair import Host, Pair, eventually, run, run_async, until
@@ -18,6 +19,7 @@ from weavenet.core.limits import SLEEVE_DEVICE
 from weavenet.core.types import PeerId, plane_mac
 from weavenet.host import netns
 from weavenet.host.bridge import port_name
+from weavenet.host.links import LinkCache
 from weavenet.sleeve.tap import open_tap
 
 pytestmark = pytest.mark.lab
@@ -119,6 +121,56 @@ def test_what_others_delete_comes_back(vandalism: str) -> None:
             assert state() != before
             await eventually(lambda: asyncio.to_thread(lambda: state() == before), f"restored after {vandalism}")
             assert await pings(left, "10.32.0.2")
+
+    drive(scenario)
+
+
+class FloodedSocket:
+    """Loses events as often as ``overflows`` says."""
+
+    def __init__(self, inner: socket.socket) -> None:
+        self._inner = inner
+        self.overflows = 0
+
+    def recv(self, size: int) -> bytes:
+        if self.overflows:
+            self.overflows -= 1
+            raise OSError(errno.ENOBUFS, "events were lost")
+        return self._inner.recv(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def test_events_lost_twice_in_a_row_take_no_link_away_that_is_there() -> None:
+    """With so many links that a dump takes several reads."""
+
+    async def scenario() -> None:
+        with netns.scratch() as namespace:
+            for number in range(60):
+                run(namespace, "ip", "link", "add", f"b{number}", "type", "bridge")
+            links = LinkCache(namespace)
+            await links.open()
+            gone: list[str] = []
+            links.on_link.append(lambda link, is_gone: gone.append(link.name) if is_gone else None)
+            assert links._socket is not None
+            flooded = FloodedSocket(links._socket)
+            links._socket = flooded  # type: ignore[assignment]
+            links.drain()
+            links._loop.remove_reader(flooded.fileno())  # type: ignore[union-attr]
+            run(namespace, "ip", "link", "delete", "b7")
+            while True:
+                try:
+                    flooded._inner.recv(1 << 18)  # lost
+                except BlockingIOError:
+                    break
+            flooded.overflows = 2
+            for _ in range(20):
+                links.drain()
+                await asyncio.sleep(0.02)
+            assert gone == ["b7"]
+            assert len(links.all()) == 60
+            links.close()
 
     drive(scenario)
 

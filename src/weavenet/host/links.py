@@ -46,6 +46,7 @@ IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 1, 7, 15
 NDA_DST, NDA_LLADDR, NDA_IFINDEX, NDA_MASTER = 1, 2, 8, 9
 RECEIVE_BUFFER_BYTES = 8 * 1024 * 1024
 DUMP_TIMEOUT_S = 5.0
+DUMP_AGAIN_S = 0.1
 _HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=BxHiII")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
@@ -201,7 +202,9 @@ class LinkCache:
         self._by_index: dict[int, Link] = {}
         self._dump_sequence = 0
         self._dumped: set[int] | None = None
+        """Seen since the dump that is under way was asked for; None: none is."""
         self._is_overrun = False
+        self._is_outdated = False
         self._complete = asyncio.Event()
         self.on_link: list[LinkListener] = []
         self.on_neighbour_gone: list[Callable[[GoneNeighbour], None]] = []
@@ -250,6 +253,25 @@ class LinkCache:
         header = _HEADER.pack(16 + len(body), RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, self._dump_sequence, 0)
         self._socket.send(header + body)
 
+    def _dump_again(self) -> None:
+        """The kernel refuses a second dump on a socket until the first was read to its end."""
+        if self._dumped is None:
+            self._request_dump()
+        else:
+            self._is_outdated = True
+
+    def _dump_ended(self, *, is_whole: bool) -> None:
+        seen, self._dumped = self._dumped, None
+        if seen is None:
+            return
+        is_whole, self._is_outdated = is_whole and not self._is_outdated, False
+        if is_whole:
+            for index in self._by_index.keys() - seen:
+                self._forget(index)
+            self._complete.set()
+        elif self._loop is not None:
+            self._loop.call_later(DUMP_AGAIN_S, self._dump_again)
+
     def drain(self) -> None:
         """Take in every event that has arrived."""
         while self._socket is not None:
@@ -259,7 +281,7 @@ class LinkCache:
                 if not self._is_overrun:
                     return
                 self._is_overrun = False
-                self._request_dump()
+                self._dump_again()
                 for listener in tuple(self.on_overflow):
                     listener()
                 continue
@@ -285,11 +307,8 @@ class LinkCache:
         elif kind in (RTM_DELQDISC, RTM_DELTFILTER) and len(payload) >= _TRAFFIC_CONTROL.size:
             for listen in tuple(self.on_filter_gone):
                 listen(_TRAFFIC_CONTROL.unpack_from(payload)[1])
-        elif kind in (NLMSG_DONE, NLMSG_ERROR) and sequence == self._dump_sequence and self._dumped is not None:
-            seen, self._dumped = self._dumped, None
-            for index in self._by_index.keys() - seen:
-                self._forget(index)
-            self._complete.set()
+        elif kind in (NLMSG_DONE, NLMSG_ERROR) and sequence == self._dump_sequence:
+            self._dump_ended(is_whole=kind == NLMSG_DONE)
 
     def _new_link(self, payload: memoryview) -> None:
         family, _, index, _, _ = _LINK.unpack_from(payload)

@@ -368,12 +368,18 @@ def test_address_that_moves_to_another_host_is_reached() -> None:
     drive(scenario)
 
 
-def test_small_underlay_is_warned_about() -> None:
+def test_small_underlay_is_warned_about_while_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weavenet.plane.vxlan.MEASURE_S", 0.5)
+
     async def scenario() -> None:
         async with Pair(underlay_mtu=1400) as (a, b):
             await connected(a, b)
             (warning,) = a.plane.warnings()
             assert "1400" in warning and "--mtu 1350" in warning
+            run(a.namespace, "ip", "link", "set", "under", "mtu", "1500")
+            await until(lambda: a.plane.warnings() == (), "no warning")
+            run(a.namespace, "ip", "link", "set", "under", "mtu", "1300")
+            await until(lambda: "--mtu 1250" in "".join(a.plane.warnings()), "another warning")
 
     drive(scenario)
 

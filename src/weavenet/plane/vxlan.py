@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
+import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -49,6 +50,8 @@ RETRY_S = 1.0
 ANNOUNCEMENTS_MAX = 256
 """Per change of state; beyond it containers find moved neighbours by their own timers within seconds."""
 TRAFFIC_POLL_S = 1.0
+MEASURE_S = 30.0
+"""Between two looks at the MTU of the paths to all peers."""
 IP_MTU, IPV6_MTU = 14, 24
 
 
@@ -463,12 +466,18 @@ class VxlanPlane:
 
     async def _poll_traffic(self) -> None:
         last = self._other_frames()
+        measured_at = time.monotonic()
         while True:
             await asyncio.sleep(TRAFFIC_POLL_S)
             now = self._other_frames()
             if now > last:
                 self.on_traffic()
             last = now
+            if time.monotonic() - measured_at > MEASURE_S:  # nobody tells of routes and their MTU
+                measured_at = time.monotonic()
+                hosts = set(self._path_mtus)
+                self._path_mtus = {}
+                self._measure_paths(hosts)
 
     def _other_frames(self) -> int:
         """Frames on our devices that were no heartbeats of ours."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from weavenet.host import firewall, iptables
+from weavenet.host import erasure, firewall, iptables
 from weavenet.host.exposure_rules import Exposed
 from weavenet.host.firewall import Firewall
 from weavenet.host.nft import Command, Nft
@@ -79,7 +79,51 @@ def test_what_it_is_used_for_later_is_noticed(folder: Path, monkeypatch: pytest.
 
 def test_a_program_that_does_not_work_is_no_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "listing").write_bytes(b'-A FORWARD -m comment --comment "\xff" -j ACCEPT\n')
-    assert "ACCEPT" in iptables.listing("ip")
+    assert "ACCEPT" in iptables.listing("ip").stdout
     monkeypatch.setattr(iptables, "TIMEOUT_S", 0.1)
     (folder / "iptables-legacy").write_text("#!/bin/bash\nexec sleep 5\n")
     assert iptables.run("ip", "-S").returncode != 0
+
+
+BUSY = {
+    "held": "echo 'Another app is currently holding the xtables lock' >&2; exit 4",
+    "slow": "exec sleep 60",
+}
+
+
+@pytest.fixture(params=sorted(BUSY))
+def busy(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The program is busy as long as this file is there."""
+    flag = folder / "busy"
+    flag.touch()
+    program = folder / "iptables-legacy"
+    shebang, _, rest = program.read_text().partition("\n")
+    program.write_text(f"{shebang}\n[ -e {flag} ] && {{ {BUSY[request.param]}; }}\n{rest}")
+    (folder / "listing").write_text("-P FORWARD DROP\n")
+    (folder / "names").write_text("filter\n")
+    monkeypatch.setattr(iptables, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(firewall, "RETRY_S", 0.02)
+    return flag
+
+
+def test_rules_come_when_a_busy_program_has_time(busy: Path) -> None:
+    async def scenario() -> None:
+        made = await opened()
+        try:
+            assert "iptables-legacy" in " ".join(made.warnings())
+            busy.unlink()
+            calls = busy.parent / "calls"
+            async with asyncio.timeout(20):
+                while not calls.exists() or calls.read_text().count("-I FORWARD") < 2:
+                    await asyncio.sleep(0.01)
+        finally:
+            await made.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_reset_tells_of_rules_that_it_could_not_see(busy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(erasure, "Nft", lambda namespace: NoNft(namespace, use_library=False))
+    assert "iptables-legacy" in " ".join(asyncio.run(erasure._erase_rules(None)))
+    busy.unlink()
+    assert asyncio.run(erasure._erase_rules(None)) == []

@@ -55,8 +55,7 @@ async def _erase_rules(namespace: int | None) -> list[str]:
             await nft.run(commands)
     except NftError as error:
         return [f"firewall rules: {error.strerror}"] if nft.backend else []
-    await asyncio.to_thread(netns.call, namespace, _erase_legacy)
-    return []
+    return await asyncio.to_thread(netns.call, namespace, _erase_legacy)
 
 
 def _families(ruleset: Iterable[Command]) -> list[str]:
@@ -77,10 +76,16 @@ def _is_tagged(comment: str) -> bool:
     return comment == rules.FORWARD_COMMENT or comment.startswith(exposure_rules.COMMENT)
 
 
-def _erase_legacy() -> None:
+def _erase_legacy() -> list[str]:
+    """What could not be looked at."""
+    troubles = []
     for family in iptables.families_in_use():
-        for arguments in exposure_rules.legacy_changes(iptables.listing(family), (), family):
+        listing = iptables.listing(family)
+        if listing.returncode == iptables.BUSY:
+            troubles.append(f"rules of {iptables.PROGRAMS[family]}: {listing.stderr.strip()}")
+        for arguments in exposure_rules.legacy_changes(listing.stdout, (), family):
             iptables.run(family, *arguments)
         for chain in ("DOCKER-USER", "FORWARD"):
             if iptables.run(family, "-C", chain, *LEGACY_RULE).returncode == 0:
                 iptables.run(family, "-D", chain, *LEGACY_RULE)
+    return troubles

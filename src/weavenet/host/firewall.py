@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import subprocess
 from collections.abc import Sequence
 
 from weavenet.core.limits import BRIDGE
@@ -191,7 +190,10 @@ class Firewall:
                 f"bridged traffic may be dropped by a FORWARD chain, and it could not be opened: {error.strerror}; "
                 f"accept -i {BRIDGE} -o {BRIDGE} there"
             )
-        await asyncio.to_thread(netns.call, self._namespace, lambda: self._open_legacy(is_bridged=is_bridged))
+        is_done = await asyncio.to_thread(netns.call, self._namespace, lambda: self._open_legacy(is_bridged=is_bridged))
+        if not is_done:
+            self._check_forward = True
+            asyncio.get_running_loop().call_later(RETRY_S, self._wake.set)
 
     @staticmethod
     def _is_forwarding(item: Command) -> bool:
@@ -207,27 +209,31 @@ class Firewall:
                 "firewall-cmd --reload)"
             )
 
-    def _open_legacy(self, *, is_bridged: bool) -> None:
+    def _open_legacy(self, *, is_bridged: bool) -> bool:
+        """False: it was busy, so try again."""
+        is_done = True
         for family in iptables.families_in_use():
             listing = iptables.listing(family)
-            for arguments in exposure_rules.legacy_changes(listing, self._exposed or (), family):
-                self._note_legacy(family, iptables.run(family, *arguments))
-            if is_bridged and exposure_rules.legacy_drops(listing):
-                chain = exposure_rules.legacy_chain(listing)
+            done = [listing]
+            for arguments in exposure_rules.legacy_changes(listing.stdout, self._exposed or (), family):
+                done.append(iptables.run(family, *arguments))
+            if is_bridged and exposure_rules.legacy_drops(listing.stdout):
+                chain = exposure_rules.legacy_chain(listing.stdout)
                 if iptables.run(family, "-C", chain, *LEGACY_RULE).returncode != 0:
-                    self._note_legacy(family, iptables.run(family, "-I", chain, *LEGACY_RULE))
-
-    def _note_legacy(self, family: str, done: subprocess.CompletedProcess[str]) -> None:
-        if done.returncode != 0:
-            self._forward_trouble = (
-                f"FORWARD of {iptables.PROGRAMS[family]} drops traffic and could not be opened: {done.stderr.strip()}"
-            )
+                    done.append(iptables.run(family, "-I", chain, *LEGACY_RULE))
+            for failed in (each for each in done if each.returncode != 0):
+                is_done = is_done and failed.returncode != iptables.BUSY
+                self._forward_trouble = (
+                    f"FORWARD of {iptables.PROGRAMS[family]} may drop traffic, and could not be opened: "
+                    f"{failed.stderr.strip()}"
+                )
+        return is_done
 
     def _unwatched(self) -> tuple[str | None, ...]:
         """What decides about traffic of containers and changes without anybody being told."""
         bridged = sysctl.read(self._namespace, BRIDGED)
         return bridged, *netns.call(
-            self._namespace, lambda: [iptables.listing(family) for family in iptables.families_in_use()]
+            self._namespace, lambda: [iptables.listing(family).stdout for family in iptables.families_in_use()]
         )
 
     # --- what others do ---

@@ -12,7 +12,10 @@ from pathlib import Path
 
 PROGRAMS = {"ip": "iptables-legacy", "ip6": "ip6tables-legacy"}
 TABLES = {"ip": Path("/proc/thread-self/net/ip_tables_names"), "ip6": Path("/proc/thread-self/net/ip6_tables_names")}
-TIMEOUT_S = 10.0
+LOCK_S, TIMEOUT_S = 2, 10.0
+BUSY = 4
+"""Exit status of iptables(8) where others hold its lock for longer than LOCK_S, and ours where it takes longer than
+TIMEOUT_S: with very many rules, or on a busy machine."""
 
 
 def families_in_use() -> tuple[str, ...]:
@@ -28,14 +31,16 @@ def _has_filter(family: str) -> bool:
 
 
 def run(family: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """In the namespace of this thread. Never raises: what did not end in time has failed."""
-    command = [PROGRAMS[family], "-w", "2", *arguments]
+    """In the namespace of this thread; blocks. Never raises."""
+    command = [PROGRAMS[family], "-w", str(LOCK_S), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, BUSY, "", f"no end within {TIMEOUT_S:g} s")
+    except OSError as error:
         return subprocess.CompletedProcess(command, 1, "", str(error))
 
 
-def listing(family: str) -> str:
-    """What ``-S`` prints; empty when it fails."""
-    return run(family, "-S").stdout
+def listing(family: str) -> subprocess.CompletedProcess[str]:
+    """Of all rules of the table ``filter``."""
+    return run(family, "-S")

@@ -162,6 +162,43 @@ def test_links_are_bounded_and_the_refused_one_says_so() -> None:
     assert "--conn-limit" in refused[0].info
 
 
+def is_known_to_all(network: Network) -> bool:
+    everybody = {host.peer for host in network.living()}
+    return all(host.mesh.reachable() == everybody for host in network.living())
+
+
+@pytest.mark.parametrize("spread_s", [0.05, 2.0])
+def test_whoever_has_no_other_way_in_gets_a_link_of_a_full_peer(spread_s: float) -> None:
+    """Discovery links the first five to each other, which are all the links that they may have."""
+    network = Network()
+    for number in range(14):
+        network.add(number, [0], conn_limit=4)
+        network.run(spread_s)
+    assert network.run(180, lambda: is_known_to_all(network))
+    assert max(len(host.mesh.established_peers()) for host in network.living()) == 4
+    network.run(60)
+    before = sum(host.mesh.terminations for host in network.living())
+    network.run(120)
+    assert is_known_to_all(network)
+    assert sum(host.mesh.terminations for host in network.living()) == before
+
+
+def test_two_meshes_whose_peers_are_all_full_join_at_an_operators_word() -> None:
+    network = Network()
+    for number in range(10):
+        network.add(number, [number // 5 * 5], conn_limit=4)
+    network.run(30)
+    one, other = network.hosts[0], network.hosts[5]
+    assert len(one.mesh.established_peers()) == len(other.mesh.established_peers()) == 4
+    assert len(one.mesh.reachable()) == len(other.mesh.reachable()) == 5
+    one.mesh.connect(network.now, (network.address(5),), replace=False)
+    one.flush()
+    assert network.run(30, lambda: is_known_to_all(network))
+    network.run(60)
+    assert is_known_to_all(network)
+    assert other.peer in one.mesh.established_peers()
+
+
 def test_a_peer_started_anew_replaces_its_old_links_and_records() -> None:
     network = Network()
     one, two = pair(network)

@@ -94,7 +94,8 @@ class Aim(msgspec.Struct):
 
 
 class Dialer:
-    """``is_suppressed(host, port, peer)``: the operator forgot it, so discovery leaves it alone."""
+    """``is_suppressed(host, port, peer)``: the operator forgot it, so discovery leaves it alone.
+    ``is_reachable(peer)``: over links of whomever."""
 
     def __init__(
         self,
@@ -102,13 +103,16 @@ class Dialer:
         outbox: Outbox,
         rng: random.Random,
         links: Links,
+        *,
         is_suppressed: Callable[[str, int, PeerId], bool],
+        is_reachable: Callable[[PeerId], bool],
     ) -> None:
         self._config = config
         self._outbox = outbox
         self._rng = rng
         self._links = links
         self._is_suppressed = is_suppressed
+        self._is_reachable = is_reachable
         self.aims: dict[str, Aim] = {}
         self.addresses: dict[Endpoint, Address] = {}
         self._dials: dict[int, Endpoint] = {}
@@ -265,11 +269,16 @@ class Dialer:
         for endpoint in aim.addresses:
             address = self.addresses[endpoint]
             if self._is_wanted(address) and address.next_at <= now + _SAME_ATTEMPT_S:
-                if len(self._links.by_peer) < self._config.conn_limit:
+                if self._has_room(address):
                     self._dial(now, address)
                 else:
                     address.next_at = now + _ROOM_PAUSE_S
         self._touch()
+
+    def _has_room(self, address: Address) -> bool:
+        """A target that is not reached otherwise is tried in any case: a link may be spared for it."""
+        is_needed = address.peer is None or not self._is_reachable(address.peer)
+        return is_needed or len(self._links.by_peer) < self._config.conn_limit
 
     def _dial(self, now: float, address: Address) -> None:
         self._last_dial += 1
@@ -368,6 +377,10 @@ class Dialer:
         return delay_s * (1 + RETRY_JITTER * (2 * self._rng.random() - 1))
 
     # --- views ---
+
+    def target_peers(self) -> set[PeerId]:
+        """Who was found behind the targets."""
+        return {address.peer for address in self.addresses.values() if address.targets and address.peer is not None}
 
     def is_tried(self, aim: Aim) -> bool:
         if aim.error:

@@ -12,6 +12,7 @@ from weavenet.core.incarnation import start_number
 from weavenet.core.limits import PROTOCOL_MAX, PROTOCOL_MIN, VXLAN_PORT
 from weavenet.core.mesh.links import Link, Links
 from weavenet.core.mesh.records import Records
+from weavenet.core.mesh.room import Room
 from weavenet.core.mesh.shared import Shared
 from weavenet.core.messages.gossip import Mark
 from weavenet.core.messages.link import Hello, PlaneOffer, Refusal
@@ -54,7 +55,7 @@ def own_hello(config: NodeConfig, shared: Shared, incarnation: int, link: Link, 
     )
 
 
-def judge(config: NodeConfig, links: Links, link: Link, hello: Hello) -> Refusal | None:
+def judge(config: NodeConfig, links: Links, room: Room, link: Link, hello: Hello) -> Refusal | None:
     """None when ``hello`` is acceptable on ``link`` as far as the mesh can tell; the cluster's admission comes next."""
     if hello.protocol_min > PROTOCOL_MAX or hello.protocol_max < PROTOCOL_MIN:
         return Refusal(
@@ -77,7 +78,7 @@ def judge(config: NodeConfig, links: Links, link: Link, hello: Hello) -> Refusal
     if hello.peer == config.peer:
         return Refusal(RefusalCode.SELF, "this is ourselves; nothing to do")
     held = links.by_peer.get(hello.peer)
-    if held is None and len(links.by_peer) >= config.conn_limit:
+    if held is None and not room.is_for(hello.peer):
         return Refusal(
             RefusalCode.TOO_MANY,
             f"expected at most {config.conn_limit} links, found all in use on {config.nickname or config.name}; "

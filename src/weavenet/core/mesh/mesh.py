@@ -34,6 +34,7 @@ from weavenet.core.mesh.links import Link, Links, LinkState
 from weavenet.core.mesh.records import MalformedDelta, Origin, RecordRefused, Records
 from weavenet.core.mesh.replication import Replication
 from weavenet.core.mesh.reports import connection_reports, missing_targets, peer_reports, target_reports
+from weavenet.core.mesh.room import Room
 from weavenet.core.mesh.sessions import Sessions
 from weavenet.core.mesh.shared import Shared
 from weavenet.core.mesh.surroundings import Surroundings
@@ -87,7 +88,14 @@ class Mesh:
         self._incarnation = incarnation
         self._links = Links()
         self._targets = TargetSet(disk, outbox, config.port)
-        self._dialer = Dialer(config, outbox, rng, self._links, self._is_suppressed)
+        self._dialer = Dialer(
+            config,
+            outbox,
+            rng,
+            self._links,
+            is_suppressed=self._is_suppressed,
+            is_reachable=lambda peer: peer in self._routes.reachable(),
+        )
         self._records = Records(
             config.peer,
             incarnation,
@@ -117,6 +125,7 @@ class Mesh:
             links=self._links,
             records=self._records,
             dialer=self._dialer,
+            room=Room(config, self._links, self._routes, self._dialer),
             on_greeted=lambda link: self._greeted.append(link.peer),
             on_rejected=lambda link: self._rejected.append(link.peer),
             on_up=self._up,

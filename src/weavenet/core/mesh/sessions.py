@@ -29,6 +29,7 @@ from weavenet.core.mesh.failures import InboundFailure, InboundFailures
 from weavenet.core.mesh.greeting import judge, own_hello
 from weavenet.core.mesh.links import Gossip, Link, Links, LinkState, LinkStep
 from weavenet.core.mesh.records import Records
+from weavenet.core.mesh.room import Room
 from weavenet.core.mesh.shared import Shared
 from weavenet.core.messages.link import Heartbeat, Hello, Refusal
 from weavenet.core.types import PeerId, peer_text
@@ -59,6 +60,7 @@ class Sessions:
         links: Links,
         records: Records,
         dialer: Dialer,
+        room: Room,
         on_greeted: Callable[[Link], None],
         on_rejected: Callable[[Link], None],
         on_up: Callable[[float, Link, Link | None], None],
@@ -72,6 +74,7 @@ class Sessions:
         self._links = links
         self._records = records
         self._dialer = dialer
+        self._room = room
         self._on_greeted = on_greeted
         self._on_rejected = on_rejected
         self._on_up = on_up
@@ -119,7 +122,7 @@ class Sessions:
         if link.state is not LinkState.GREETING:
             self.refuse(now, link, RefusalCode.MALFORMED, "expected one hello per link, found a second; report this")
             return
-        refusal = judge(self._config, self._links, link, hello)
+        refusal = judge(self._config, self._links, self._room, link, hello)
         link.hello = hello
         if hello.peer == link.peer:
             self._records.told_of_us(*hello.known)
@@ -160,7 +163,7 @@ class Sessions:
             sentence = "the peer was started anew" if is_restarted else "another link to this peer is kept"
             self._links.by_peer[link.peer] = link
             self.close(now, held, RefusalCode.DUPLICATE, sentence)
-        elif len(self._links.by_peer) >= self._config.conn_limit:
+        elif not self._room.is_left and not self._make_room(now, link):
             text = f"expected at most {self._config.conn_limit} links, found all in use; next: raise --conn-limit"
             self.refuse(now, link, RefusalCode.TOO_MANY, text)
             return
@@ -172,6 +175,19 @@ class Sessions:
         elif held.incarnation != link.incarnation:
             self._outbox.note("info", "links", f"{link.title} was started anew, and connected")
         self._on_up(now, link, held)
+
+    def _make_room(self, now: float, link: Link) -> bool:
+        spare = self._room.spare(link.peer)
+        if spare is None:
+            return False
+        ours = self._config.nickname or self._config.name
+        sentence = (
+            f"expected at most {self._config.conn_limit} links, found all in use on {ours}, and {link.title} without "
+            "any; nothing to do, you are reached over others"
+        )
+        self._outbox.note("info", "links", f"{spare.title} makes room for {link.title}, and is reached over others")
+        self.close(now, spare, RefusalCode.TOO_MANY, sentence)
+        return True
 
     # --- ending ---
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import random
 
+import msgspec
+import pytest
+
 from weavenet.core.commands import Allocate
 from weavenet.core.config import NodeConfig
 from weavenet.core.effects import Reply
 from weavenet.core.events import Requested, Tick
 from weavenet.core.limits import BALLOT_ROUND_MAX, STAMP_VERSION_MAX
-from weavenet.core.messages.gossip import RingDelta
+from weavenet.core.mesh.records import Records
+from weavenet.core.messages import MalformedMessage, decode_message, encode
+from weavenet.core.messages.gossip import Mark, NeighbourRecord, OriginDelta, Push, RingDelta, record_body
+from weavenet.core.messages.link import Hello
 from weavenet.core.messages.unicast import Nack, Prepare, SpaceDenied, highest_round
 from weavenet.core.node import Node
 from weavenet.core.types import GENESIS_POSITION, ZERO_BALLOT, Ballot, PeerId, Segment, Stamp
@@ -33,6 +39,22 @@ def test_a_version_beyond_counting_is_ignored_and_the_largest_credible_one_is_no
         learnt = node.cluster.merge_ring(3.0, RingDelta(0, 1, (segment,)))
         assert (learnt is not None) is is_taken, version
         node.check()
+
+
+def test_an_origin_that_was_absent_for_ever_is_passed_on() -> None:
+    records = Records(PeerId(b"m" * 16), 1 << 32, obligated=lambda peer: True)
+    assert records.apply(5.0, OriginDelta(OTHER, 1, 0, 3, (), (), None, 2**64 - 1)).new
+    (delta,) = records.deltas(1e9, Mark(OTHER, 0, 0))
+    assert decode_message(encode(Push(0, (), (), (delta,)))) == Push(0, (), (), (delta,))
+
+
+def test_what_is_no_port_is_refused() -> None:
+    for port, is_taken in ((0, True), (65_535, True), (65_536, False), (2**64 - 1, False)):
+        body = msgspec.msgpack.encode(NeighbourRecord(OTHER, "10.0.0.1", port, False))
+        assert (record_body(msgspec.msgpack.Decoder(NeighbourRecord), body) is not None) is is_taken
+    hello = Hello(1, 1, (), "", OTHER, "", "", 1, b"", (), False, False, b"", True, 0, 65_536, 0, (), (0, 0), "")
+    with pytest.raises(MalformedMessage):
+        decode_message(encode(hello))
 
 
 def test_the_highest_round_of_a_message() -> None:

@@ -192,6 +192,19 @@ def test_ourselves() -> None:
     run(test)
 
 
+def test_a_dial_to_what_is_no_port_ends_like_any_other() -> None:
+    async def test() -> None:
+        a = Host(1)
+        for dial, (host, port) in enumerate((("127.0.0.1", 70_000), ("::1", 1 << 63), ("127.0.0.1", -1)), 5):
+            a.links.dial(dial, host, port)
+            failed = await a.see(DialFailed)
+            assert (failed.dial, failed.outcome) == (dial, DialOutcome.UNREACHABLE)
+            a.events.clear()
+        await closed(a)
+
+    run(test)
+
+
 def test_nobody_listens() -> None:
     async def test() -> None:
         a = Host(1)

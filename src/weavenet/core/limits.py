@@ -66,6 +66,9 @@ RECORDS_RESERVED = 256
 """Sequence numbers of own records that one row on disk allows for."""
 RECORDS_PER_ORIGIN_MAX = 16_384
 RECORD_ABSENT_EXPIRY_S = 24 * 3600.0
+RECORD_AGE_MAX_S = 1 << 32
+"""How long an origin can have been absent, as others say: 136 years. A receiver adds to it, and the sum must still be
+an integer of msgpack."""
 ROUTE_HOPS_MAX = 16
 INCARNATION_MAX = 1 << 62
 """Told of ourselves by others: a thousand million starts. Beyond it nothing is believed."""

@@ -20,6 +20,7 @@ Bytes8 = Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
 Bytes6 = Annotated[bytes, msgspec.Meta(min_length=6, max_length=6)]
 WirePeerId = Annotated[PeerId, msgspec.Meta(min_length=16, max_length=16)]
 Uint = Annotated[int, msgspec.Meta(ge=0)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
 Sentence = Annotated[str, msgspec.Meta(max_length=500)]
 Label = Annotated[str, msgspec.Meta(max_length=255)]
 

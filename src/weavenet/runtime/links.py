@@ -227,7 +227,7 @@ class Links:
             except TimeoutError:
                 sentence = f"no answer from {host} port {port} within {CONNECT_TIMEOUT_S:.0f} s"
                 self._dial_failed(dial, DialOutcome.TIMEOUT, sentence)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, OverflowError) as error:
                 self._dial_failed(dial, DialOutcome.UNREACHABLE, f"{host} port {port}: {_reason(error)}")
 
     def _dial_failed(self, dial: int, outcome: DialOutcome, sentence: str) -> None:
@@ -259,7 +259,7 @@ def _outcome(link: Link, code: RefusalCode | None) -> DialOutcome:
     return DialOutcome.TLS if link.tls_trouble is not None else DialOutcome.UNREACHABLE
 
 
-def _reason(error: OSError | ValueError) -> str:
+def _reason(error: Exception) -> str:
     """The system's words for an errno; asyncio's own text repeats the address."""
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)

@@ -30,6 +30,7 @@ from weavenet.core.limits import (
     PAGE_BYTES_MAX,
     PEERS_MAX,
     RECORD_ABSENT_EXPIRY_S,
+    RECORD_AGE_MAX_S,
     RECORD_BYTES_MAX,
     RECORDS_PER_ORIGIN_MAX,
     RECORDS_RESERVED,
@@ -266,8 +267,9 @@ class Records:
             return Applied(behind=True)
         self._admit(held, delta, () if is_fresh else living, top)
         removed: list[Record] = []
+        seen_at = now - min(delta.age_s, RECORD_AGE_MAX_S)
         if held is None:
-            held = Origin(delta.origin, delta.incarnation, absent_since=now - delta.age_s)
+            held = Origin(delta.origin, delta.incarnation, absent_since=seen_at)
             self.origins[delta.origin] = held
         elif is_fresh:
             removed.extend(held.live.values())
@@ -276,7 +278,7 @@ class Records:
             held.forget_steps()
             self._set_mark(held, delta.incarnation, 0)
         if held.absent_since is not None:
-            held.absent_since = max(held.absent_since, now - delta.age_s)
+            held.absent_since = max(held.absent_since, seen_at)
         removed.extend(self._delete(held, delta, living))
         added = tuple(record for record in delta.records if record.sequence > top)
         for record in added:

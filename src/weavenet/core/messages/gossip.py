@@ -15,7 +15,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from weavenet.core.types import Bytes6, Bytes8, Label, LogEntry, Segment, Uint, WirePeerId
+from weavenet.core.types import Bytes6, Bytes8, Label, LogEntry, Port, Segment, Uint, WirePeerId
 
 Body = TypeVar("Body")
 
@@ -71,7 +71,7 @@ class NeighbourRecord(msgspec.Struct, frozen=True, array_like=True):
 
     peer: WirePeerId
     host: Label
-    port: Uint
+    port: Port
     outbound: bool
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 
 from weavenet.core.errors import RefusalCode
-from weavenet.core.types import ZERO8, Bytes6, Bytes8, Bytes16, Label, Sentence, Uint, WirePeerId
+from weavenet.core.types import ZERO8, Bytes6, Bytes8, Bytes16, Label, Port, Sentence, Uint, WirePeerId
 
 
 class PlaneOffer(msgspec.Struct, frozen=True, array_like=True):
@@ -45,7 +45,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=1):
     seeds: Annotated[bytes, msgspec.Meta(max_length=16)]
     elector: bool
     settled_n: Uint
-    port: Uint
+    port: Port
     link_nonce: Uint
     planes: Annotated[tuple[PlaneOffer, ...], msgspec.Meta(max_length=8)]
     known: tuple[Uint, Uint]

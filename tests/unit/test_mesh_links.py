@@ -171,14 +171,14 @@ def is_known_to_all(network: Network) -> bool:
 def test_whoever_has_no_other_way_in_gets_a_link_of_a_full_peer(spread_s: float) -> None:
     """Discovery links the first five to each other, which are all the links that they may have."""
     network = Network()
-    for number in range(14):
+    for number in range(10):
         network.add(number, [0], conn_limit=4)
         network.run(spread_s)
     assert network.run(180, lambda: is_known_to_all(network))
     assert max(len(host.mesh.established_peers()) for host in network.living()) == 4
-    network.run(60)
+    network.run(30)
     before = sum(host.mesh.terminations for host in network.living())
-    network.run(120)
+    network.run(60)
     assert is_known_to_all(network)
     assert sum(host.mesh.terminations for host in network.living()) == before
 
@@ -232,6 +232,31 @@ def test_a_killed_peer_is_dialled_at_once_and_found_when_it_is_back() -> None:
     network.run(30)
     network.add(2, [])
     assert network.run(12, lambda: linked(network))
+
+
+def test_a_peer_that_comes_and_goes_does_not_have_everybody_dial_those_that_are_no_more() -> None:
+    network = Network()
+    for number in range(5):
+        network.add(number, [0] if number else [])
+    network.run(10)
+    gone = {network.address(number) for number in (2, 3)}  # their records name each other, and are kept for a day
+    for number in (2, 3):
+        network.kill(number)
+    network.run(700)
+    one = network.hosts[1]
+
+    def dials() -> int:
+        return sum(to in gone for _, to in one.dialled)
+
+    before = dials()
+    for _ in range(30):
+        network.kill(4)
+        network.run(2)
+        network.add(4, [0])
+        network.run(2)
+    assert 2 <= dials() - before <= 2 * 4, "in two minutes"
+    network.add(2, [0])
+    assert network.run(10, lambda: network.hosts[2].peer in one.mesh.established_peers())
 
 
 def test_silence_is_noticed_within_seconds() -> None:

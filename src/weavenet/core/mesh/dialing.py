@@ -41,7 +41,8 @@ _ROOM_PAUSE_S = 5.0
 _SAME_ATTEMPT_S = 0.05
 """Addresses of one target that are due this close together share one resolution."""
 _DISCOVERED_PATIENCE = 40
-"""Failures in a row (some five minutes) after which a discovered address is tried once a minute only."""
+"""Failures in a row (some five minutes) after which a discovered address is tried once a minute only, until somebody
+reaches its peer."""
 
 
 class AddressOutcome(StrEnum):
@@ -242,7 +243,11 @@ class Dialer:
             return
         self._kicked_at = now
         for address in self.addresses.values():
-            if address.outcome is AddressOutcome.FAILED and address.next_at > now + REDIAL_JITTER_S:
+            if (
+                address.outcome is AddressOutcome.FAILED
+                and address.next_at > now + REDIAL_JITTER_S
+                and not self._is_given_up(address)
+            ):
                 address.next_at = now + self._rng.random() * REDIAL_JITTER_S
         for aim in self.aims.values():
             if aim.error:
@@ -363,15 +368,21 @@ class Dialer:
         address.outcome, address.info, address.tried = outcome, info, True
         address.failures += 1
         self._touch()
-        is_hopeless = not address.targets and address.failures > _DISCOVERED_PATIENCE
-        cap_s = RETRY_REFUSED_CAP_S if outcome is AddressOutcome.REFUSED or is_hopeless else RETRY_CAP_S
-        if outcome is AddressOutcome.FAILED and address.dialled_at < self._kicked_at:
+        is_given_up = self._is_given_up(address)
+        cap_s = RETRY_REFUSED_CAP_S if outcome is AddressOutcome.REFUSED or is_given_up else RETRY_CAP_S
+        if outcome is AddressOutcome.FAILED and address.dialled_at < self._kicked_at and not is_given_up:
             # This attempt began before the network got better and says nothing about it now.
             address.next_at = now + self._rng.random() * REDIAL_JITTER_S
             return
         # The time an attempt took counts: a dial into a partition may have hung for seconds.
         address.next_at = max(now, address.dialled_at + self._jittered(min(address.delay_s, cap_s)))
         address.delay_s = min(address.delay_s * RETRY_FACTOR, RETRY_REFUSED_CAP_S)
+
+    def _is_given_up(self, address: Address) -> bool:
+        """Of no target, failed for minutes, and nobody reaches who was there: most likely that host is no more."""
+        if address.targets or address.failures <= _DISCOVERED_PATIENCE:
+            return False
+        return address.peer is None or not self._is_reachable(address.peer)
 
     def _jittered(self, delay_s: float) -> float:
         return delay_s * (1 + RETRY_JITTER * (2 * self._rng.random() - 1))

@@ -9,7 +9,7 @@ import pytest
 from mesh_network import RING_SIZE, Host, Network, peer_id
 
 from weavenet.core.events import Received
-from weavenet.core.limits import PAGE_BYTES_MAX, RECORD_ABSENT_EXPIRY_S, RECORD_BYTES_MAX
+from weavenet.core.limits import INCARNATION_MAX, PAGE_BYTES_MAX, RECORD_ABSENT_EXPIRY_S, RECORD_BYTES_MAX
 from weavenet.core.mesh import pacing
 from weavenet.core.messages import encode
 from weavenet.core.messages.gossip import OriginDelta, Push, Record, RingDelta
@@ -168,6 +168,23 @@ def test_unicasts_travel_over_peers_in_between() -> None:
     network.run(1)
     assert last.bodies == [(first.peer, SpaceDenied(3, "hello"))]
     assert all(not network.hosts[number].bodies for number in (1, 2, 3))
+
+
+def test_a_start_beyond_counting_does_not_take_the_place_of_a_peer_that_is_there() -> None:
+    """It could not: its true numbers are lower, and it believes nothing of the sort of itself."""
+    network = chain(4)
+    faulty, far = network.hosts[1], network.hosts[3]
+    publish(far, b"k", b"true")
+    assert network.run(5, network.is_equal)
+    link = network.hosts[0].mesh.next_hop(faulty.peer)
+    assert link is not None
+    for incarnation in (INCARNATION_MAX + 1, (1 << 63) - 1):
+        ghost = OriginDelta(far.peer, incarnation, 0, 1, (Record(1, KIND, b"ghost"),), (), None, 0)
+        network.hosts[0].handle(Received(link, Push(0, (), (), (ghost,))))
+        assert network.run(10, lambda: network.is_connected() and network.is_equal())
+        assert [host.mesh.records_of(far.peer, KIND) for host in network.living()] == [[b"true"]] * 4
+        link = network.hosts[0].mesh.next_hop(faulty.peer)
+        assert link is not None
 
 
 def test_unicasts_that_lead_nowhere_are_dropped() -> None:

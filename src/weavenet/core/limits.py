@@ -71,7 +71,7 @@ RECORD_AGE_MAX_S = 1 << 32
 an integer of msgpack."""
 ROUTE_HOPS_MAX = 16
 INCARNATION_MAX = 1 << 62
-"""Told of ourselves by others: a thousand million starts. Beyond it nothing is believed."""
+"""A thousand million starts. Nothing is believed beyond it, neither of us nor of anybody else."""
 
 # --- ring and IPAM ---
 SEGMENTS_MAX = 65_536

@@ -292,7 +292,8 @@ class Records:
 
     def _validate(self, delta: OriginDelta) -> tuple[int, ...]:
         """Raises MalformedDelta. Returns ``live`` as absolute sequences."""
-        if delta.base > delta.top or delta.incarnation < 1 or delta.top >= 1 << 63 or delta.incarnation >= 1 << 63:
+        is_start = 1 <= delta.incarnation <= INCARNATION_MAX
+        if not is_start or not delta.base <= delta.top < 1 << 63:
             raise MalformedDelta(f"marks {delta.incarnation}, {delta.base} to {delta.top} make no sense")
         last = delta.base
         for record in delta.records:

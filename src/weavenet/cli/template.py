@@ -11,6 +11,7 @@ it lacks is an error, as in Go.
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import operator
 import re
@@ -149,6 +150,14 @@ def _printf(pattern: Any, *values: Any) -> str:
     return text
 
 
+def _print(*values: Any) -> str:
+    """With spaces between two of which neither is text."""
+    parts = [shown(value) for value in values[:1]]
+    for before, value in itertools.pairwise(values):
+        parts.append(shown(value) if isinstance(before, str) or isinstance(value, str) else f" {shown(value)}")
+    return "".join(parts)
+
+
 def _last_unless(wanted: bool) -> Callable[..., Any]:
     """``and`` (False), ``or`` (True): the first value that decides, else the last."""
 
@@ -173,7 +182,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "not": lambda value: not value,
     "and": _last_unless(False),
     "or": _last_unless(True),
-    "print": lambda *values: "".join(map(shown, values)),
+    "print": _print,
     "println": lambda *values: " ".join(map(shown, values)) + "\n",
     "printf": _printf,
 }
@@ -310,7 +319,7 @@ class _Parser:
         if self._depth > NESTING_MAX:
             raise self._wrong(f"more than {NESTING_MAX} blocks in each other")
         opening = self._action
-        names = self._loop_names() if word == "range" else []
+        names = self._names(most=2 if word == "range" else 1)
         value = self._pipeline(known)
         self._finish()
         body, end = self._block({*known, *names})
@@ -328,12 +337,12 @@ class _Parser:
         self._depth -= 1
         return _STRUCTURES[word](value, names, body, other)
 
-    def _loop_names(self) -> list[str]:
-        """``$element :=`` or ``$index, $element :=``, if it is there."""
+    def _names(self, most: int) -> list[str]:
+        """``$value :=``, or of a range ``$index, $element :=``, if it is there."""
         if not any(token.text == ":=" for token in self._tokens):
             return []
         names = [self._new_name(self._take())]
-        if self._is_next(","):
+        if most > 1 and self._is_next(","):
             self._take()
             names.append(self._new_name(self._take()))
         if self._take().text != ":=":
@@ -422,13 +431,17 @@ def _pieces(source: str) -> list[tuple[str, str | None]]:
 
 
 def _if(value: Value, names: list[str], body: list[Node], other: list[Node]) -> Node:
-    return lambda scope: _text(body if value(scope) else other, dict(scope))
+    def node(scope: Scope) -> str:
+        found = value(scope)
+        return _text(body, {**scope, **dict.fromkeys(names, found)}) if found else _text(other, dict(scope))
+
+    return node
 
 
 def _with(value: Value, names: list[str], body: list[Node], other: list[Node]) -> Node:
     def node(scope: Scope) -> str:
         found = value(scope)
-        return _text(body, {**scope, ".": found}) if found else _text(other, dict(scope))
+        return _text(body, {**scope, **dict.fromkeys(names, found), ".": found}) if found else _text(other, dict(scope))
 
     return node
 

@@ -28,6 +28,7 @@ from weavenet.lab import processes
 NAMES = 1000
 CLIENTS = 4
 SERVER = "169.254.53.53"
+RANGE = "10.32.0.0/12"
 OURS, DNSMASQ = 53, 54
 CONTAINER = "asker"
 PACED_RATE = 5000
@@ -84,6 +85,8 @@ def write_files(host: Host) -> None:
 def dnsmasq(host: Host) -> Iterator[None]:
     options = "-C /dev/null -k --no-resolv --no-hosts --addn-hosts=/tmp/hosts --bind-interfaces --local-ttl=1 -u root"
     argv = host.command("dnsmasq", *options.split(), "-c", "10000", f"--port={DNSMASQ}", f"--listen-address={SERVER}")
+    # Our own server answers by the device on which it was asked; this one needs a way back to containers.
+    host.run("ip", "route", "add", RANGE, "dev", "weave", "scope", "link")
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: f"{SERVER}:{DNSMASQ}" in host.run("ss", "-Hlun"), "dnsmasq listens")

@@ -77,3 +77,31 @@ def test_what_nobody_foresaw_does_not_end_the_repairs(monkeypatch: pytest.Monkey
         assert nft.made == {"inet"}
 
     asyncio.run(scenario())
+
+
+def test_a_look_that_fails_does_not_end_the_repairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DEBOUNCE_S", "RETRY_S", "LOOK_S"):
+        monkeypatch.setattr(firewall, name, 0.01)
+
+    async def scenario() -> None:
+        nft = FakeNft()
+        made = Firewall(nft=nft)
+        failed = asyncio.Event()
+
+        def stumble() -> tuple[str | None, ...]:
+            loop.call_soon_threadsafe(failed.set)
+            raise OSError("the namespace is gone")
+
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(made, "_unwatched", stumble)
+        await made.open()
+        await made.set_hosts(frozenset(("192.0.2.1",)))
+        async with asyncio.timeout(20):
+            await failed.wait()
+            nft.made.clear()
+            while not nft.made:
+                made._deleted("weave")
+                await asyncio.sleep(0.02)
+        await made.close()
+
+    asyncio.run(scenario())

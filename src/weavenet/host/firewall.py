@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from weavenet.core.limits import BRIDGE
 from weavenet.host import exposure_rules, iptables, netns, rules, sysctl
@@ -111,11 +111,7 @@ class Firewall:
         before, self._tracked = self._tracked, count
         if before is not None and count > before and not self._has_conntrack:
             self._has_conntrack = True
-            try:
-                await self._apply()
-            except Exception:  # whatever it is, rules are put back another time rather than never
-                _log.exception("the firewall could not be looked after, trying again")
-                asyncio.get_running_loop().call_later(RETRY_S, self._wake.set)
+            await self._surely(self._apply())
 
     def _masquerades(self) -> bool:
         return any(item.masquerade for item in self._exposed or ())
@@ -257,13 +253,21 @@ class Firewall:
             if self._wake.is_set():
                 await asyncio.sleep(DEBOUNCE_S)
                 self._wake.clear()
+                await self._surely(self._apply())
             else:
-                before, self._seen = self._seen, await asyncio.to_thread(self._unwatched)
-                if self._seen == before:
-                    continue
-                self._check_forward = True
-            try:
-                await self._apply()
-            except Exception:  # whatever it is, rules are put back another time rather than never
-                _log.exception("the firewall could not be looked after, trying again")
-                asyncio.get_running_loop().call_later(RETRY_S, self._wake.set)
+                await self._surely(self._look())
+
+    async def _look(self) -> None:
+        """For what nobody tells us of."""
+        before, self._seen = self._seen, await asyncio.to_thread(self._unwatched)
+        if self._seen != before:
+            self._check_forward = True
+            await self._apply()
+
+    async def _surely(self, work: Awaitable[None]) -> None:
+        """Whatever goes wrong, rules are put back another time rather than never."""
+        try:
+            await work
+        except Exception:
+            _log.exception("the firewall could not be looked after, trying again")
+            asyncio.get_running_loop().call_later(RETRY_S, self._wake.set)

@@ -67,12 +67,9 @@ def explain(node: Node, now: float, source: str, target: str) -> Explanation | F
 
 
 def _find(node: Node, text: str) -> _End | Failure:
-    for attachment in node.endpoints.all():
-        if text in (attachment.ident, attachment.container):
-            ident = attachment.ident
-            return _End(
-                text, node.config.peer, ident, attachment.container, node.endpoints.shown(ident), attachment.mac
-            )
+    for end in _own_endpoints(node, text):
+        if text in (end.ident, end.reference):
+            return end
     addresses: tuple[str, ...]
     try:
         addresses = (str(ipaddress.ip_address(text)),)
@@ -108,12 +105,16 @@ def _find(node: Node, text: str) -> _End | Failure:
     )
 
 
+def _own_endpoints(node: Node, asked: str) -> Iterator[_End]:
+    for attachment in node.endpoints.all():
+        shown = node.endpoints.shown(attachment.ident)
+        yield _End(asked, node.config.peer, attachment.ident, attachment.container, shown, attachment.mac)
+
+
 def _endpoints(node: Node, asked: str) -> Iterator[_End]:
     """Everything that is attached anywhere: here, then where somebody is reachable, then elsewhere."""
     me, reachable = node.config.peer, node.mesh.reachable()
-    for attachment in node.endpoints.all():
-        shown = node.endpoints.shown(attachment.ident)
-        yield _End(asked, me, attachment.ident, attachment.container, shown, attachment.mac)
+    yield from _own_endpoints(node, asked)
     for peer in sorted(node.mesh.known_peers() - {me}, key=lambda peer: (peer not in reachable, peer)):
         for body in node.mesh.records_of(peer, KIND_ENDPOINT):
             record = record_body(_decoder, body)

@@ -24,6 +24,7 @@ from bench.hosts import LAB, WEAVE, Failed, Host, lab, launch, run
 from bench.options import Options
 from bench.table import Result, percentile, verdict
 from weavenet.lab import state as lab_state
+from weavenet.runtime.store import CHECKPOINT_PAGES
 
 RATE_BAR = 2000.0
 P99_BAR_MS = 10.0
@@ -89,17 +90,25 @@ def names() -> Iterator[str]:
 
 
 def bare_commits(folder: Path, count: int) -> Figures:
-    """One row, one commit, WAL, synchronous=FULL: what the disk gives to whoever waits for it."""
+    """One row, one commit, WAL, synchronous=FULL: what the disk gives to whoever waits for it. With a log as long as
+    the store's, once it has that length: commits that make the file longer take longer."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         database = sqlite3.connect(f"{scratch}/bare.db", isolation_level=None)
         database.executescript(
-            "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; CREATE TABLE t(k BLOB PRIMARY KEY, v BLOB)"
+            "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; CREATE TABLE t(k BLOB PRIMARY KEY, v BLOB);"
+            f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}"
         )
+
+        def commit(number: int) -> None:
+            database.execute("INSERT INTO t VALUES (?, ?)", (f"{number:064x}".encode(), b"10.32.0.1"))
+
+        for number in range(2 * CHECKPOINT_PAGES):
+            commit(-1 - number)
         times = []
         started = time.perf_counter()
         for number in range(count):
             before = time.perf_counter()
-            database.execute("INSERT INTO t VALUES (?, ?)", (f"{number:064x}".encode(), b"10.32.0.1"))
+            commit(number)
             times.append((time.perf_counter() - before) * 1000)
         elapsed = time.perf_counter() - started
         database.close()

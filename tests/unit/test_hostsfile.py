@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,76 @@ def test_mounts_of_its_own_are_not_yet_a_file_of_its_own() -> None:
         hostsfile.write(container, ATTACHMENT)
         assert BEGIN in Path(f"/proc/{process.pid}/root/etc/hosts").read_text()
         process.stdin.close()
+
+
+@contextmanager
+def seen_by(command: list[str], script: str) -> Iterator[netns.Container]:
+    """A process that has run ``script``."""
+    command = [*command, "sh", "-c", f"{script}; echo ready; read end"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield netns.Container(f"pid:{process.pid}", "web", -1)
+        finally:
+            process.stdin.close()
+
+
+OWN_ETC = "mount -t tmpfs -o mode=755 none /etc"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a mount namespace")
+@pytest.mark.parametrize("target", ["hosts", "none"])
+def test_a_link_to_files_of_this_host_is_not_followed(tmp_path: Path, target: str) -> None:
+    """A process that sees this host's processes reaches its files by way of /proc; it could not change them itself."""
+    (tmp_path / "hosts").write_text("of this host\n")
+    script = f"{OWN_ETC}; ln -s /proc/{os.getpid()}/root{tmp_path}/{target} /etc/hosts"
+    with seen_by(["unshare", "--mount"], script) as container:
+        with pytest.raises(WeaveError, match="a symbolic link"):
+            hostsfile.write(container, ATTACHMENT)
+        with contextlib.suppress(WeaveError):
+            hostsfile.clear(container.reference)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("hosts", "of this host\n")]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_what_an_unprivileged_user_mounts_there_is_not_changed(tmp_path: Path) -> None:
+    """In a user namespace of his own he may mount at /etc/hosts, or at /etc, whatever he can read."""
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "--map-root-user", "--mount"]
+    for parent in (tmp_path, *tmp_path.parents[:-1]):
+        if not parent.stat().st_mode & 0o005:
+            parent.chmod(0o755)
+    (tmp_path / "hosts").write_text("of root\n")
+    refused = pytest.raises(WeaveError, match="does not belong")
+    with seen_by(command, f"mount --bind {tmp_path}/hosts /etc/hosts") as container, refused:
+        hostsfile.write(container, ATTACHMENT)
+    assert (tmp_path / "hosts").read_text() == "of root\n"
+    (tmp_path / "hosts").unlink()
+    refused = pytest.raises(WeaveError, match="does not belong")
+    with seen_by(command, f"mount --bind {tmp_path} /etc") as container, refused:
+        hostsfile.write(container, ATTACHMENT)
+    assert not any(tmp_path.iterdir())
+    with seen_by(command, f"{OWN_ETC}; : > /etc/hosts") as container:
+        path = Path(f"/proc/{container.reference.partition(':')[2]}/root/etc/hosts")
+        hostsfile.write(container, ATTACHMENT)
+        assert BEGIN in path.read_text()
+        hostsfile.clear(container.reference)
+        assert BEGIN not in path.read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a mount namespace")
+def test_the_number_of_a_process_that_has_ended_means_nobody() -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pidfd = os.pidfd_open(ended.pid)
+        ended.wait()
+    with seen_by(["unshare", "--mount"], OWN_ETC) as container:
+        other = netns.Container(container.reference, "web", -1, pidfd)
+        try:
+            with pytest.raises(WeaveError, match="No such process"):
+                hostsfile.write(other, ATTACHMENT)
+        finally:
+            os.close(pidfd)
+        assert not Path(f"/proc/{container.reference.partition(':')[2]}/root/etc/hosts").exists()
 
 
 def test_a_file_that_is_too_large_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,11 @@
 
 For ``netns:NAME`` it is /etc/netns/NAME/hosts, which ``ip netns exec`` shows in place of /etc/hosts (ip-netns(8)); it
 is made if it does not exist, and removed when nothing but ours was in it. For ``pid:N`` it is the file that the process
-sees, if that is not this host's. Files are rewritten in place: others may have them mounted. What is no plain file is
-refused: the container's root could make us wait on it.
+sees, if that is not this host's. Files are rewritten in place: others may have them mounted.
+
+We are root, and what a process sees at /etc/hosts is its container's to choose. So there is refused: what is no plain
+file, which could make us wait; a symbolic link in the place of either name, which may lead out by way of /proc; and in
+a user namespace, whose root may mount there whatever it can read, what does not belong to that root.
 """
 
 from __future__ import annotations
@@ -82,7 +85,7 @@ def without_block(text: str) -> str:
 def write(container: netns.Container, attachment: Attachment) -> None:
     """Bring the file in line with ``attachment``. Raises WeaveError."""
     lines = lines_of(attachment)
-    _change(container.reference, lambda text: with_block(text, lines))
+    _change(container.reference, lambda text: with_block(text, lines), container.pidfd)
 
 
 def clear(reference: str) -> None:
@@ -90,14 +93,14 @@ def clear(reference: str) -> None:
     _change(reference, without_block)
 
 
-def _change(reference: str, change: Callable[[str], str]) -> None:
+def _change(reference: str, change: Callable[[str], str], pidfd: int | None = None) -> None:
     kind, value = netns.parse_reference(reference)
     try:
         if kind == "name":
             _rewrite(NAMED / value / "hosts", change)
             return
         if kind == "pid":
-            _inside(int(value), lambda: _rewrite(HOSTS, change))
+            _inside(int(value), pidfd, lambda root: _rewrite(HOSTS, change, root))
             return
     except (OSError, UnicodeDecodeError) as error:
         raise _refused(reference, str(error)) from error
@@ -112,8 +115,9 @@ def _refused(reference: str, found: str) -> WeaveError:
     )
 
 
-def _rewrite(path: Path, change: Callable[[str], str]) -> None:
-    data = _read(path)
+def _rewrite(path: Path, change: Callable[[str], str], root: int | None = None) -> None:
+    """``root``: as for :func:`_open`."""
+    data = _read(path, root)
     if len(data) > HOSTS_FILE_BYTES_MAX:
         raise OSError(f"{path} has more than {HOSTS_FILE_BYTES_MAX} bytes")
     before = data.decode()
@@ -128,7 +132,10 @@ def _rewrite(path: Path, change: Callable[[str], str]) -> None:
     if path != HOSTS:
         path.parent.mkdir(parents=True, exist_ok=True)
     data = after.encode()
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    try:
+        descriptor = _open(path, os.O_RDWR, root)
+    except FileNotFoundError:
+        descriptor = _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, root)
     with open(descriptor, "wb") as file:
         _make_room(descriptor, len(data))
         file.write(data)
@@ -145,21 +152,72 @@ def _make_room(descriptor: int, size_bytes: int) -> None:
             raise
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, root: int | None) -> bytes:
     """At most a byte more than is allowed. Raises OSError."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = _open(path, os.O_RDONLY, root)
     except FileNotFoundError:
         return b""
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(f"{path} is no plain file")
         return file.read(HOSTS_FILE_BYTES_MAX + 1)
 
 
-def _inside(pid: int, action: Callable[[], None]) -> None:
-    """Run ``action`` among the files that process ``pid`` sees, in a thread that ends there. Raises OSError."""
-    theirs = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+def _open(path: Path, flags: int, root: int | None) -> int:
+    """``root`` None: the path is this host's own. Else it is a container's to choose, whose root is this user of the
+    host. Raises OSError."""
+    stay = 0 if root is None else os.O_NOFOLLOW
+    try:
+        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | stay)
+        try:
+            if root and flags & os.O_CREAT and os.fstat(folder).st_uid != root:
+                raise OSError(f"{path.parent} does not belong to the container's root")
+            descriptor = os.open(path.name, flags | os.O_NONBLOCK | os.O_CLOEXEC | stay, 0o644, dir_fd=folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        if stay and error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise OSError(f"{path} is reached by a symbolic link") from error
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        problem = "is no plain file"
+    elif root and not flags & os.O_CREAT and status.st_uid != root:
+        problem = "does not belong to the container's root"
+    else:
+        return descriptor
+    os.close(descriptor)
+    raise OSError(f"{path} {problem}")
+
+
+def _inside(pid: int, pidfd: int | None, action: Callable[[int], None]) -> None:
+    """Run ``action`` among the files that process ``pid`` sees, in a thread that ends there; it is told who the root of
+    the process is outside. ``pidfd``: of the process that is meant, if that is known. Raises OSError."""
+    process = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        theirs = os.open("ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
+        try:
+            root = _root_of(process)
+            if pidfd is not None and netns.has_ended(pidfd):  # the number may be somebody else's by now
+                raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+            _among(theirs, lambda: action(root))
+        finally:
+            os.close(theirs)
+    finally:
+        os.close(process)
+
+
+def _root_of(process: int) -> int:
+    """As which user of this host the process's user namespace sees its root (user_namespaces(7))."""
+    with open(os.open("uid_map", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)) as file:
+        for line in file:
+            inside, outside, _ = map(int, line.split())
+            if inside == 0:
+                return outside
+    raise OSError("its user namespace has no root")
+
+
+def _among(theirs: int, action: Callable[[], None]) -> None:
+    """Run ``action`` in the mount namespace ``theirs``. Raises OSError."""
     ours = _files_of_this_host()
     trouble: list[BaseException] = []
 
@@ -175,12 +233,9 @@ def _inside(pid: int, action: Callable[[], None]) -> None:
         except BaseException as error:
             trouble.append(error)
 
-    try:
-        thread = threading.Thread(target=run, name="hosts")
-        thread.start()
-        thread.join()
-    finally:
-        os.close(theirs)
+    thread = threading.Thread(target=run, name="hosts")
+    thread.start()
+    thread.join()
     if trouble:
         raise trouble[0]
 

@@ -108,6 +108,22 @@ def test_the_address_works_with_a_strict_reverse_path_filter(lab: Lab, container
         host.run(["sysctl", "-q", "-w", "net.ipv4.conf.all.rp_filter=0"], check=True)
 
 
+def test_only_the_server_is_reached_at_its_address(lab: Lab, containers: list[Attached]) -> None:
+    """Above all where answers of any service find back: a strict reverse-path filter makes us add a rule for them."""
+    host, (container, _) = lab.hosts[1], containers[1]
+    host.run(["ip", "rule", "add", "from", SERVER, "lookup", "99"], check=True)
+    host.run(["ip", "route", "add", "default", "dev", "weave", "table", "99"], check=True)
+    try:
+        for port, is_reached in ((53, True), (6783, False), (22, False)):
+            started = time.monotonic()
+            tried = container.run(["timeout", "2", "bash", "-c", f"</dev/tcp/{SERVER}/{port}"])
+            assert (tried.returncode == 0) is is_reached, (port, tried.stderr)
+            assert is_reached or time.monotonic() - started > 1, "somebody refused it"
+    finally:
+        host.run(["ip", "route", "flush", "table", "99"], check=True)
+        host.run(["ip", "rule", "del", "from", SERVER, "lookup", "99"], check=True)
+
+
 def test_no_other_host_answers_in_its_place(lab: Lab, containers: list[Attached]) -> None:
     """ARP for the address does not cross the overlay, in either direction."""
     host, (container, _) = lab.hosts[0], containers[0]

@@ -39,7 +39,11 @@ class FakeNft(Nft):
 
 @pytest.mark.parametrize(
     ("lacks", "told"),
-    [("bridge", "lost addresses are not blocked"), ("ip6", ""), ("inet", "VXLAN is accepted from anybody")],
+    [
+        ("bridge", "lost addresses are not blocked"),
+        ("ip6", ""),
+        ("inet", "VXLAN is accepted from anybody, containers may reach services of this host"),
+    ],
 )
 def test_a_family_that_the_kernel_lacks_takes_no_other_with_it(lacks: str, told: str) -> None:
     async def scenario() -> None:

@@ -25,7 +25,7 @@ FORWARDING_TABLES = frozenset(("filter", "firewalld"))
 """Of others; when they change, what drops traffic of containers is looked for anew."""
 PROTECTIONS = {
     "bridge": "lost addresses are not blocked",
-    "inet": "VXLAN is accepted from anybody",
+    "inet": "VXLAN is accepted from anybody, containers may reach services of this host",
     "ip": "IPv4 of exposed subnets is not masqueraded",
     "ip6": "IPv6 of exposed subnets is not masqueraded",
 }

@@ -7,7 +7,8 @@ empty: a standing hook costs on every packet.
   ND advertisement of the target). ``ifname . address`` sets work without NFT_BRIDGE_META. nft 1.0.6 gives the raw ND
   target another type than an IPv6 set, hence a rule per address there.
 - ``inet``: VXLAN is accepted from known peers and dropped from anybody else. Out of the WireGuard device nothing else
-  comes in, and nothing is forwarded from or to it: members get no way around a host's own filters.
+  comes in, and nothing is forwarded from or to it: members get no way around a host's own filters. At the address of
+  the DNS server containers reach that one only, not what else of this host listens on every address.
 """
 
 from __future__ import annotations
@@ -136,6 +137,7 @@ def inet_table(hosts: Iterable[str], tunnels: Iterable[str] = (), *, has_conntra
         _rule("inet", "input", port, match(field("ip", "saddr"), "@peers4"), ACCEPT),
         _rule("inet", "input", port, match(field("ip6", "saddr"), "@peers6"), ACCEPT),
         _rule("inet", "input", port, DROP),
+        _rule("inet", "input", *_no_query(), DROP),
         *(_untracked("prerouting", "daddr", "dport") + _untracked("output", "saddr", "sport") if has_conntrack else []),
     ]
 
@@ -150,6 +152,17 @@ def _tunnel_rules(tunnels: list[str], port: Command) -> list[Command]:
         _chain("inet", "forward", "forward", -10),
         _rule("inet", "forward", device, DROP),
         _rule("inet", "forward", match({"meta": {"key": "oifname"}}, WIREGUARD_DEVICE), DROP),
+    ]
+
+
+def _no_query() -> list[Command]:
+    """What containers send to the address of the DNS server that is meant for something else. ICMP may be about an
+    answer on its way; TCP and UDP have their ports at the same place."""
+    return [
+        match(IFNAME, BRIDGE),
+        match(field("ip", "daddr"), DNS_ADDRESS),
+        match(field("ip", "protocol"), "icmp", "!="),
+        match(field("th", "dport"), DNS_PORT, "!="),
     ]
 
 

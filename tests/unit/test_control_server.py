@@ -443,6 +443,34 @@ def test_status_port_is_read_only(tmp_path: Path) -> None:
         assert not fake.daemon.stopped
 
 
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (b"Host: 127.0.0.1:6782", 200),
+        (b"Host: LOCALHOST", 200),
+        (b"Host: localhost:6782", 200),
+        (b"Host: [::1]:6782", 200),
+        (b"Host: [::1]", 200),
+        (b"X: y", 200),
+        (b"Host: rebound.example:6782", 403),
+        (b"hOST: rebound.example", 403),
+        (b"Host: localhost.example", 403),
+        (b"Host: localhost:6782:x", 403),
+        (b"Host: rebound.example\r\nHost: 127.0.0.1", 403),
+    ],
+)
+def test_a_web_page_whose_name_means_this_host_reads_nothing(tmp_path: Path, header: bytes, status: int) -> None:
+    port = free_port()
+    with running(tmp_path, f"127.0.0.1:{port}"), socket.create_connection(("127.0.0.1", port), 10) as sock:
+        version = b"1.0" if header == b"X: y" else b"1.1"
+        sock.sendall(b"GET /report HTTP/%s\r\n%s\r\nConnection: close\r\n\r\n" % (version, header))
+        answer = b""
+        while chunk := sock.recv(65536):
+            answer += chunk
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert (b"Router" in answer) is (status == 200)
+
+
 def test_a_daemon_that_does_not_serve_still_has_a_verdict_and_metrics(tmp_path: Path) -> None:
     port = free_port()
     with running(tmp_path, f"127.0.0.1:{port}") as fake:

@@ -27,12 +27,14 @@ class Malformed(Exception):
 
 
 class Parsed(NamedTuple):
-    """``target`` as sent, with its query. ``keep_alive``: another request may follow."""
+    """``target`` as sent, with its query. ``keep_alive``: another request may follow. ``host``: the Host header, of
+    several the first; empty when there is none."""
 
     method: str
     target: str
     body: bytes
     keep_alive: bool
+    host: str = ""
 
 
 class RequestParser:
@@ -46,7 +48,7 @@ class RequestParser:
         self._has_moved = False
         self._unfinished = 0
         self._head_bytes = 0
-        self._target = b""
+        self._target = self._host = b""
         self._body: list[bytes] = []
         self._body_bytes = 0
 
@@ -76,7 +78,7 @@ class RequestParser:
     def on_message_begin(self) -> None:
         self._is_open = True
         self._unfinished = self._head_bytes = self._body_bytes = 0
-        self._target = b""
+        self._target = self._host = b""
         self._body.clear()
 
     def on_url(self, url: bytes) -> None:
@@ -85,6 +87,8 @@ class RequestParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count_head(len(name) + len(value))
+        if not self._host and name.lower() == b"host":
+            self._host = value
 
     def on_headers_complete(self) -> None:
         self._move_on()
@@ -108,6 +112,7 @@ class RequestParser:
                 self._target.decode("ascii", "replace"),
                 b"".join(self._body),
                 parser.should_keep_alive(),
+                self._host.decode("ascii", "replace"),
             )
         )
 

@@ -8,7 +8,9 @@ Commands of the node are answered by a callback out of its reply, without a task
 and hand-overs are most of what an allocation costs beside its fsync.
 
 Unix sockets are mode 0600 and the kernel's word on the client's uid (SO_PEERCRED) is checked as well, since a socket's
-mode does not protect against one that was opened before. Does not know a single verb: see ``handlers.py``.
+mode does not protect against one that was opened before. The read-only server on a loopback address answers only who
+asks for an address or ``localhost``: a web page may have its own name mean 127.0.0.1 once a browser has loaded it (DNS
+rebinding), and would then read as its own what is served here. Does not know a single verb: see ``handlers.py``.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http
+import ipaddress
 import logging
 import os
 import socket
@@ -56,9 +59,11 @@ _REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 class Listener:
     """One listening address with its connections and bounds."""
 
-    def __init__(self, api: Api, *, root_only: bool) -> None:
+    def __init__(self, api: Api, *, root_only: bool, is_loopback: bool = False) -> None:
+        """``is_loopback``: a TCP port that only this host reaches."""
         self.api = api
         self.root_only = root_only
+        self.is_loopback = is_loopback
         self.connections: set[Connection] = set()
         self.waiters: set[Connection] = set()
         """Those with a request in flight that may wait for space for ever."""
@@ -179,6 +184,11 @@ class Connection(asyncio.Protocol):
             with contextlib.suppress(ValueError):  # "//[" is not the beginning of any address, nor of any path here
                 parts = urlsplit(path)
                 path, query = parts.path, dict(parse_qsl(parts.query))
+        if self._listener.is_loopback and not _is_local(parsed.host):
+            expected = "expected to be asked for as an address or localhost"
+            step = "use 127.0.0.1 in the URL, or launch with another --status-addr to be reached by name"
+            self._refuse(Failure(Code.INVALID, expected, parsed.host[:200], step), status=403)
+            return
         request = Request(parsed.method, path, parsed.body, query)
         self._in_flight = parsed
         self.deadline = _NO_DEADLINE  # the daemon may take as long as it needs: waiting for space has no limit
@@ -273,6 +283,18 @@ def _is_permitted(sock: socket.socket) -> bool:
     return uid in (0, os.geteuid())
 
 
+def _is_local(host: str) -> bool:
+    """Whether a Host header names this host as no web page can. Without one it is no browser that asks."""
+    name = host.rpartition(":")[0] if host[host.rfind("]") + 1 :].count(":") == 1 else host
+    if name.lower() in ("", "localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
 def unix_socket(path: str) -> socket.socket:
     """A bound socket of mode 0600 at ``path``, replacing a stale one. Raises WeaveError when a live server has it, or
     something else is there."""
@@ -341,7 +363,9 @@ class ControlServer:
                 f"status is not served on {self._status_address}: {getattr(error, 'strerror', None) or error}; "
                 "next: free the port or launch with another --status-addr",
             )
-        await self._listen(sock, Listener(Api(self._daemon, PUBLIC_ROUTES), root_only=False))
+        is_loopback = ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback
+        listener = Listener(Api(self._daemon, PUBLIC_ROUTES), root_only=False, is_loopback=is_loopback)
+        await self._listen(sock, listener)
         return ()
 
     async def _listen(self, sock: socket.socket, listener: Listener) -> None:

@@ -9,8 +9,14 @@ import pytest
 from mesh_network import RING_SIZE, Host, Network, peer_id
 
 from weavenet.core.events import Received
-from weavenet.core.limits import INCARNATION_MAX, PAGE_BYTES_MAX, RECORD_ABSENT_EXPIRY_S, RECORD_BYTES_MAX
-from weavenet.core.mesh import pacing
+from weavenet.core.limits import (
+    INCARNATION_MAX,
+    PAGE_BYTES_MAX,
+    RECORD_ABSENT_EXPIRY_S,
+    RECORD_BYTES_MAX,
+    RECORD_HELD_BYTES,
+)
+from weavenet.core.mesh import pacing, records
 from weavenet.core.messages import encode
 from weavenet.core.messages.gossip import OriginDelta, Push, Record, RingDelta
 from weavenet.core.messages.unicast import Routed, SpaceDenied
@@ -264,6 +270,41 @@ def test_records_too_big_or_too_many_are_refused_loudly() -> None:
     publish(one, b"k", bytes(RECORD_BYTES_MAX + 1))
     assert one.mesh.records_of(one.peer, KIND) == []
     assert any("not published" in note for note in one.notes)
+
+
+def test_what_is_held_of_all_others_together_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has a link can speak in the name of as many origins as there may be."""
+    monkeypatch.setattr(records, "RECORDS_BYTES_MAX", 4 * (100 + RECORD_HELD_BYTES))
+    held = records.Records(peer_id(0), 1, lambda peer: False)
+
+    def delta(origin: int, *sequences: int, incarnation: int = 1, dropped: tuple[int, ...] = ()) -> OriginDelta:
+        base, top = min(sequences) - 1, max(sequences)
+        of_it = tuple(Record(sequence, 99, bytes(100)) for sequence in sequences if sequence not in dropped)
+        return OriginDelta(
+            peer_id(origin), incarnation, base, top, of_it, tuple(s for s in dropped if s <= base), None, 0
+        )
+
+    def is_refused(wanted: OriginDelta) -> bool:
+        try:
+            held.apply(1.0, wanted)
+        except records.RecordRefused as refusal:
+            assert "bytes of all peers" in str(refusal)
+            return True
+        finally:
+            held.check()
+        return False
+
+    assert not is_refused(delta(1, 1, 2)) and not is_refused(delta(2, 1, 2))
+    assert is_refused(delta(3, 1)) and is_refused(delta(1, 3))
+    held.put(99, b"own", bytes(100))
+    assert not is_refused(delta(1, 1, 2, incarnation=2)), "a new start takes the place of the one before"
+    assert not is_refused(delta(1, 3, dropped=(1, 3), incarnation=2)), "what is withdrawn makes room"
+    assert not is_refused(delta(3, 1)) and is_refused(delta(3, 2))
+    held.discard(peer_id(2))
+    held.set_reachable(1.0, peer_id(1), False)
+    assert len(held.expire(1.0 + RECORD_ABSENT_EXPIRY_S)) == 2
+    held.check()
+    assert not is_refused(delta(4, 1, 2, 3, 4)) and is_refused(delta(4, 5))
 
 
 def test_a_change_by_itself_does_not_wait_on_any_hop(monkeypatch: pytest.MonkeyPatch) -> None:

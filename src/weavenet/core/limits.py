@@ -65,6 +65,12 @@ RECORD_BYTES_MAX = 2048
 RECORDS_RESERVED = 256
 """Sequence numbers of own records that one row on disk allows for."""
 RECORDS_PER_ORIGIN_MAX = 16_384
+RECORDS_BYTES_MAX = 256 * 1024 * 1024
+"""Of all others' records together, with what holding each takes: 600 records of each of 1000 peers. Records beyond it
+are refused and reported. The two bounds before it alone would let one peer, or anybody where there is no password, make
+us hold 140 GB in the name of origins that do not exist."""
+RECORD_HELD_BYTES = 280
+"""What one record takes beside its body: objects, and their places in dictionaries."""
 RECORD_ABSENT_EXPIRY_S = 24 * 3600.0
 RECORD_AGE_MAX_S = 1 << 32
 """How long an origin can have been absent, as others say: 136 years. A receiver adds to it, and the sum must still be

@@ -32,6 +32,8 @@ from weavenet.core.limits import (
     RECORD_ABSENT_EXPIRY_S,
     RECORD_AGE_MAX_S,
     RECORD_BYTES_MAX,
+    RECORD_HELD_BYTES,
+    RECORDS_BYTES_MAX,
     RECORDS_PER_ORIGIN_MAX,
     RECORDS_RESERVED,
 )
@@ -67,14 +69,18 @@ class Origin(msgspec.Struct):
     steps: deque[tuple[int, int, tuple[int, ...]]] = msgspec.field(default_factory=deque)
     dropped_count: int = 0
     absent_since: float | None = None
+    held_bytes: int = 0
 
     def add(self, record: Record) -> None:
         self.live[record.sequence] = record
+        self.held_bytes += _held_bytes(record)
         if record.kind not in _UNINDEXED:
             self.by_kind.setdefault(record.kind, {})[record.sequence] = record.body
 
     def remove(self, sequence: int) -> Record | None:
         record = self.live.pop(sequence, None)
+        if record is not None:
+            self.held_bytes -= _held_bytes(record)
         if record is not None and record.kind not in _UNINDEXED:
             kind = self.by_kind[record.kind]
             del kind[sequence]
@@ -87,6 +93,13 @@ class Origin(msgspec.Struct):
         if kind in _UNINDEXED:
             return [record.body for record in self.live.values() if record.kind == kind]
         return list(self.by_kind.get(kind, {}).values())
+
+    def clear(self) -> None:
+        """Forget all records, and what was deleted."""
+        self.live.clear()
+        self.by_kind.clear()
+        self.held_bytes = 0
+        self.forget_steps()
 
     def forget_steps(self) -> None:
         self.steps.clear()
@@ -113,6 +126,10 @@ class Applied(msgspec.Struct, frozen=True):
 
 
 _EQUAL = Applied(equal=True)
+
+
+def _held_bytes(record: Record) -> int:
+    return len(record.body) + RECORD_HELD_BYTES
 
 
 def bucket_of(origin: PeerId) -> int:
@@ -149,6 +166,7 @@ class Records:
         self._keys: dict[tuple[int, bytes], int] = {}
         self._buckets = [0] * DIGEST_BUCKETS
         self._root: bytes | None = None
+        self._others_bytes = 0
         self._last = last
         self._last_top = last_top
         self._reserve = reserve
@@ -267,15 +285,14 @@ class Records:
             return Applied(behind=True)
         self._admit(held, delta, () if is_fresh else living, top)
         removed: list[Record] = []
+        self._others_bytes -= 0 if held is None else held.held_bytes
         seen_at = now - min(delta.age_s, RECORD_AGE_MAX_S)
         if held is None:
             held = Origin(delta.origin, delta.incarnation, absent_since=seen_at)
             self.origins[delta.origin] = held
         elif is_fresh:
             removed.extend(held.live.values())
-            held.live.clear()
-            held.by_kind.clear()
-            held.forget_steps()
+            held.clear()
             self._set_mark(held, delta.incarnation, 0)
         if held.absent_since is not None:
             held.absent_since = max(held.absent_since, seen_at)
@@ -283,6 +300,7 @@ class Records:
         added = tuple(record for record in delta.records if record.sequence > top)
         for record in added:
             held.add(record)
+        self._others_bytes += held.held_bytes
         if delta.base == held.top and delta.live is None:
             held.add_step(held.top, delta.top, delta.dropped)
         else:
@@ -321,6 +339,12 @@ class Records:
         kept = 0 if held is None or top == 0 else (len(living) if delta.live is not None else len(held.live))
         if kept - len(delta.dropped) + len(delta.records) > RECORDS_PER_ORIGIN_MAX:
             raise RecordRefused(f"{delta.origin.hex()} publishes more than {RECORDS_PER_ORIGIN_MAX} records")
+        new_bytes = sum([_held_bytes(record) for record in delta.records if record.sequence > top])
+        replaced_bytes = held.held_bytes if held is not None and top == 0 else 0
+        if new_bytes and self._others_bytes - replaced_bytes + new_bytes > RECORDS_BYTES_MAX:
+            raise RecordRefused(
+                f"records of {delta.origin.hex()}: {RECORDS_BYTES_MAX} bytes of all peers are held already"
+            )
 
     def _delete(self, held: Origin, delta: OriginDelta, living: tuple[int, ...]) -> Iterator[Record]:
         gone = list(delta.dropped)
@@ -428,6 +452,7 @@ class Records:
         ]
         for held in gone:
             self._set_mark(held, held.incarnation, 0)
+            self._others_bytes -= held.held_bytes
             del self.origins[held.peer]
         return gone
 
@@ -436,12 +461,17 @@ class Records:
         held = self.origins.pop(peer, None)
         if held is not None:
             self._set_mark(held, held.incarnation, 0)
+            self._others_bytes -= held.held_bytes
         return held
 
     def check(self) -> None:
         """Raises InvariantBroken."""
         buckets = [0] * DIGEST_BUCKETS
+        if self._others_bytes != sum(held.held_bytes for peer, held in self.origins.items() if peer != self.own):
+            raise InvariantBroken("bytes of others' records differ from their sum")
         for peer, held in self.origins.items():
+            if held.held_bytes != sum(map(_held_bytes, held.live.values())):
+                raise InvariantBroken(f"bytes of {peer.hex()} differ from those of its records")
             sequences = list(held.live)
             if sequences != sorted(set(sequences)) or (sequences and not 0 < sequences[0] <= sequences[-1] <= held.top):
                 raise InvariantBroken(f"records of {peer.hex()} are not ascending within 1 … {held.top}")

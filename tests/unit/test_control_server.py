@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from fake_daemon import RunningDaemon, running
+from fake_daemon import RunningDaemon, node_report, running
 from weavenet.control import server
 from weavenet.control.service import AttachSpec
 from weavenet.core.commands import Addresses, Allocate, Connect, Done, RemovePeers
@@ -441,6 +442,20 @@ def test_status_port_is_read_only(tmp_path: Path) -> None:
         assert tcp(port, "POST", "/v1/allocate")[0] == 404
         assert tcp(port, "POST", "/v1/rmpeer")[0] == 404
         assert not fake.daemon.stopped
+
+
+def test_what_others_chose_commands_no_terminal(fake: RunningDaemon) -> None:
+    """The command line prints what it finds in answers: progress, refusals, templates of `weave report -f`."""
+    odd = "h2\n\x1b[2J\x9b31m\u202e"
+    peer = msgspec.structs.replace(node_report().peers[0], nickname=odd)
+    fake.daemon.report = node_report(peers=(peer,))
+    fake.daemon.answers = {RemovePeers: Failure(Code.NOT_FOUND, odd, odd, odd), Connect: Done(odd)}
+    report = json.loads(request(fake.socket_path, "GET", "/v1/report")[1])
+    assert report["Router"]["Peers"][0]["NickName"] == "h2\ufffd\ufffd[2J\ufffd31m\ufffd"
+    failure = json.loads(request(fake.socket_path, "POST", "/v1/rmpeer", b'{"names":["h2"]}')[1])
+    assert all(failure[key].isprintable() for key in ("expected", "found", "next_step"))
+    done = json.loads(request(fake.socket_path, "POST", "/v1/connect", b'{"targets":["h2"]}')[1])
+    assert done["text"].replace("\n", "").isprintable()
 
 
 @pytest.mark.parametrize(

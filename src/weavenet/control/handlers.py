@@ -174,7 +174,7 @@ _Route = Callable[["Api", Request], Awaitable[Answer]]
 
 def failed(failure: Failure) -> Response:
     """The HTTP form of a refusal."""
-    return Response(_STATUS[failure.code], _encode(failure))
+    return Response(_STATUS[failure.code], _encode(status_text.harmless(failure)))
 
 
 def _response(answer: Answer) -> Response:
@@ -182,6 +182,10 @@ def _response(answer: Answer) -> Response:
         return answer
     if isinstance(answer, Failure):
         return failed(answer)
+    if isinstance(answer, Explanation):
+        answer = status_text.harmless(answer)
+    elif isinstance(answer, TextAnswer):  # several lines, where several things were done
+        answer = TextAnswer("\n".join(map(status_text.plain, answer.text.split("\n"))))
     return Response(200, _encode(answer))
 
 
@@ -271,7 +275,7 @@ async def _report(api: Api, _: Request) -> Answer:
     report = await _node_report(api)
     if isinstance(report, Failure):
         return report
-    document = report_json.document(report, api.daemon.identity)
+    document = report_json.document(status_text.harmless(report), api.daemon.identity)
     return Response(200, msgspec.json.format(_encode(document), indent=4) + b"\n")
 
 

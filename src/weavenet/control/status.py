@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -19,6 +20,7 @@ from weavenet.core.limits import PROTOCOL_MAX, PROTOCOL_MIN
 from weavenet.core.report import ConnectionReport, DnsReport, IpamReport, NodeReport, RangeReport, TargetReport
 from weavenet.core.words import duration, titled
 
+_S = TypeVar("_S", bound=msgspec.Struct)
 LABEL_COLUMNS = 15
 ADDRESSES_SHOWN = 5
 REMOVED_SHOWN = 5
@@ -29,7 +31,7 @@ _PENDING = {"handshake": "pending"}
 
 def render(report: NodeReport, identity: Identity, section: str = "", *, now: float | None = None) -> str:
     """Text of the summary (``section`` empty) or of one of :data:`SECTIONS`. ``now`` is Unix time, for the uptime."""
-    report = _harmless(report)
+    report = harmless(report)
     if section:
         return _RENDERERS[section](report)
     return _summary(report, identity, time.time() if now is None else now)
@@ -47,16 +49,21 @@ def _uptime(identity: Identity, now: float) -> str:
     return duration(max(0.0, now - identity.started_at))
 
 
-def _harmless(report: NodeReport) -> NodeReport:
+def harmless(answer: _S) -> _S:
     """The same without control characters: nicknames, versions and the sentences of refusals are chosen by others, who
-    must neither make up lines of this report nor command the terminal that shows it."""
-    return msgspec.convert(_plain(msgspec.to_builtins(report)), NodeReport)
+    must neither make up lines of an answer nor command the terminal that shows it."""
+    return msgspec.convert(_plain(msgspec.to_builtins(answer)), type(answer))
+
+
+def plain(text: str) -> str:
+    """One line without control characters."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _plain(value: object) -> object:
     match value:
         case str():
-            return value if value.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in value)
+            return plain(value)
         case dict():
             return {key: _plain(item) for key, item in value.items()}
         case list() | tuple():

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from host_pair import Host, Pair, eventually, run, run_async, until
 
+from weavenet.core.effects import Endpoint
 from weavenet.core.errors import WeaveError
 from weavenet.core.limits import SLEEVE_DEVICE
-from weavenet.core.types import PeerId, plane_mac
+from weavenet.core.types import PeerId, bridge_mac, mac_text, plane_mac
 from weavenet.host import netns
 from weavenet.host.bridge import port_name
 from weavenet.host.links import LinkCache
@@ -226,6 +227,28 @@ def test_restart_of_the_daemon_loses_no_ping() -> None:
             out = await flood
             assert "250 packets transmitted, 250 received, 0% packet loss" in out
             assert a.peers == peers
+
+    drive(scenario)
+
+
+def test_a_peer_cannot_take_the_place_of_this_host_or_of_its_dns_server() -> None:
+    """Announcing the bridge's MAC, or the address that every host has for itself, as a container's."""
+    server = "169.254.53.53"
+
+    async def scenario() -> None:
+        async with Pair() as (a, b):
+            left, _ = await connected(a, b)
+            run(a.namespace, "ip", "address", "add", f"{server}/32", "dev", "weave")
+            run(a.namespace, "ip", "route", "add", "10.32.0.0/12", "dev", "weave")
+            run(left, "ip", "route", "add", server, "dev", "ethwe")
+            own = mac_text(bridge_mac(a.peer))
+            evil = bytes([2, 6, 6, 6, 6, 6])
+            await a.apply(b.as_peer(Endpoint(bridge_mac(a.peer), ()), Endpoint(evil, (f"{server}/32",))))
+            found = [line for line in run(a.namespace, "bridge", "fdb").splitlines() if line.startswith(own)]
+            assert found and not [line for line in found if "vxlan" in line]
+            assert await pings(left, server)
+            assert own in run(left, "ip", "neighbour", "show", server)
+            assert len(a.plane.warnings()) == 2
 
     drive(scenario)
 

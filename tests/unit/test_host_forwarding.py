@@ -107,6 +107,20 @@ def test_unusable_peers_and_macs_are_left_out_with_a_complaint() -> None:
     assert len(complaints) == 2
 
 
+def test_what_every_host_has_for_itself_is_nobody_elses() -> None:
+    """Whoever announced it would be sent what containers ask their own host, the DNS server above all."""
+    here = bytes([2, 1, 1, 1, 1, 1])
+    special = ("169.254.53.53/32", "fe80::1%eth0/64", "127.0.0.1/8", "224.0.0.251/32", "0.0.0.0/0", "::/0")
+    endpoints = [Endpoint(here, ("10.32.0.9/12",)), Endpoint(bytes(6), ("10.32.0.9/12",)), Endpoint(WEB.mac, special)]
+    victim = peer(2, "192.0.2.2")
+    endpoints.append(Endpoint(victim.mac, ("10.32.0.9/12",)))
+    entries, complaints = wanted([peer(1, "192.0.2.1", *endpoints), victim], here={here})
+    assert {entry.mac for entry in entries if entry.kind is Kind.PIN} == {WEB.mac}
+    assert not [entry for entry in entries if entry.kind is Kind.NEIGHBOUR]
+    assert Entry(Kind.DEVICE, 4, victim.mac, "192.0.2.2") in entries
+    assert len(complaints) == 3 + len(special)
+
+
 def test_difference_applied_in_order_reaches_the_target_and_never_drops_what_stays() -> None:
     rng = random.Random(7)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -59,11 +59,20 @@ def canonical(address: str) -> str:
     return f"{ipaddress.ip_address(host)}{percent}{link}"
 
 
+def _is_of_a_container(address: str) -> bool:
+    """Others must not have an answer given in the name of what every host has for itself, such as its DNS server."""
+    found = ipaddress.ip_address(address)
+    return not (found.is_link_local or found.is_loopback or found.is_multicast or found.is_unspecified)
+
+
 def wanted(
-    peers: Iterable[PlanePeer], tunnels: Mapping[PeerId, str] = NO_TUNNELS
+    peers: Iterable[PlanePeer],
+    tunnels: Mapping[PeerId, str] = NO_TUNNELS,
+    here: Collection[bytes] = frozenset(),
 ) -> tuple[frozenset[Entry], tuple[str, ...]]:
     """Entries that ``peers`` need, and sentences about what was left out. ``tunnels``: where VXLAN goes for peers that
-    are reached through one; a peer that is to be and is not among them is not on VXLAN.
+    are reached through one; a peer that is to be and is not among them is not on VXLAN. ``here``: MACs of this host,
+    which are nobody else's whatever he announces: what containers send to this host would go to him.
 
     When two peers claim one MAC or one address, the lower PeerId has it, so that every host decides alike.
     """
@@ -71,7 +80,10 @@ def wanted(
     complaints: list[str] = []
     macs: dict[bytes, PeerId] = {}
     addresses: dict[str, bytes] = {}
-    for peer in sorted(peers, key=lambda peer: peer.peer):
+    peers = sorted(peers, key=lambda peer: peer.peer)
+    for peer in peers:
+        macs.setdefault(peer.mac, peer.peer)  # derived from its id, so before what anybody announces
+    for peer in peers:
         try:
             family, host = family_of(peer.host), canonical(peer.host)
         except ValueError:
@@ -87,7 +99,8 @@ def wanted(
         if use is not VxlanUse.CLOSED and macs.setdefault(peer.mac, peer.peer) == peer.peer:
             entries.add(Entry(Kind.DEVICE, family, peer.mac, host))
         for endpoint in peer.endpoints:
-            if endpoint.mac[0] & 1 or macs.setdefault(endpoint.mac, peer.peer) != peer.peer:
+            is_unicast = not endpoint.mac[0] & 1 and any(endpoint.mac)
+            if not is_unicast or endpoint.mac in here or macs.setdefault(endpoint.mac, peer.peer) != peer.peer:
                 complaints.append(
                     f"MAC {endpoint.mac.hex(':')} announced by {peer.peer.hex()} is taken or no unicast MAC"
                 )
@@ -97,7 +110,9 @@ def wanted(
             entries.add(Entry(Kind.PIN, family if carries else TAP, endpoint.mac, ""))
             for text in endpoint.addresses[:ENDPOINT_ADDRESSES_MAX]:
                 address = canonical(text.partition("/")[0])
-                if addresses.setdefault(address, endpoint.mac) == endpoint.mac:
+                if not _is_of_a_container(address):
+                    complaints.append(f"address {address} announced by {peer.peer.hex()} is none of a container")
+                elif addresses.setdefault(address, endpoint.mac) == endpoint.mac:
                     entries.add(Entry(Kind.NEIGHBOUR, 0, endpoint.mac, address))
     return frozenset(entries), tuple(complaints)
 

@@ -340,7 +340,9 @@ class VxlanPlane:
             return
         await self._ensure_devices()
         tunnels = self._tunnel.destinations(self._peers) if self._tunnel is not None else NO_TUNNELS
-        target, self._complaints = wanted(self._peers, tunnels)
+        index = self._bridge_index
+        here = {link.mac for link in self._kernel.links.all() if index in (link.index, link.master)}
+        target, self._complaints = wanted(self._peers, tunnels, here)
         self._hosts = {entry.mac: entry.family for entry in target if entry.kind is Kind.DEVICE}
         puts, removes = difference(self._present, (e for e in target if not e.family or e.family in self._devices))
         if any(map(_is_ipv6_neighbour, puts)) and not ipv6.is_on(self._kernel.namespace, BRIDGE):

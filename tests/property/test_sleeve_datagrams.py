@@ -309,6 +309,9 @@ def test_a_relay_forwards_unopened_and_counts_hops() -> None:
     assert c.sessions.by_peer[A].path.learned is None, "a relay's address is not the peer's"
     relay.open(datagrams, name_of("203.0.113.9"))
     assert relay.udp.take() == [], "only peers are relayed for"
+    endless = [data[:HOPS_AT] + b"\xff" + data[HEADER_BYTES:] for data in datagrams]
+    relay.open(endless, HOME)
+    assert relay.udp.take() == [], "nor longer than anything honest has to travel"
     for _ in range(20):
         relay.open(forwarded, HOME)
         forwarded = relay.udp.take() or forwarded

@@ -297,16 +297,20 @@ class Inbound:
 
     def _relay(self, destination: bytes, number: int) -> int:
         """Forward what follows for one other peer in the batch, unopened; only for peers, so that nobody is hit with
-        what a stranger sends. Returns how many datagrams that were."""
+        what a stranger sends, and over no more hops than anything honest has left, since that byte is not sealed.
+        Returns how many datagrams that were."""
         session = self._sessions.by_short.get(destination)
         headers, arrival = self._headers, self._arrival
-        if session is None or self._source not in self._sessions.names or headers[number * _H + HOPS_AT] == 0:
+        hops = headers[number * _H + HOPS_AT]
+        if session is None or self._source not in self._sessions.names or not 0 < hops <= HOPS_START:
             self.counts.unknown += 1
             return 1
         stop = number
         while stop < min(arrival.count, number + SEND_DATAGRAMS_MAX):
             at = stop * _H
-            if headers[at + _DESTINATION_AT : at + PREFIX_BYTES].tobytes() != destination or headers[at + HOPS_AT] == 0:
+            if headers[at + _DESTINATION_AT : at + PREFIX_BYTES].tobytes() != destination:
+                break
+            if not 0 < headers[at + HOPS_AT] <= HOPS_START:
                 break
             if stop == arrival.count - 1 and arrival.last_bytes <= _H:
                 break

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -348,6 +349,37 @@ def test_stop_ends_a_daemon_whose_socket_is_gone(unheard_daemon: subprocess.Pope
     assert run(["stop"]) == 0
     assert unheard_daemon.wait(10) == -signal.SIGTERM
     assert capfd.readouterr().err == ""
+
+
+@pytest.fixture
+def hung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whoever connects is let in and hears nothing."""
+    path = str(tmp_path / "hung.sock")
+    monkeypatch.setenv("WEAVE_HTTP_ADDR", path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(16)
+        yield
+
+
+def test_a_daemon_that_hangs_is_named_with_the_way_out(
+    unheard_daemon: subprocess.Popen[str], hung: None, capfd: CapFd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weavenet.cli.client.ask.__kwdefaults__", {"timeout_s": 0.05})
+    assert main(["stop"]) == 2
+    assert f"kill -9 {unheard_daemon.pid}; weave launch" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [["consense"], ["rmpeer", "h3"], ["attach", "netns:x"], ["expose"]])
+def test_a_daemon_that_hangs_holds_nobody_up_beyond_the_timeout(
+    verb: list[str], nobody: None, hung: None, capfd: CapFd
+) -> None:
+    began = time.monotonic()
+    assert main([*verb, "--timeout", "300ms"]) == 2
+    assert time.monotonic() - began < 10
+    said = capfd.readouterr().err
+    assert "not done within 0.3 s: the daemon does not answer; next: " in said
+    assert "missing" not in said
 
 
 def test_stop_leaves_a_process_alone_that_only_has_the_pid_of_an_earlier_daemon(

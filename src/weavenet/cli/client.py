@@ -12,6 +12,7 @@ import time
 from weavenet.cli.outcome import ERROR, LIMIT, Ended
 
 CONTROL_SOCKET = "/run/weave/control.sock"
+LOG_PATH = "/var/log/weave.log"
 UNIT_PATH = "/etc/systemd/system/weave.service"
 """There after `weave install-unit`."""
 ANSWER_TIMEOUT_S = 15.0
@@ -43,6 +44,24 @@ class NotRunning(Ended):
         return (
             f"a daemon is running (pid {pid}), but nobody answers at {socket_path()}: it has just begun or is about to "
             "end, or the socket was removed; next: try again, and if that does not help, `weave stop`, `weave launch` "
+            "(containers keep their network)"
+        )
+
+
+class Unanswered(Ended):
+    """A daemon is there and says nothing."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(LIMIT, f"no answer from the daemon within {seconds:.0f} s; next: see its log, {LOG_PATH}")
+
+    def told(self) -> str:
+        from weavenet.cli.unheard import running_pid
+
+        pid = running_pid()
+        if pid is None:
+            return self.sentence
+        return (
+            f"{self.sentence}, and try again; if that does not help: kill -9 {pid}; weave launch "
             "(containers keep their network)"
         )
 
@@ -103,7 +122,7 @@ class Call:
             raise Ended(
                 ERROR,
                 "the daemon ended before it answered: it was stopped, or failed; next: `weave status`, and its log, "
-                "/var/log/weave.log",
+                f"{LOG_PATH}",
             )
         return Reply(int(words[1]), body)
 
@@ -125,7 +144,7 @@ def _connect() -> socket.socket:
         raise NotRunning from None
     except BlockingIOError:
         sock.close()
-        raise _unanswered(ANSWER_TIMEOUT_S) from None
+        raise Unanswered(ANSWER_TIMEOUT_S) from None
     except PermissionError:
         sock.close()
         raise Ended(ERROR, f"only root may use {path}; next: sudo weave …") from None
@@ -143,12 +162,8 @@ def ask(method: str, path: str, body: object = None, *, timeout_s: float | None 
     finally:
         call.close()
     if reply is None:
-        raise _unanswered(timeout_s or 0.0)
+        raise Unanswered(timeout_s or 0.0)
     return checked(reply)
-
-
-def _unanswered(seconds: float) -> Ended:
-    return Ended(LIMIT, f"no answer from the daemon within {seconds:.0f} s; next: see its log, /var/log/weave.log")
 
 
 def checked(reply: Reply) -> Reply:

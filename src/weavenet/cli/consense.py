@@ -6,7 +6,7 @@ import click
 
 from weavenet.cli.client import Call
 from weavenet.cli.printing import as_json, output_option, timeout_option
-from weavenet.cli.waiting import Report, TimedOut, ipam_of, wait_for
+from weavenet.cli.waiting import SILENCE_STEP, Report, TimedOut, ipam_of, wait_for
 
 
 @click.command(name="consense")
@@ -28,7 +28,7 @@ def consense(timeout: float | None, output: str | None) -> None:
         )
     except TimedOut as ended:
         if output:
-            as_json({"result": "waiting", "elector": False, "detail": describe(ended.report)})
+            as_json({"result": "waiting", "elector": False, "detail": ended.waited_for})
         raise
     text = str(reply.json().get("text", ""))
     if output:
@@ -55,6 +55,8 @@ def describe(report: Report) -> str:
 
 def _next_step(report: Report) -> str:
     """What the daemon advises stands before this."""
+    if not report:
+        return SILENCE_STEP
     if "next:" in describe(report):
         return "`weave consense` again; `weave status ipam` shows the state"
     return "launch or reach the missing peers, then `weave consense` again; `weave status ipam` shows the state"

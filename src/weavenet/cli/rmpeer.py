@@ -61,7 +61,7 @@ def rmpeer(
         )
     except TimedOut as ended:
         if output:
-            as_json({"result": _state(ended.report), "detail": describe(ended.report)})
+            as_json({"result": _state(ended.report), "detail": ended.waited_for})
         raise
     except Ended as ended:
         # The other verbs say 4 for what is not there; here a script wants to know whether a peer could be removed.

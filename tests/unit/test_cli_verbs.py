@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -488,12 +489,40 @@ def weave(*arguments: bytes | str, stdout: int | None = subprocess.PIPE) -> subp
     return subprocess.run([*command, *arguments], stdout=stdout, stderr=subprocess.PIPE, check=False, timeout=60)
 
 
-@pytest.mark.parametrize("verb", ["help", "version", "password"])
-def test_output_that_cannot_be_written_is_one_sentence(verb: str) -> None:
+# The help of launch is longer than a buffer.
+@pytest.mark.parametrize("verb", [["help"], ["version"], ["password"], ["launch", "--help"]])
+def test_output_that_cannot_be_written_is_one_sentence(verb: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
-        done = weave(verb, stdout=full.fileno())
+        done = weave(*verb, stdout=full.fileno())
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1 and b"No space left" in done.stderr
+
+
+@pytest.mark.parametrize("verb", [["help"], ["--help"], ["password"], ["launch", "--help"]])
+def test_a_reader_that_went_away_is_no_error(verb: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = weave(*verb, stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("verb", ["dns-lookup absent", "frobnicate", "ps --frobnicate"])
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-"])
+def test_words_that_cannot_be_written_change_neither_status_nor_output(verb: str, where: str) -> None:
+    command = [sys.executable, "-I", "-S", str(Path(program.source) / "weavenet/program.py"), "weavenet.cli.quick"]
+    line = f"WEAVE_HTTP_ADDR=/nowhere.sock {' '.join(map(shlex.quote, command))} {verb} {where}"
+    done = subprocess.run(["sh", "-c", line], stdout=subprocess.PIPE, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
+def test_an_attach_is_not_given_up_because_its_words_go_nowhere(fake: RunningDaemon) -> None:
+    fake.daemon.note = "no DNS server runs here"
+    command = [sys.executable, "-I", "-S", str(Path(program.source) / "weavenet/program.py"), "weavenet.cli.quick"]
+    for where in ("2>/dev/full", "2>&-"):
+        line = f"{' '.join(map(shlex.quote, command))} attach netns:web {where}"
+        done = subprocess.run(["sh", "-c", line], stdout=subprocess.PIPE, check=False, timeout=60)
+        assert (done.returncode, done.stdout) == (0, b"10.32.0.1 10.33.0.1\n")
 
 
 def test_without_a_standard_output_nothing_is_written_elsewhere() -> None:
@@ -507,6 +536,10 @@ def test_an_argument_that_is_no_text_is_refused() -> None:
     done = weave("attach", b"netns:\xff")
     assert done.returncode == 1
     assert b"UTF-8; found: netns:\\xff" in done.stderr
+
+
+def test_help_of_what_is_not_there_is_an_error() -> None:
+    assert weave("help", "lab", "frobnicate").returncode == 1
 
 
 @pytest.mark.parametrize("words", [["attach"], ["lab"], ["lab", "up"]])

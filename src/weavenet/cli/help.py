@@ -18,7 +18,7 @@ def _deeper(context: click.Context, parameter: click.Parameter, incomplete: str)
 
 @click.command(name="help")
 @click.argument("verb", nargs=-1, shell_complete=_deeper)
-def help_(verb: tuple[str, ...]) -> None:
+def help_(verb: tuple[str, ...]) -> object:
     """Show the verbs, or the help of one.
 
     \b
@@ -27,4 +27,4 @@ def help_(verb: tuple[str, ...]) -> None:
     """
     from weavenet.cli.main import cli
 
-    cli.main([*verb, "--help"], prog_name="weave", standalone_mode=False)
+    return cli.main([*verb, "--help"], prog_name="weave", standalone_mode=False)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
+import io
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from weavenet.cli.outcome import ERROR, OK, Ended, spoken
+from weavenet.cli.outcome import ERROR, OK, Ended, spoken, tell
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -49,8 +52,25 @@ _WHOLE = {"lab": "weavenet.lab.cli:group", "sim": "weavenet.sim.cli:sim_command"
 """What these verbs pass their arguments on to; a shell that completes them needs to see it."""
 
 
+@contextlib.contextmanager
+def _unread() -> Iterator[None]:
+    """A reader that went away (``weave ps | head -1``) is no error; click would exit with 1."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise Ended(OK) from None
+
+
 class Verbs(click.Group):
     """A group whose commands are loaded on demand; its own help needs none of them."""
+
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        with _unread():
+            return super().make_context(*arguments, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _unread():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -107,21 +127,25 @@ def run(arguments: list[str]) -> int:
         status = cli.main(arguments or ["help"], prog_name="weave", standalone_mode=False)
     except Ended as ended:
         if sentence := ended.told():
-            print(spoken(sentence), file=sys.stderr)
+            tell(spoken(sentence))
         return ended.status
     except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
+        _show(error)
         return ERROR
     except click.ClickException as error:
         # click would exit with 2, which here means that a limit was reached.
-        error.show()
+        _show(error)
         return ERROR
     except (click.Abort, KeyboardInterrupt):
-        print("weave: interrupted", file=sys.stderr)
+        tell("weave: interrupted")
         return 130
-    except BrokenPipeError:
-        return OK
     return status if isinstance(status, int) else OK
+
+
+def _show(error: click.ClickException) -> None:
+    text = io.StringIO()
+    error.show(text)
+    tell(text.getvalue().rstrip("\n"))
 
 
 def main() -> None:

@@ -1,7 +1,10 @@
 """How a verb ends: exit statuses, and the one exception that carries a sentence for the person.
 
-Imports nothing, so that the quick path can use it.
+Imports nothing that takes time, so that the quick path can use it.
 """
+
+import os
+import sys
 
 OK = 0
 ERROR = 1
@@ -45,3 +48,13 @@ def sentence_of(failure: dict[str, object]) -> str:
 def spoken(sentence: str) -> str:
     """A sentence as it goes to stderr, with our name before it once."""
     return sentence if sentence.startswith("weave ") else f"weave: {sentence}"
+
+
+def tell(text: str) -> None:
+    """A line on stderr. What is done, and the exit status, do not depend on whether it can be written: the log that it
+    goes to may be on the disk that is full."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        # The interpreter would try to write it once more when it ends, and change the exit status.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

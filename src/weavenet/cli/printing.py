@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from weavenet.cli.outcome import tell
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)")
 _ELAPSED = re.compile(r"(?:\d+(?:\.\d+)? ?(?:ms|s|m|h|d)\b ?)+")
@@ -50,7 +52,7 @@ def as_json(value: object) -> None:
 
 def note(text: str) -> None:
     """A sentence on stderr."""
-    print(f"weave: {text}", file=sys.stderr, flush=True)
+    tell(f"weave: {text}")
 
 
 class Progress:

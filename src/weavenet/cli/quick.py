@@ -4,12 +4,14 @@
 without options is answered here; with options it takes the ordinary way and prints the same.
 """
 
+import errno
 import os
 import sys
 
-from weavenet.cli.outcome import ERROR, OK, Ended, spoken
+from weavenet.cli.outcome import ERROR, OK, Ended, spoken, tell
 
 _LOST = "expected to write the output; found: {}; next: see `weave status`: what was to be changed may be done"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 PARTS = ("targets", "connections", "peers", "dns", "ipam")
 
 
@@ -22,11 +24,14 @@ def main(arguments: list[str]) -> int:
                 _refuse_bytes(argument)
         status = _run(arguments)
     except Ended as ended:
-        print(spoken(ended.told()), file=sys.stderr)
+        tell(spoken(ended.told()))
         status = ended.status
     except OSError as error:
+        # Of what is longer than its buffer nothing may be left to write, so that only the error tells of it.
         if not _is_output_lost():
-            raise error
+            if error.errno not in _NO_ROOM or error.filename is not None:
+                raise
+            tell(spoken(_LOST.format(error.strerror)))
         return ERROR
     return ERROR if _is_output_lost() else status
 
@@ -40,12 +45,15 @@ def _run(arguments: list[str]) -> int:
 
 
 def _open_what_is_closed() -> None:
-    """A socket or file must not become standard output by taking its number."""
+    """A socket or file must not become standard output by taking its number; and what is meant for a standard error
+    that is closed must not go to standard output, as `print` sees to it."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - as long as the process
 
 
 def _refuse_bytes(argument: str) -> None:
@@ -67,7 +75,7 @@ def _is_output_lost() -> bool:
         _discard_output()
     except OSError as error:
         _discard_output()
-        print(spoken(_LOST.format(error.strerror)), file=sys.stderr)
+        tell(spoken(_LOST.format(error.strerror)))
         return True
     return False
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import struct
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +112,40 @@ def test_only_the_time_that_passes_is_no_progress(fake: RunningDaemon, capfd: Ca
     assert capfd.readouterr().err == "weave: h3 (last seen 9s ago)\nweave: h4, since 2 s\n"
 
 
+def test_progress_on_a_terminal_takes_back_all_rows_it_took() -> None:
+    """A line that is wider than the terminal goes on in the next row, which ``\\r`` does not leave."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 20, 0, 0))
+    with os.fdopen(theirs, "w") as terminal, pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sys.stderr", terminal)
+        progress = Progress()
+        progress.show("x" * 50)  # with "weave: " three rows of 20
+        progress.show("y" * 13)  # one row, and the cursor is still in it
+        progress.show("z")
+        progress.end()
+        text = os.read(ours, 4096).decode()
+    os.close(ours)
+    rows, one = "\r\x1b[2A\x1b[J", "\r\x1b[J"
+    assert text == f"{one}weave: {'x' * 50}{rows}weave: {'y' * 13}{one}weave: z{one}"
+
+
+def test_what_others_chose_commands_no_terminal(fake: RunningDaemon, capfd: CapFd) -> None:
+    nickname = "\x1b[2J\nh2"
+    reporting(fake, owners=(OwnerReport(PEERS[1], NAMES[1], nickname, 524288, 50.0, False, 75.0),))
+    assert run(["status", "ipam", "--unreachable"]) == 0
+    fake.daemon.answers[RemovePeers] = Failure(Code.CONFLICT, f"expected {nickname}", f"found {nickname}", "look")
+    assert run(["rmpeer", "h2"]) == 1
+    fake.daemon.answers[RemovePeers] = Done("\x1b[2J is removed\nh3 is removed")
+    assert run(["rmpeer", "h2"]) == 0
+    waiting(fake, removals=("\x1b[2J is not there",))
+    assert run(["rmpeer", "--timeout", "300ms", "h2"]) == 2
+    captured = capfd.readouterr()
+    assert "\x1b" not in captured.out + captured.err
+    assert f"{NAMES[1]}(\ufffd[2J\ufffdh2)" in captured.out
+    assert captured.out.endswith("\n\ufffd[2J is removed\nh3 is removed\n")
+    assert "weave: expected \ufffd[2J\ufffdh2\n  found: found \ufffd[2J\ufffdh2\n" in captured.err
+
+
 def test_an_answer_that_is_there_at_once_counts_without_any_time_to_wait(fake: RunningDaemon, capfd: CapFd) -> None:
     fake.daemon.answers[RemovePeers] = Failure(Code.CONFLICT, "expected a peer that is gone", "h3 is reachable", "look")
     assert run(["rmpeer", "--timeout", "0", "h3"]) == 1
@@ -190,6 +228,20 @@ def test_threshold(threshold: str, status: int, fake: RunningDaemon, capfd: CapF
     captured = capfd.readouterr()
     assert NAMES[1] in captured.out
     assert ("weave rmpeer h2" in captured.err) == (status == 2)
+
+
+@pytest.mark.parametrize("nickname", ["h 2", "$(reboot)", "--force", "h2;ls", ""])
+def test_what_a_shell_would_not_take_as_a_name_is_advised_by_its_id(
+    nickname: str, fake: RunningDaemon, capfd: CapFd
+) -> None:
+    reporting(fake, owners=(OwnerReport(PEERS[1], NAMES[1], nickname, 524288, 50.0, False, 75.0),))
+    peers = tuple(
+        msgspec.structs.replace(each, nickname=nickname) if each.peer == PEERS[1] else each
+        for each in fake.daemon.report.peers
+    )
+    fake.daemon.report = msgspec.structs.replace(fake.daemon.report, peers=peers)
+    assert run(["status", "ipam", "--unreachable", "--threshold", "10%"]) == 2
+    assert capfd.readouterr().err.endswith(f"weave rmpeer {PEERS[1]}\n")
 
 
 def test_absence_as_json(fake: RunningDaemon, capfd: CapFd) -> None:

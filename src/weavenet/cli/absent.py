@@ -5,6 +5,7 @@ Made for an alert: the exit status is 2 at or above the threshold.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from typing import Any
@@ -14,7 +15,11 @@ import click
 from weavenet.cli.client import ask
 from weavenet.cli.outcome import ABSENT, LIMIT, Ended
 from weavenet.cli.printing import as_json
+from weavenet.core.plain import plain
 from weavenet.core.words import duration, titled
+
+_WORD = re.compile(r"\w[\w.-]*")
+"""What a shell takes as it stands, and `rmpeer` as no option."""
 
 
 class Percent(click.ParamType[float]):
@@ -59,7 +64,9 @@ def show(older_than_s: float, threshold: float | None, output: str | None) -> No
         return
     nicknames = Counter(peer["NickName"] for peer in _peers(report))
     names = " ".join(
-        row["Nickname"] if nicknames[row["Nickname"]] == 1 else row["UID"] for row in rows if row["Ranges"]
+        row["Nickname"] if nicknames[row["Nickname"]] == 1 and _WORD.fullmatch(row["Nickname"]) else row["UID"]
+        for row in rows
+        if row["Ranges"]
     )
     step = f"bring them back, or if they are gone for good: weave rmpeer {names}"
     raise Ended(LIMIT, f"{text}, the threshold is {threshold:g}%; next: {step}")
@@ -115,5 +122,5 @@ def _line(row: dict[str, Any]) -> str:
     if len(row["Ranges"]) > 1:
         shares = [f"{each['Size']:>8} IPs ({each['Percent']:04.1f}% of {each['Range']})" for each in row["Ranges"]]
     share = ", ".join(shares)
-    name = titled(row["Peer"], row["Nickname"]) or "-"
+    name = plain(titled(row["Peer"], row["Nickname"])) or "-"
     return f"{name:<37} {share} absent since {since} ({duration(row['UnreachableSeconds'])}) {row['UID']}"

@@ -10,6 +10,7 @@ from weavenet.cli import offers
 from weavenet.cli.client import ask
 from weavenet.cli.outcome import ERROR, LIMIT, OK
 from weavenet.cli.printing import as_json, output_option
+from weavenet.core.plain import plain
 
 _STATUS = {"yes": OK, "no": ERROR, "unknown": LIMIT}
 
@@ -36,7 +37,7 @@ def explain(output: str | None, source: str, target: str) -> int:
         as_json(found)
     else:
         for line in lines(found):
-            click.echo(line)
+            click.echo(plain(line))
     return _STATUS[str(found["verdict"])]
 
 

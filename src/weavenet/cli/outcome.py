@@ -6,6 +6,8 @@ Imports nothing that takes time, so that the quick path can use it.
 import os
 import sys
 
+from weavenet.core.plain import plain, plain_lines
+
 OK = 0
 ERROR = 1
 LIMIT = 2
@@ -42,7 +44,7 @@ def sentence_of(failure: dict[str, object]) -> str:
     lines += [
         f"  {label}: {failure[key]}" for key, label in (("found", "found"), ("next_step", "next")) if failure.get(key)
     ]
-    return "\n".join(lines)
+    return "\n".join(map(plain, lines))
 
 
 def spoken(sentence: str) -> str:
@@ -54,7 +56,7 @@ def tell(text: str) -> None:
     """A line on stderr. What is done, and the exit status, do not depend on whether it can be written: the log that it
     goes to may be on the disk that is full."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(plain_lines(text), file=sys.stderr, flush=True)
     except OSError:
         # The interpreter would try to write it once more when it ends, and change the exit status.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from weavenet.cli.outcome import tell
+from weavenet.core.plain import plain
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)")
@@ -56,25 +58,34 @@ def note(text: str) -> None:
 
 
 class Progress:
-    """One changing line on stderr: rewritten in place on a terminal, else printed when more than the time in it
+    """One changing text on stderr: rewritten in place on a terminal, else printed when more than the time in it
     changes."""
 
     def __init__(self) -> None:
         self._shown = ""
         self._terminal = sys.stderr.isatty()
+        self._rows_above = 0
+        """How many rows of the terminal the text takes beside the one where the cursor is."""
 
     def show(self, text: str) -> None:
         if text == self._shown:
             return
         if self._terminal:
-            sys.stderr.write(f"\r\x1b[Kweave: {text}")
+            line = plain(f"weave: {text}")
+            sys.stderr.write(self._erased() + line)
             sys.stderr.flush()
+            self._rows_above = (len(line) - 1) // max(1, os.get_terminal_size(sys.stderr.fileno()).columns)
         elif _ELAPSED.sub("", text) != _ELAPSED.sub("", self._shown):
             note(text)
         self._shown = text
 
     def end(self) -> None:
         if self._terminal and self._shown:
-            sys.stderr.write("\r\x1b[K")
+            sys.stderr.write(self._erased())
             sys.stderr.flush()
         self._shown = ""
+        self._rows_above = 0
+
+    def _erased(self) -> str:
+        """From the beginning of the text to the end of the screen: ECMA-48 CR, CUU, ED."""
+        return "\r" + (f"\x1b[{self._rows_above}A" if self._rows_above else "") + "\x1b[J"

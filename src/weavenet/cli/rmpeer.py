@@ -9,6 +9,7 @@ from weavenet.cli.outcome import ABSENT, ERROR, Ended
 from weavenet.cli.printing import Duration, as_json, output_option, timeout_option
 from weavenet.cli.values import refuse
 from weavenet.cli.waiting import Report, TimedOut, ipam_of, wait_for
+from weavenet.core.plain import plain_lines
 
 SILENT_S = 1.0
 
@@ -71,7 +72,7 @@ def rmpeer(
         is_pending = no_wait and text.startswith("pending")
         as_json({"result": "pending" if is_pending else "done", "detail": text})
     else:
-        click.echo(text)
+        click.echo(plain_lines(text))
 
 
 def _check(all_unreachable: bool, older_than: float | None, peers: tuple[str, ...]) -> None:

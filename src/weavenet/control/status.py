@@ -17,6 +17,7 @@ from weavenet.control.report import reachable_others, warnings_of
 from weavenet.control.service import Identity
 from weavenet.core.errors import Failure
 from weavenet.core.limits import PROTOCOL_MAX, PROTOCOL_MIN
+from weavenet.core.plain import plain
 from weavenet.core.report import ConnectionReport, DnsReport, IpamReport, NodeReport, RangeReport, TargetReport
 from weavenet.core.words import duration, titled
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import struct
 import termios
 from collections.abc import Iterator
@@ -114,6 +115,7 @@ def test_only_the_time_that_passes_is_no_progress(fake: RunningDaemon, capfd: Ca
 
 def test_progress_on_a_terminal_takes_back_all_rows_it_took() -> None:
     """A line that is wider than the terminal goes on in the next row, which ``\\r`` does not leave."""
+    rows, one = "\r\x1b[2A\x1b[J", "\r\x1b[J"
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 20, 0, 0))
     with os.fdopen(theirs, "w") as terminal, pytest.MonkeyPatch.context() as patched:
@@ -123,9 +125,10 @@ def test_progress_on_a_terminal_takes_back_all_rows_it_took() -> None:
         progress.show("y" * 13)  # one row, and the cursor is still in it
         progress.show("z")
         progress.end()
-        text = os.read(ours, 4096).decode()
+        text = ""
+        while not text.endswith(f"z{one}") and select.select([ours], [], [], 10)[0]:
+            text += os.read(ours, 4096).decode()
     os.close(ours)
-    rows, one = "\r\x1b[2A\x1b[J", "\r\x1b[J"
     assert text == f"{one}weave: {'x' * 50}{rows}weave: {'y' * 13}{one}weave: z{one}"
 
 
@@ -217,6 +220,14 @@ def test_what_the_absent_hold_of_two_ranges(fake: RunningDaemon, capfd: CapFd) -
     assert [each["Size"] for each in document["Ranges"]] == [524288, 1 << 39]
 
 
+def test_absent_peers_with_long_names_are_in_line(fake: RunningDaemon, capfd: CapFd) -> None:
+    long = OwnerReport(PEERS[1], NAMES[1], "a-nickname-longer-than-the-column", 524288, 50.0, False, 75.0)
+    reporting(fake, owners=(long, OwnerReport(PEERS[2], NAMES[2], "h3", 1, 0.1, False, 80.0)))
+    assert run(["status", "ipam", "--unreachable"]) == 0
+    lines = capfd.readouterr().out.splitlines()[:2]
+    assert len({line.index(" IPs (") for line in lines}) == 1
+
+
 def test_absence_counts_from_the_age_asked_for(fake: RunningDaemon, capfd: CapFd) -> None:
     assert run(["status", "ipam", "--unreachable", "--older-than", "1h", "--threshold", "1%"]) == 0
     assert capfd.readouterr().out.splitlines()[1] == "1 absent peer, 0 addresses, 0.0% of the range"
@@ -260,6 +271,7 @@ def test_absence_as_json(fake: RunningDaemon, capfd: CapFd) -> None:
         ["ipam", "--older-than", "1h"],
         ["ipam", "--unreachable", "--threshold", "0%"],
         ["ipam", "--unreachable", "--threshold", "much"],
+        ["ipam", "--unreachable", "--older-than", "9" * 400],
     ],
 )
 def test_wrong_questions_are_refused(arguments: list[str], fake: RunningDaemon, capfd: CapFd) -> None:

@@ -11,7 +11,7 @@ import pytest
 from fake_daemon import NAMES, FakeDaemon, ipam_report, node_report, range_report
 from weavenet.control import report as report_json
 from weavenet.control.status import SECTIONS, render
-from weavenet.core.report import IpamReport, OwnerReport
+from weavenet.core.report import IpamReport, NameReport, OwnerReport
 from weavenet.core.words import duration
 
 IDENTITY = FakeDaemon().identity
@@ -153,6 +153,34 @@ def test_connections_show_plane_reason_and_security() -> None:
     assert established.startswith("-> 192.0.2.2:6783        established fastdp 0a:00:00:00:00:02(h2) password line 1")
     assert "(VXLAN answers)" in established
     assert refused == "-> 192.0.2.3:6783        refused     other cluster"
+
+
+def columns_of(text: str, *words: str) -> set[int]:
+    """Where in its line the first of ``words`` that is there begins."""
+    return {next(line.index(word) for word in words if word in line) for line in text.splitlines()}
+
+
+def test_long_names_and_addresses_leave_the_columns_in_line() -> None:
+    report, long = node_report(), "[2001:db8:1111:2222:3333:4444:5555:6666]:6783"
+    first = msgspec.structs.replace(report.connections[0], address=long)
+    connections = render(node_report(connections=(first, report.connections[1])), IDENTITY, "connections")
+    assert len(columns_of(connections, "established", "refused")) == 1
+    neighbour = (NAMES[1], "h2", long, True)
+    peer = msgspec.structs.replace(report.peers[0], neighbours=(neighbour, report.peers[0].neighbours[0]))
+    peers = render(node_report(peers=(peer,)), IDENTITY, "peers").splitlines()[1:]
+    assert len(columns_of("\n".join(peers), NAMES[1])) == 1
+    owners = (
+        OwnerReport("22" * 16, NAMES[1], "a-nickname-longer-than-the-column", 524288, 50.0, False, 75.0),
+        OwnerReport("11" * 16, NAMES[0], "h1", 524288, 50.0, True, None),
+    )
+    ipam = render(node_report(ipam=ipam_report(owners=owners)), IDENTITY, "ipam").partition("\n\n")[0]
+    assert len(columns_of(ipam, " IPs (")) == 1
+    entries = tuple(
+        NameReport(f"{name}.weave.local.", address, "web", "11" * 16, NAMES[0], "h1")
+        for name, address in (("a-name-longer-than-12", "10.32.0.1"), ("web", "fd00:77:1111:2222:3333:4444:5555:6666"))
+    )
+    dns = msgspec.structs.replace(report.dns, domain="weave.local.", entries=entries)
+    assert len(columns_of(render(node_report(dns=dns), IDENTITY, "dns"), NAMES[0])) == 1
 
 
 def test_peers_neither_make_up_lines_nor_command_the_terminal() -> None:

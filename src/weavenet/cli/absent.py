@@ -51,8 +51,10 @@ def show(older_than_s: float, threshold: float | None, output: str | None) -> No
         document = {"Peers": rows, **(totals[0] if totals else {}), "Ranges": totals, "Threshold": threshold}
         as_json({**document, "Reached": threshold is not None and share >= threshold})
     else:
-        for row in rows:
-            click.echo(_line(row))
+        names = [plain(titled(row["Peer"], row["Nickname"])) or "-" for row in rows]
+        width = max((37, *map(len, names)))
+        for name, row in zip(names, rows, strict=True):
+            click.echo(f"{name:<{width}} {_absence(row)}")
     sizes = [
         f"{total['Size']} addresses, {total['Percent']:.1f}% of {total['Range'] if len(totals) > 1 else 'the range'}"
         for total in totals
@@ -63,12 +65,12 @@ def show(older_than_s: float, threshold: float | None, output: str | None) -> No
             click.echo(text)
         return
     nicknames = Counter(peer["NickName"] for peer in _peers(report))
-    names = " ".join(
+    advised = " ".join(
         row["Nickname"] if nicknames[row["Nickname"]] == 1 and _WORD.fullmatch(row["Nickname"]) else row["UID"]
         for row in rows
         if row["Ranges"]
     )
-    step = f"bring them back, or if they are gone for good: weave rmpeer {names}"
+    step = f"bring them back, or if they are gone for good: weave rmpeer {advised}"
     raise Ended(LIMIT, f"{text}, the threshold is {threshold:g}%; next: {step}")
 
 
@@ -116,11 +118,10 @@ def _peers(report: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _line(row: dict[str, Any]) -> str:
+def _absence(row: dict[str, Any]) -> str:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["UnreachableSince"]))
     shares = [f"{row['Size']:>8} IPs ({row['Percent']:04.1f}% of total)"]
     if len(row["Ranges"]) > 1:
         shares = [f"{each['Size']:>8} IPs ({each['Percent']:04.1f}% of {each['Range']})" for each in row["Ranges"]]
     share = ", ".join(shares)
-    name = plain(titled(row["Peer"], row["Nickname"])) or "-"
-    return f"{name:<37} {share} absent since {since} ({duration(row['UnreachableSeconds'])}) {row['UID']}"
+    return f"{share} absent since {since} ({duration(row['UnreachableSeconds'])}) {row['UID']}"

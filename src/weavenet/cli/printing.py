@@ -15,7 +15,7 @@ from weavenet.cli.outcome import tell
 from weavenet.core.plain import plain
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)")
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d|)")
 _ELAPSED = re.compile(r"(?:\d+(?:\.\d+)? ?(?:ms|s|m|h|d)\b ?)+")
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 

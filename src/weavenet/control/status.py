@@ -201,12 +201,18 @@ def _target_row(target: TargetReport) -> tuple[str, ...]:
 
 
 def _connections(report: NodeReport) -> str:
-    return "".join(_connection_line(connection) for connection in report.connections)
+    width = _width(21, (connection.address for connection in report.connections))
+    return "".join(_connection_line(connection, width) for connection in report.connections)
 
 
-def _connection_line(connection: ConnectionReport) -> str:
+def _width(least: int, texts: Iterable[str]) -> int:
+    """Of a column that has the original's width until something in it is longer: an IPv6 address, a name."""
+    return max((least, *map(len, texts)))
+
+
+def _connection_line(connection: ConnectionReport, width: int) -> str:
     arrow = "->" if connection.outbound else "<-"
-    start = f"{arrow} {connection.address:<21} {connection.state:<11} "
+    start = f"{arrow} {connection.address:<{width}} {connection.state:<11} "
     if connection.state != "established":
         path = ""
         if connection.plane not in ("", "no data path"):
@@ -233,6 +239,7 @@ def _figure(label: str, value: float | None, unit: str) -> str:
 
 def _peers(report: NodeReport) -> str:
     lines = []
+    width = _width(21, (address for peer in report.peers for _, _, address, _ in peer.neighbours))
     for peer in report.peers:
         notes = [
             f"ephemeral, TTL {duration(peer.ttl_s)}" if peer.ttl_s else "" if peer.elector else "not an elector",
@@ -242,7 +249,7 @@ def _peers(report: NodeReport) -> str:
         note = _joined(notes)
         lines.append(f"{titled(peer.name, peer.nickname)}{f'  [{note}]' if note else ''}\n")
         for name, nickname, address, outbound in peer.neighbours:
-            lines.append(f"   {'->' if outbound else '<-'} {address:<21} {titled(name, nickname)}\n")
+            lines.append(f"   {'->' if outbound else '<-'} {address:<{width}} {titled(name, nickname)}\n")
     return "".join(lines)
 
 
@@ -283,10 +290,12 @@ def _ipam(report: NodeReport) -> str:
 
 def _dns(report: NodeReport) -> str:
     """The original's columns: name, address, container, origin."""
+    names = [entry.name.removesuffix("." + report.dns.domain) for entry in report.dns.entries]
+    of_name, of_address = _width(12, names), _width(15, (entry.address for entry in report.dns.entries))
     return "".join(
-        f"{entry.name.removesuffix('.' + report.dns.domain):<12} {entry.address:<15} {entry.owner[:12]:<12} "
+        f"{name:<{of_name}} {entry.address:<{of_address}} {entry.owner[:12]:<12} "
         f"{titled(entry.origin_name, entry.origin_nickname) or entry.origin[:12]}\n"
-        for entry in report.dns.entries
+        for name, entry in zip(names, report.dns.entries, strict=True)
     )
 
 
@@ -318,15 +327,17 @@ def _removal_rows(ipam: IpamReport) -> list[tuple[str, str]]:
 def _owner_lines(report: RangeReport, whole: str) -> list[str]:
     """This peer first. ``whole``: what the shares are of, else the range itself."""
     lines = []
-    width = max((len(str(owner.addresses)) for owner in report.owners), default=0)
-    for owner in sorted(report.owners, key=lambda owner: (not owner.is_self, owner.name)):
-        share = f"{owner.addresses:>{max(8, width)}} IPs ({owner.percent:04.1f}% of {whole or report.range})"
+    owners = sorted(report.owners, key=lambda owner: (not owner.is_self, owner.name))
+    names = [titled(owner.name, owner.nickname) or owner.peer[:12] for owner in owners]
+    of_name, of_size = _width(37, names), _width(8, (str(owner.addresses) for owner in owners))
+    for name, owner in zip(names, owners, strict=True):
+        share = f"{owner.addresses:>{of_size}} IPs ({owner.percent:04.1f}% of {whole or report.range})"
         note = ""
         if owner.is_self:
             note = f" ({report.active} active)"
         elif owner.unreachable_s is not None:
             note = f" - unreachable! (for {duration(owner.unreachable_s)})"
-        lines.append(f"{titled(owner.name, owner.nickname) or owner.peer[:12]:<37} {share}{note}\n")
+        lines.append(f"{name:<{of_name}} {share}{note}\n")
     return lines
 
 

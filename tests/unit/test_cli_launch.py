@@ -308,12 +308,17 @@ def test_resume_excludes_peers(composed: Compose) -> None:
         ("mtu = \nport = 3", ["TOML", "line 1"]),
         ('peers = "h1"', ["a list of strings"]),
         ('[[expose]]\naddress = "x"', ["line 1, expose"]),
+        ("peers = " + "[" * 10_000, ["TOML", "brackets"]),
     ],
 )
 def test_wrong_files_are_refused_with_the_line(composed: Compose, conf: str, words: list[str]) -> None:
     sentence = refusal(composed, conf=conf)
     assert "weave.conf" in sentence
     assert all(word in sentence for word in words), sentence
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(composed: Compose) -> None:
+    assert composed(conf="\ufeffmtu = 1400\n").settings.mtu == 1400
 
 
 def test_wrong_variables_are_refused_by_name(composed: Compose) -> None:

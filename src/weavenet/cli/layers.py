@@ -189,17 +189,19 @@ def _conf_layer(path: str) -> tuple[Layer, tuple[Given, ...]]:
         return {}, ()
     except OSError as error:
         # Closed to others as it should be when it holds a password: then it is the user who is wrong, not the mode.
-        step = "correct the file's mode" if os.geteuid() == 0 else "run it as root: sudo weave launch …"
+        step = "correct the file's mode" if os.geteuid() == 0 else "run it as root: sudo weave …"
         refuse(f"expected to read {path}", error.strerror or str(error), step)
     import tomllib  # few hosts have the file
 
     if len(data) > CONF_BYTES_MAX:
         refuse(f"{path}: expected at most {CONF_BYTES_MAX} bytes", str(len(data)))
     try:
-        text = data.decode()
+        text = data.decode("utf-8-sig")  # some editors begin every file with a byte order mark
         content = tomllib.loads(text)
     except ValueError as error:  # bad TOML (its message has line and column) or not UTF-8
         refuse(f"{path}: expected TOML", str(error), "correct the file")
+    except RecursionError:
+        refuse(f"{path}: expected TOML", "brackets in brackets without end", "correct the file")
     layer: Layer = {}
     peers: tuple[Given, ...] = ()
     for key, value in content.items():

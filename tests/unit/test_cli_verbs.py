@@ -192,6 +192,12 @@ def test_attach_refuses_what_is_no_container(container: str, fake: RunningDaemon
     assert not fake.daemon.attached
 
 
+def test_attach_refuses_a_name_that_is_not_to_be_registered(fake: RunningDaemon, capfd: CapFd) -> None:
+    assert run(["attach", "--without-dns", "-h", "web", "netns:a"]) == 1
+    assert "expected one of --without-dns and -h" in capfd.readouterr().err
+    assert fake.daemon.attached == []
+
+
 def test_attach_of_an_absent_container_exits_with_4(fake: RunningDaemon, capfd: CapFd) -> None:
     assert run(["attach", "netns:absent"]) == 4
     assert "ip netns list" in capfd.readouterr().err
@@ -321,7 +327,7 @@ def test_stop_asks_and_waits_for_the_end(fake: RunningDaemon, capfd: CapFd) -> N
 
 def test_stop_of_nothing_is_no_error(nobody: None, capfd: CapFd) -> None:
     assert run(["stop"]) == 0
-    assert "not running" in capfd.readouterr().err
+    assert capfd.readouterr().err == "weave is not running\n"
 
 
 @pytest.fixture
@@ -523,6 +529,13 @@ def test_an_attach_is_not_given_up_because_its_words_go_nowhere(fake: RunningDae
         line = f"{' '.join(map(shlex.quote, command))} attach netns:web {where}"
         done = subprocess.run(["sh", "-c", line], stdout=subprocess.PIPE, check=False, timeout=60)
         assert (done.returncode, done.stdout) == (0, b"10.32.0.1 10.33.0.1\n")
+
+
+def test_what_the_locale_cannot_write_ends_no_command(capfd: CapFd, monkeypatch: pytest.MonkeyPatch) -> None:
+    with os.fdopen(os.dup(1), "w", encoding="latin-1") as output:
+        monkeypatch.setattr("sys.stdout", output)
+        assert main(["help"]) == 0
+    assert "VERB \\u2026" in capfd.readouterr().out
 
 
 def test_without_a_standard_output_nothing_is_written_elsewhere() -> None:

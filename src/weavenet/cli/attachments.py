@@ -10,7 +10,7 @@ from weavenet.cli import offers
 from weavenet.cli.client import Call, ask
 from weavenet.cli.outcome import ABSENT, Ended
 from weavenet.cli.printing import as_json, note, output_option, timeout_option
-from weavenet.cli.values import addresses_and_container
+from weavenet.cli.values import addresses_and_container, refuse
 from weavenet.cli.waiting import Report, ipam_of, wait_for
 
 SILENT_S = 2.0
@@ -49,6 +49,8 @@ def attach(
               weave attach 10.32.5.5/12 net:10.40.0.0/16 netns:db
     """
     addresses, container = addresses_and_container(arguments)
+    if without_dns and hostname:
+        refuse("expected one of --without-dns and -h", "both", "leave one out")
     body = {
         "container": container,
         "addresses": list(addresses),

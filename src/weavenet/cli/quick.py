@@ -5,6 +5,7 @@ without options is answered here; with options it takes the ordinary way and pri
 """
 
 import errno
+import io
 import os
 import sys
 
@@ -18,6 +19,9 @@ PARTS = ("targets", "connections", "peers", "dns", "ipam")
 def main(arguments: list[str]) -> int:
     """Run the command line; returns the exit status."""
     _open_what_is_closed()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Where the locale cannot write it, a nickname or an ellipsis must not end a command. JSON stays JSON with it.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         for argument in arguments:
             if not argument.isascii():

@@ -10,8 +10,7 @@ import signal
 import click
 
 from weavenet.cli.client import NotRunning, ask
-from weavenet.cli.outcome import LIMIT, Ended
-from weavenet.cli.printing import note
+from weavenet.cli.outcome import LIMIT, Ended, tell
 
 STOP_TIMEOUT_S = 15.0
 
@@ -42,7 +41,7 @@ def _stop_unheard() -> None:
     pid = running_pid()
     process = watch(pid) if pid is not None else None
     if process is None or pid != running_pid():  # once more, now that nobody else can get this pid
-        note("weave is not running")
+        tell("weave is not running")
         return
     signal.pidfd_send_signal(process, signal.SIGTERM)
     wait_for_end(process, pid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from weavenet.core.commands import Attachment, Explain, PutAttachment, RemoveAttachment
+from weavenet.core.commands import Attachment, Explain, PutAttachment, RemoveAttachment, Reset
 from weavenet.core.errors import Code, Failure
 from weavenet.core.limits import VXLAN_PORT
 from weavenet.core.names import EXPOSE
@@ -102,6 +102,19 @@ def test_the_way_is_the_one_in_use() -> None:
     assert found.verdict == "yes" and found.way is not None
     assert (found.way.plane, found.way.encryption) == ("sleeve", "encrypted from end to end")
     assert "UDP 6784" in found.way.reason
+
+
+def test_a_host_that_left_and_came_back_is_the_one_that_is_there() -> None:
+    stage = formed(6)
+    one, other, _ = stage.hosts
+    before = other.peer
+    stage.ask(other, Reset())
+    stage.until(lambda: bool(other.departed), 60, "the departure")
+    assert explained(stage, one, "web0", other.label).target.peer == before.hex()
+    other.start()
+    stage.until(lambda: stage.links_between(one, other), 60, "a link")
+    assert other.peer != before
+    assert explained(stage, one, "web0", other.label).target.peer == other.peer.hex()
 
 
 def test_what_nobody_knows_is_not_found() -> None:

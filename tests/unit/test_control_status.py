@@ -183,6 +183,15 @@ def test_long_names_and_addresses_leave_the_columns_in_line() -> None:
     assert len(columns_of(render(node_report(dns=dns), IDENTITY, "dns"), NAMES[0])) == 1
 
 
+def test_peers_of_the_same_name_are_told_apart() -> None:
+    report = node_report()
+    again = msgspec.structs.replace(report.peers[2], name=NAMES[1], nickname="h2")
+    lines = render(node_report(peers=(*report.peers[:2], again)), IDENTITY, "peers").splitlines()
+    assert f"{NAMES[1]}(h2) {report.peers[1].peer}" in lines
+    assert f"{NAMES[1]}(h2) {again.peer}  [not an elector, UNREACHABLE for 2h 0m]" in lines
+    assert f"{NAMES[0]}(h1)  [this peer]" in lines
+
+
 def test_peers_neither_make_up_lines_nor_command_the_terminal() -> None:
     connection = msgspec.structs.replace(
         node_report().connections[0], nickname="h2\n-> 192.0.2.9:6783 established", info="\x1b[2J\x9b31m\u202e"

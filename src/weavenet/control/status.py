@@ -239,6 +239,7 @@ def _figure(label: str, value: float | None, unit: str) -> str:
 
 def _peers(report: NodeReport) -> str:
     lines = []
+    titles = Counter(titled(peer.name, peer.nickname) for peer in report.peers)
     width = _width(21, (address for peer in report.peers for _, _, address, _ in peer.neighbours))
     for peer in report.peers:
         notes = [
@@ -247,7 +248,10 @@ def _peers(report: NodeReport) -> str:
             "this peer" if peer.peer == report.peer else "",
         ]
         note = _joined(notes)
-        lines.append(f"{titled(peer.name, peer.nickname)}{f'  [{note}]' if note else ''}\n")
+        title = titled(peer.name, peer.nickname)
+        if titles[title] > 1:  # a host that came back as a new peer, and the old one: `rmpeer` takes this
+            title += f" {peer.peer}"
+        lines.append(f"{title}{f'  [{note}]' if note else ''}\n")
         for name, nickname, address, outbound in peer.neighbours:
             lines.append(f"   {'->' if outbound else '<-'} {address:<{width}} {titled(name, nickname)}\n")
     return "".join(lines)

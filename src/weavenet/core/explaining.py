@@ -91,7 +91,7 @@ def _find(node: Node, text: str) -> _End | Failure:
     found = [end for end in _endpoints(node, text) if end.ident == ident]
     if found:
         return found[0]
-    peer = resolve(text, node.membership.directory())
+    peer = _peer(node, text)
     if not isinstance(peer, Failure):
         exposed = [end for end in _endpoints(node, text) if (end.peer, end.ident) == (peer, EXPOSE)]
         return exposed[0] if exposed else _End(text, peer, EXPOSE, EXPOSE)
@@ -103,6 +103,14 @@ def _find(node: Node, text: str) -> _End | Failure:
         f"{text!r} is none that is known here",
         "see `weave ps`, `weave status dns` and `weave status peers`",
     )
+
+
+def _peer(node: Node, text: str) -> PeerId | Failure:
+    """Who is there goes before who has left or was removed: a host that comes back is a new peer under the old name."""
+    directory = node.membership.directory()
+    present = {node.config.peer, *node.mesh.reachable()}
+    peer = resolve(text, (known for known in directory if known.peer in present))
+    return resolve(text, directory) if isinstance(peer, Failure) and peer.code is Code.NOT_FOUND else peer
 
 
 def _own_endpoints(node: Node, asked: str) -> Iterator[_End]:

@@ -36,6 +36,7 @@ from weavenet.core.commands import (
     Result,
 )
 from weavenet.core.errors import Code, Failure
+from weavenet.core.plain import plain_lines
 from weavenet.core.report import Explanation, NodeReport
 from weavenet.core.types import mac_text
 
@@ -185,7 +186,7 @@ def _response(answer: Answer) -> Response:
     if isinstance(answer, Explanation):
         answer = status_text.harmless(answer)
     elif isinstance(answer, TextAnswer):  # several lines, where several things were done
-        answer = TextAnswer("\n".join(map(status_text.plain, answer.text.split("\n"))))
+        answer = TextAnswer(plain_lines(answer.text))
     return Response(200, _encode(answer))
 
 

@@ -56,11 +56,6 @@ def harmless(answer: _S) -> _S:
     return msgspec.convert(_plain(msgspec.to_builtins(answer)), type(answer))
 
 
-def plain(text: str) -> str:
-    """One line without control characters."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
-
-
 def _plain(value: object) -> object:
     match value:
         case str():

@@ -397,7 +397,7 @@ def _unfinished(members: list[Host]) -> str:
         node = host.node
         assert node is not None
         leaving = node.membership.leaving
-        if leaving.is_surrendering and set(leaving.custodians) <= peers:
+        if leaving.is_surrendering and leaving.waits_for(host.local_now()) <= peers:
             return f"{host.label} is still leaving: {'; '.join(leaving.needs)}"
         collect = node.membership.collect
         if collect.is_needed and set(collect.waiting_for) <= peers:

@@ -139,10 +139,9 @@ class Leaving:
         """Whoever was given its space."""
         return self._heirs
 
-    @property
-    def custodians(self) -> tuple[PeerId, ...]:
-        """Whose confirmation it waits for in step 2."""
-        return tuple(self._transfers)
+    def waits_for(self, now: float) -> frozenset[PeerId]:
+        """Whose confirmation it waits for in step 2; while nobody can give it, whom it would have to reach."""
+        return frozenset(self._transfers) or self._prospects.missing(now)
 
     @property
     def has_offered(self) -> bool:

@@ -193,7 +193,7 @@ def fuzz(count: int, seed: int, unit: Callable[[random.Random], bytes]) -> Count
     for _ in range(30):  # genuine ones, delivered: what is replayed later
         a.now += 10.0 * rng.random()
         if rng.random() < 0.5:
-            a.sessions.by_peer[B].path.reported(a.now, 1, session.lost + 1 + len(earlier))
+            a.sessions.by_peer[B].path.reported(a.now, session.lost + 1 + len(earlier))
         frames = [unit(rng), plain_frame(b, rng.randbytes(rng.randrange(40, 1200)))]
         for frame in frames:
             datagrams = a.seal(b"".join((frame[:VNET_BYTES], b.mac(), frame[VNET_BYTES + 6 :])))

@@ -40,7 +40,7 @@ def pair(*, aes: bool = True) -> tuple[End, End]:
 def lossy(a: End) -> None:
     """From now on segments are sealed by themselves."""
     path = a.sessions.by_peer[B].path
-    path.reported(a.now, 1, path._lost_seen + 1)
+    path.reported(a.now, path._lost_seen + 1)
 
 
 @pytest.mark.parametrize("aes", [True, False])

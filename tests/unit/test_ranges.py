@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ring_world import peer_id
 from weavenet.core.ranges import Ranges, base, by_range, genesis_problem, offset_key, placed, ranges_problem, told
 from weavenet.core.ring.subnets import claimed_place, default_windows, subnet_window
-from weavenet.core.types import GENESIS_POSITION, AddressRange, Genesis, Segment, Stamp
+from weavenet.core.types import GENESIS_POSITION, Genesis, Segment, Stamp
 
 BOTH = Ranges.parse(("10.32.0.0/12", "fd00:77::/64"))
 A = peer_id("a")
@@ -68,8 +68,6 @@ def test_ranges_that_cannot_be_divided_together_are_refused(ranges: tuple[str, .
 def test_one_range_of_either_family_is_enough() -> None:
     assert not ranges_problem(("fd00:77::/112",))
     assert Ranges.parse(("fd00:77::/112",)).offset("fd00:77::9") == 9
-    assert BOTH.of_version(6) == AddressRange.parse("fd00:77::/64")
-    assert Ranges.parse(("fd00:77::/112",)).of_version(4) is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, (1 << 64) - 3)), max_size=6))

@@ -92,14 +92,14 @@ def test_the_relay_keeps_a_cut_path_working() -> None:
 def test_probes_that_are_too_large_are_no_loss() -> None:
     world = World(size_max=1300)
     world.run(1.0)
-    world.path.reported(world.now, 100, 5)
+    world.path.reported(world.now, 5)
     assert world.path.units_allowed(world.now), "five sizes were tried that do not get through"
-    world.path.reported(world.now, 100, 6)
+    world.path.reported(world.now, 6)
     assert not world.path.units_allowed(world.now)
     easy = World()
     for _ in range(20):
         easy.run(0.1)
-        easy.path.reported(easy.now, 100, 0)
+        easy.path.reported(easy.now, 0)
         assert easy.path.units_allowed(easy.now)
 
 
@@ -177,7 +177,7 @@ def test_a_loss_ends_units_for_longer_each_time() -> None:
     now, lost, holds = 10.0, 0, []
     for _ in range(4):
         lost += 1
-        path.reported(now, 1000, lost)
+        path.reported(now, lost)
         assert not path.units_allowed(now)
         start = now
         while not path.units_allowed(now):
@@ -185,5 +185,5 @@ def test_a_loss_ends_units_for_longer_each_time() -> None:
         holds.append(round(now - start))
         now += 0.5
     assert holds == [HOLD_FIRST_S, 30, 60, 120]
-    path.reported(now + 1000.0, 1000, lost)
+    path.reported(now + 1000.0, lost)
     assert path.units_allowed(now + 1000.0), "the same count again is no loss"

@@ -129,7 +129,7 @@ class DataPaths:
             self._want_handovers(now, toggled.union(changes.records, changes.links_up))
         if toggled or changes.touched or changes.records or self._handover.completed:
             stale = self._planes.peers if toggled else changes.touched | changes.records
-            self._follow_peers(now, stale)
+            self._follow_peers(stale)
         share = self._ipam.seed_share
         if share.is_awaited and (
             share.is_taken or (self._seeding.has_met_seeds and self._seeding.is_enough(share.takers()))
@@ -282,7 +282,7 @@ class DataPaths:
             else:
                 self._handover.unwant(peer)
 
-    def _follow_peers(self, now: float, stale: frozenset[PeerId]) -> None:
+    def _follow_peers(self, stale: frozenset[PeerId]) -> None:
         """Open what the handover allows; let open paths to ``stale`` follow their peers' addresses and endpoints."""
         completed = self._handover.completed
         fresh = completed & self._planes.peers if self._membership.gate.is_shut else completed

@@ -17,8 +17,8 @@ from weavenet.core.events import RecordOffered
 from weavenet.core.membership import Membership
 from weavenet.core.mesh.mesh import Mesh
 from weavenet.core.messages.unicast import Accept, Accepted, Nack, Prepare, Promise
-from weavenet.core.ring import Ipam, Log
-from weavenet.core.types import GENESIS_POSITION, ZERO16, Genesis, LogEntry, PeerId
+from weavenet.core.ring import Ipam, Log, genesis_entry
+from weavenet.core.types import Genesis, PeerId
 
 Ballots = Prepare | Promise | Accept | Accepted | Nack
 
@@ -200,7 +200,7 @@ class Founding:
         if genesis is None or self._log.genesis is not None:
             return
         self._outbox.note("info", "election", f"cluster {genesis.cluster.hex()[:12]}: {len(genesis.electors)} electors")
-        self._cluster.merge_log(now, 0, (LogEntry(GENESIS_POSITION, ZERO16, genesis),))
+        self._cluster.merge_log(now, 0, (genesis_entry(genesis),))
         if self.locked is not None or len(self._mesh.reachable()) > 1:
             self._cluster.enrol()
         self._mesh.push_log(now, 0)

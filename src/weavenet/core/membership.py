@@ -28,7 +28,6 @@ from weavenet.core.leaving import Departed, Leaving
 from weavenet.core.limits import ELECTORS_MAX, PENDING_REQUESTS_MAX
 from weavenet.core.mesh.changes import MeshChanges
 from weavenet.core.mesh.mesh import Mesh
-from weavenet.core.messages import Body
 from weavenet.core.messages.gossip import KIND_LEFT, RingDelta
 from weavenet.core.messages.lease import LapseAnswer, LapseQuery, LapseSettled, LeaseAnswer, LeaseRenew
 from weavenet.core.messages.leaving import LeavingBody
@@ -63,7 +62,7 @@ from weavenet.core.words import absence, decree_words
 
 
 class Membership:
-    """``rows(table)`` are the disk's, sorted; ``get`` looks up one row."""
+    """``disk``: what earlier starts persisted; ``rows(table)``: those of one table, sorted."""
 
     def __init__(
         self,
@@ -574,7 +573,3 @@ class Membership:
 
     def _spread(self, now: float, delta: RingDelta) -> None:
         self._mesh.push_ring(now, delta)
-
-
-def is_membership(body: Body) -> bool:
-    return isinstance(body, MembershipBody)

@@ -78,7 +78,7 @@ from weavenet.core.limits import BALLOT_ROUND_MAX, ROUTE_HOPS_MAX
 from weavenet.core.membership import Membership
 from weavenet.core.mesh.mesh import Mesh
 from weavenet.core.messages import Body, encode
-from weavenet.core.messages.gossip import KIND_PEER, EndpointRecord, PeerRecord
+from weavenet.core.messages.gossip import KIND_PEER, PeerRecord
 from weavenet.core.messages.unicast import (
     Accept,
     Accepted,
@@ -103,16 +103,14 @@ from weavenet.core.overlay.paths import Paths
 from weavenet.core.quiet import concerns_only_client, may_be_quiet
 from weavenet.core.removal import rejoin_of
 from weavenet.core.report import NodeReport
-from weavenet.core.ring import Ipam, Log, Ring, seed_genesis
-from weavenet.core.types import GENESIS_POSITION, ZERO16, LogEntry, PeerId
+from weavenet.core.ring import Ipam, Log, Ring, genesis_entry, seed_genesis
+from weavenet.core.types import PeerId
 
 Disk = Mapping[tuple[str, bytes], bytes]
 """(table, key) → value: everything ever persisted and not deleted."""
 
 _SETTLE_ROUNDS_MAX = 1000
 """Parts that keep making news for each other within one event are a programming error."""
-
-_endpoint_decoder = msgspec.msgpack.Decoder(EndpointRecord)
 
 
 def _rows(disk: Disk, table: str) -> list[tuple[bytes, bytes]]:
@@ -127,7 +125,6 @@ class Node:
         if rejoin is not None and config.ranges:  # its containers' addresses are of the cluster's range
             config = msgspec.structs.replace(config, ranges=rejoin.ranges, first_start=False)
         self.config = config
-        self._rng = rng
         self._outbox = Outbox()
         self.incarnation = next_incarnation(disk, rng)
 
@@ -216,7 +213,7 @@ class Node:
         self.datapaths.start(now)
         if self.config.mode is GenesisMode.SEED and self.log.genesis is None and self.cluster.may_found:
             genesis = seed_genesis(self.config.seeds, self.config.ranges, self.config.seed_salt)
-            self.cluster.merge_log(now, 0, (LogEntry(GENESIS_POSITION, ZERO16, genesis),))
+            self.cluster.merge_log(now, 0, (genesis_entry(genesis),))
         if self.config.first_start:
             self.ipam.allow_binding(now)
         self.ipam.start(now)

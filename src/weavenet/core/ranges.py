@@ -52,10 +52,6 @@ class Ranges(msgspec.Struct, frozen=True):
         """As given to ``--ipalloc-range``."""
         return ",".join(area.cidr for area in self.areas)
 
-    def of_version(self, version: int) -> AddressRange | None:
-        """The range of IP version 4 or 6."""
-        return next((area for area in self.areas if area.version == version), None)
-
     def address(self, offset: int) -> str:
         """Text form of the address at ``offset``."""
         return self.areas[offset >> RANGE_BITS].address(local(offset))

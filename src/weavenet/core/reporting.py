@@ -57,7 +57,7 @@ def node_report(node: Node, now: float, *, with_names: bool = True) -> NodeRepor
         warnings=tuple(_warnings(node, ipam, connections)),
         targets=node.mesh.target_reports(now),
         connections=connections,
-        peers=tuple(_with_absence(node, now, report) for report in node.mesh.peer_reports(now)),
+        peers=tuple(_with_absence(node, now, report) for report in node.mesh.peer_reports()),
         ipam=ipam,
         attachments=sum(each.live for each in node.endpoints.all() if each.ident != EXPOSE),
         log_length=len(node.log),

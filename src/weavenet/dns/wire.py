@@ -16,7 +16,7 @@ from typing import NamedTuple
 A, NS, SOA, PTR, MX, TXT, AAAA, OPT, DS, DNSKEY, ANY = 1, 2, 6, 12, 15, 16, 28, 41, 43, 48, 255
 META_FIRST, META_LAST = 128, 254
 """Types that are no data (RFC 6895, section 3.1): zone transfers, TSIG, TKEY, MAILA. ANY comes after them."""
-IN, CHAOS = 1, 3
+IN = 1
 QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010
 OPCODE, RCODE = 0x7800, 0x000F
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = 0, 1, 2, 3, 4, 5

@@ -26,10 +26,10 @@ from weavenet.core.types import mac_text
 from weavenet.host import netns
 from weavenet.host.links import NETLINK_ROUTE, PortFlags, scoped
 
-NUD_NOARP, NUD_PERMANENT, NUD_REACHABLE = 0x40, 0x80, 0x02
+NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
 NTF_SELF, NTF_MASTER = 0x02, 0x04
 FLOOD_MAC = bytes(6)
-RT_TABLE_MAIN, RT_TABLE_LOCAL = 254, 255
+RT_TABLE_MAIN = 254
 ROUTE_PROTOCOL = 67
 """Tag of the rules and routes that we make outside containers (rtnetlink(7): values above 4 are for applications)."""
 SOL_NETLINK, NETLINK_EXT_ACK = 270, 11

@@ -257,8 +257,8 @@ class Path:
 
     # --- what the other side and the kernel say ---
 
-    def reported(self, now: float, received: int, lost: int) -> None:
-        """Cumulative counts of the peer, of datagrams from us. Fewer than before: it is new, or some came late."""
+    def reported(self, now: float, lost: int) -> None:
+        """How many of our datagrams the peer missed so far. Fewer than before: it is new, or some came late."""
         fresh, self._lost_seen = lost - self._lost_seen, lost
         forgiven = min(max(fresh, 0), self._trials)
         self._trials -= forgiven

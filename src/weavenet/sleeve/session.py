@@ -27,7 +27,6 @@ class Session:
         self.prefixes: dict[Kind, bytes] = {}
         self.confirmed = -1
         """Number of our key that the peer used last: it knows that one."""
-        self.units = True
         self.is_open = False
         self.takes_groups = False
         self.partials: dict[int, Partial] = {}

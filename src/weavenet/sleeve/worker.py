@@ -195,7 +195,7 @@ class Worker:
             self.inbound.counts.refused += 1
             return
         now = time.monotonic()
-        session.path.reported(now, message.received, message.lost)
+        session.path.reported(now, message.lost)
         if message.type is Type.ANSWER:
             session.path.answered(now, message.nonce, direct=direct)
         elif message.type is Type.PROBE:

@@ -82,7 +82,6 @@ class Link(msgspec.Struct):
     state: LinkState = LinkState.GREETING
     hello: Hello | None = None
     established_at: float | None = None
-    refused_by_us: bool = False
     cluster: bytes = b""
     code: RefusalCode | None = None
     info: str = ""

@@ -83,9 +83,7 @@ class Mesh:
     ) -> None:
         self.config = config
         self._outbox = outbox
-        self._rng = rng
         self._shared = shared
-        self._incarnation = incarnation
         self._links = Links()
         self._targets = TargetSet(disk, outbox, config.port)
         self._dialer = Dialer(
@@ -151,11 +149,10 @@ class Mesh:
         self._tick(now)
         self._follow_targets(now)
 
-    def handle(self, now: float, event: Event) -> bool:
-        """True if the event was for the mesh alone. What is due is seen to with any event."""
+    def handle(self, now: float, event: Event) -> None:
+        """What is due is seen to with any event, also one that is not for the mesh."""
         self._now = now
         self._sessions.notice_pause(now)
-        is_ours = True
         match event:
             case Resolved():
                 self._dialer.resolved(now, event)
@@ -172,14 +169,11 @@ class Mesh:
                 link = self._links.by_id.get(event.link)
                 if link is not None:
                     self._received(now, link, event.message)
-            case _:
-                is_ours = False
         due = self.deadline()
         if due is not None and now >= due:
             self._tick(now)
         self._follow_targets(now)
         self._around.follow_reachability(now)
-        return is_ours
 
     def tick(self, now: float) -> None:
         """See to what is due."""
@@ -450,7 +444,7 @@ class Mesh:
         """The data path's fields are empty."""
         return connection_reports(now, self._links, self._dialer, self._sessions.failures, self.peer_record)
 
-    def peer_reports(self, now: float) -> tuple[PeerReport, ...]:
+    def peer_reports(self) -> tuple[PeerReport, ...]:
         origins = sorted(self._records.origins)
         return peer_reports(origins, self._around, self._links, self.config.peer)
 

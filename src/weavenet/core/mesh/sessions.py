@@ -193,7 +193,6 @@ class Sessions:
 
     def refuse(self, now: float, link: Link, code: RefusalCode, sentence: str) -> None:
         """Close ``link`` and tell the peer why."""
-        link.refused_by_us = True
         self._note(f"{link.title} refused: {sentence}")
         self._record_refusal(now, link, code, sentence)
         self.close(now, link, code, sentence)

@@ -71,9 +71,6 @@ class TargetSet:
             found.setdefault(text, ORIGIN_CLI)
         return found
 
-    def parsed(self, text: str) -> Target:
-        return self._conf.get(text) or self._cli[text]
-
     def named(self, text: str) -> Target | Failure:
         """What ``text`` means: the target that was given, also where only one of them names the usual port."""
         target = parse_target(text)

@@ -70,9 +70,6 @@ class OpenPlanes:
         """Everybody with an open path to this underlay address."""
         return frozenset(self._at.get(host, ()))
 
-    def has_endpoints(self, peer: PeerId) -> bool:
-        return bool(self._open[peer].endpoints)
-
     def set(self, peer: PeerId, host: str, endpoints: tuple[Endpoint, ...]) -> None:
         """Open the path, or follow the peer to a new address or new endpoints."""
         before = self._open.get(peer) or OpenPlane("", (), is_vxlan_allowed=False)  # until somebody says otherwise

@@ -10,7 +10,7 @@ from __future__ import annotations
 from weavenet.core.ring.free import FreeSpace
 from weavenet.core.ring.genesis import initial_ring, seed_genesis, seed_owner
 from weavenet.core.ring.ipam import Ipam
-from weavenet.core.ring.log import Chain, Log, LogInvalid
+from weavenet.core.ring.log import Chain, Log, LogInvalid, genesis_entry
 from weavenet.core.ring.segments import Ring, SegmentsInvalid
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "LogInvalid",
     "Ring",
     "SegmentsInvalid",
+    "genesis_entry",
     "initial_ring",
     "seed_genesis",
     "seed_owner",

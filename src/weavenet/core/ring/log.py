@@ -284,6 +284,7 @@ class Log:
 
 
 def genesis_entry(genesis: Genesis) -> LogEntry:
+    """The first entry of a log."""
     return LogEntry(GENESIS_POSITION, ZERO16, genesis)
 
 

@@ -9,7 +9,7 @@ from weavenet.core.errors import Code, Failure
 from weavenet.core.limits import NAMES_KEPT
 from weavenet.core.removal import fenced_disk, rejoin_of
 from weavenet.core.removal.directory import Directory
-from weavenet.core.removal.naming import Known, resolve
+from weavenet.core.removal.naming import Named, resolve
 from weavenet.core.ring.log import genesis_entry
 from weavenet.core.types import Genesis, PeerId
 
@@ -65,7 +65,7 @@ def test_fencing_twice_changes_nothing_more() -> None:
 
 
 def test_names() -> None:
-    directory = [Known(A, "00:00:00:00:00:01", "web"), Known(B, "00:00:00:00:00:02", "web")]
+    directory = [Named(A, "00:00:00:00:00:01", "web"), Named(B, "00:00:00:00:00:02", "web")]
     assert resolve("00:00:00:00:00:01", directory) == A
     assert resolve(B.hex().upper(), directory) == B
     ambiguous = resolve("web", directory)
@@ -78,11 +78,11 @@ def test_names() -> None:
 
 
 def test_names_of_hosts_that_come_and_go_are_not_kept_for_ever() -> None:
-    directory = Directory(Known(A, "a", "host-a"), {})
-    directory.learn({B: Known(B, "b", "host-b")})
+    directory = Directory(Named(A, "a", "host-a"), {})
+    directory.learn({B: Named(B, "b", "host-b")})
     visitors = [PeerId(number.to_bytes(16, "big")) for number in range(3 * NAMES_KEPT)]
     for peer in visitors:
-        directory.learn({peer: Known(peer, "visitor", "")})
+        directory.learn({peer: Named(peer, "visitor", "")})
         if directory.is_crowded:
             directory.keep({B, peer})
     assert directory.named(A).nickname == "host-a"

@@ -55,7 +55,7 @@ from weavenet.core.overlay.handover import Handover
 from weavenet.core.overlay.openplanes import OpenPlanes
 from weavenet.core.removal import Attests, Collect, Known, Removals
 from weavenet.core.removal.directory import Directory
-from weavenet.core.removal.naming import Known as Named
+from weavenet.core.removal.naming import Named
 from weavenet.core.ring import Ipam, Log, seed_owner
 from weavenet.core.types import Electors, LogEntry, PeerId
 from weavenet.core.words import absence, decree_words

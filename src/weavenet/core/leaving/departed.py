@@ -25,7 +25,7 @@ from weavenet.core.effects import Change, Outbox
 from weavenet.core.limits import CUSTODY_ROWS_MAX, DEPARTED_MAX, LEFT_PRESUMED_S, RECORD_ABSENT_EXPIRY_S
 from weavenet.core.messages.gossip import KIND_LEFT
 from weavenet.core.messages.leaving import CustodyAccepted, CustodyOffer, LeftRecord
-from weavenet.core.removal.naming import Known
+from weavenet.core.removal.naming import Named
 from weavenet.core.ring.log import Log
 from weavenet.core.ring.segments import unreadable_row
 from weavenet.core.types import PeerId
@@ -93,9 +93,9 @@ class Departed:
             self._log.depart(peer, _heir(record))
         self.fresh |= self.gone.keys()
 
-    def names(self) -> dict[PeerId, Known]:
+    def names(self) -> dict[PeerId, Named]:
         """As they called themselves."""
-        return {peer: Known(peer, record.name, record.nickname) for peer, record in self.gone.items()}
+        return {peer: Named(peer, record.name, record.nickname) for peer, record in self.gone.items()}
 
     def start(self, now: float) -> None:
         self._known_at = dict.fromkeys(self.gone, now)

@@ -52,7 +52,7 @@ from weavenet.core.messages.leaving import (
     LeftRecord,
 )
 from weavenet.core.messages.unicast import StampAnswer
-from weavenet.core.removal.naming import Known as Named
+from weavenet.core.removal.naming import Named
 from weavenet.core.ring import Ipam, Log
 from weavenet.core.types import Electors, PeerId, peer_text
 from weavenet.core.words import titled

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from weavenet.core.removal.naming import Known as Named
+from weavenet.core.removal.naming import Named
 from weavenet.core.types import PeerId
 
 

@@ -21,7 +21,7 @@ import msgspec
 
 from weavenet.core.effects import Change, Outbox
 from weavenet.core.limits import PEERS_MAX
-from weavenet.core.removal.naming import Known as Named
+from weavenet.core.removal.naming import Named
 from weavenet.core.ring.segments import unreadable_row
 from weavenet.core.types import Label, PeerId
 

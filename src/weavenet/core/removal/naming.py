@@ -12,7 +12,7 @@ from weavenet.core.errors import Code, Failure
 from weavenet.core.types import PeerId, peer_text
 
 
-class Known(NamedTuple):
+class Named(NamedTuple):
     """A peer one may speak of. ``votes_as``: the virtual id of the seed that it stands for, or empty."""
 
     peer: PeerId
@@ -26,7 +26,7 @@ class Known(NamedTuple):
         return f"{text} {peer_text(self.peer)}".strip()
 
 
-def resolve(text: str, directory: Iterable[Known]) -> PeerId | Failure:
+def resolve(text: str, directory: Iterable[Named]) -> PeerId | Failure:
     """The one peer of ``directory`` that ``text`` names."""
     wanted = text.strip().lower()
     fitting = {

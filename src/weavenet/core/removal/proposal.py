@@ -29,7 +29,7 @@ from weavenet.core.limits import HOLD_RETRY_S, PENDING_REQUESTS_MAX, REMOVALS_MA
 from weavenet.core.messages.unicast import HoldAnswer, HoldQuery, SeenAnswer, SeenQuery
 from weavenet.core.removal.attests import Attests
 from weavenet.core.removal.collect import Collect
-from weavenet.core.removal.naming import Known, resolve
+from weavenet.core.removal.naming import Named, resolve
 from weavenet.core.ring.log import Log
 from weavenet.core.types import LogEntry, PeerId, Position, Remove, peer_text
 
@@ -53,11 +53,11 @@ class Surroundings(Protocol):
         """In words; empty while it is reachable, and for a seed that never was."""
         ...
 
-    def directory(self) -> list[Known]:
+    def directory(self) -> list[Named]:
         """Everybody one may name, ourselves included."""
         ...
 
-    def named(self, peer: PeerId) -> Known:
+    def named(self, peer: PeerId) -> Named:
         """As it calls itself, a seed like whoever stands for it; without names when nobody here ever heard them."""
         ...
 

@@ -189,11 +189,11 @@ def test_entries_that_do_not_connect_say_from_where_to_ask() -> None:
     mine = chain(Electors((A, B)), Electors((A, B, C)))
     forked = chain(remove(A, B), epoch=(1, b"x" * 8))
     assert mine.gap(0, forked.entries) is None
-    assert mine.gap(1, forked.tail(1)) is None, "it connects, and replaces what comes after"
+    assert mine.gap(1, forked.entries[1:]) is None, "it connects, and replaces what comes after"
     assert mine.gap(5, (chain(*[Electors((A,))] * 5).entries[-1],)) == 3, "the log here is too short"
     longer = chain(remove(C, A), base=forked, epoch=(1, b"x" * 8))
-    assert mine.gap(2, longer.tail(2)) == 0, "it forked before"
-    assert longer.gap(2, mine.tail(2)) is None, "of a lower epoch: of no use"
+    assert mine.gap(2, longer.entries[2:]) == 0, "it forked before"
+    assert longer.gap(2, mine.entries[2:]) is None, "of a lower epoch: of no use"
 
 
 def test_no_stamp_is_stored_beyond_the_log_also_of_a_greater_epoch() -> None:

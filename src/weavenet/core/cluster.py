@@ -71,10 +71,6 @@ class Cluster:
     # --- identity ---
 
     @property
-    def genesis(self) -> Genesis | None:
-        return self._log.genesis
-
-    @property
     def id(self) -> bytes:
         genesis = self._log.genesis
         return genesis.cluster if genesis else b""

@@ -88,10 +88,6 @@ class Listener:
     def fds(self) -> tuple[int, ...]:
         return (self._socket.fileno(), *([self._daemon.fileno()] if self._daemon else ()))
 
-    @property
-    def is_connected(self) -> bool:
-        return self._daemon is not None
-
     def accept(self) -> int | None:
         """The file descriptor to watch for the new daemon; None when nobody was there after all."""
         try:

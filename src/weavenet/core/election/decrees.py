@@ -134,10 +134,6 @@ class DecreeElection:
         self.decided: LogEntry | None = None
 
     @property
-    def phase(self) -> Phase:
-        return self._phase
-
-    @property
     def missing(self) -> tuple[PeerId, ...]:
         """Voters that cannot be asked now."""
         return tuple(voter for voter in self._log.voters if self._address(voter) is None)

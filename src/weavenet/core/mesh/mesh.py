@@ -11,7 +11,7 @@ at most 10 s; after a pause of our own (stopped process, suspended host) each li
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -411,11 +411,6 @@ class Mesh:
     def expired(self, peer: PeerId) -> bool:
         """``peer`` was gone so long that nobody remembers its records any more."""
         return self._around.expired(self._now, peer)
-
-    def records(self, kind: int) -> Iterator[tuple[PeerId, bytes]]:
-        for peer, origin in self._records.origins.items():
-            for body in origin.bodies(kind):
-                yield peer, body
 
     def records_of(self, origin: PeerId, kind: int) -> list[bytes]:
         held = self._records.origins.get(origin)

@@ -107,9 +107,6 @@ class Ipam:
     def owns_space(self, peer: PeerId) -> bool:
         return peer in self.estate.ring.shares
 
-    def usable(self, offset: int) -> bool:
-        return self.estate.usable(offset)
-
     def bucket_hashes(self, range_index: int) -> tuple[bytes, ...]:
         return self.estate.ring.bucket_hashes(range_index)
 

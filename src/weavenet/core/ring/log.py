@@ -135,9 +135,6 @@ class Chain:
             return 0
         return len(self) if length > len(self) or highest > limit else None
 
-    def tail(self, start: int) -> tuple[LogEntry, ...]:
-        return self.entries[start:]
-
     def with_decree(self, position: Position, decree: Decree) -> Chain:
         """This chain and one more entry. Raises LogInvalid."""
         return Chain((LogEntry(position, self.hash, decree),), onto=self)

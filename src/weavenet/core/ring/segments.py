@@ -25,7 +25,7 @@ from weavenet.core.effects import Change
 from weavenet.core.errors import Code, Failure, InvariantBroken, WeaveError
 from weavenet.core.limits import DIGEST_BUCKETS
 from weavenet.core.ranges import RANGE_BITS, base, local, placed, told
-from weavenet.core.types import PeerId, Position, Segment, Stamp
+from weavenet.core.types import PeerId, Segment, Stamp
 
 RING_TABLE = "ring"
 
@@ -134,11 +134,6 @@ class Ring:
                 return False
             at = segment.end
         return not self.sizes or (number == len(self.sizes) - 1 and at == base(number) + self.sizes[number])
-
-    @property
-    def position(self) -> Position | None:
-        """The highest log position in any stamp; None for an empty ring."""
-        return max((segment.stamp.position for segment in self.segments), default=None)
 
     @property
     def hash(self) -> bytes:

@@ -1,4 +1,5 @@
-"""A member may say any number that fits on the wire; one above it must still fit when we answer."""
+"""A member may say any number that fits on the wire; one above it must still fit when we answer. Nor may it
+make us fail by nesting a field that we skip."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ from weavenet.core.commands import Allocate
 from weavenet.core.config import NodeConfig
 from weavenet.core.effects import Reply
 from weavenet.core.events import Requested, Tick
-from weavenet.core.limits import BALLOT_ROUND_MAX, STAMP_VERSION_MAX
+from weavenet.core.limits import BALLOT_ROUND_MAX, RECORD_BYTES_MAX, STAMP_VERSION_MAX
 from weavenet.core.mesh.records import Records
 from weavenet.core.messages import MalformedMessage, decode_message, encode
 from weavenet.core.messages.gossip import Mark, NeighbourRecord, OriginDelta, Push, RingDelta, record_body
 from weavenet.core.messages.link import Hello
-from weavenet.core.messages.unicast import Nack, Prepare, SpaceDenied, highest_round
+from weavenet.core.messages.unicast import HandoverOffer, HandoverPage, Nack, Prepare, SpaceDenied, highest_round
 from weavenet.core.node import Node
 from weavenet.core.types import GENESIS_POSITION, ZERO_BALLOT, Ballot, PeerId, Segment, Stamp
 
@@ -55,6 +56,26 @@ def test_what_is_no_port_is_refused() -> None:
     hello = Hello(1, 1, (), "", OTHER, "", "", 1, b"", (), False, False, b"", True, 0, 65_536, 0, (), (0, 0), "")
     with pytest.raises(MalformedMessage):
         decode_message(encode(hello))
+
+
+def nested(message: msgspec.Struct, size: int) -> bytes:
+    """``message`` with one more field, which nests as deep as so many bytes allow."""
+    encoded = msgspec.msgpack.encode(message)
+    assert 0x90 <= encoded[0] < 0x9F
+    return bytes([encoded[0] + 1]) + encoded[1:] + b"\x91" * (size - len(encoded) - 1) + b"\x90"
+
+
+def test_a_record_that_nests_without_end_is_carried_and_not_used() -> None:
+    body = nested(NeighbourRecord(OTHER, "10.0.0.1", 6783, False), RECORD_BYTES_MAX)
+    assert record_body(msgspec.msgpack.Decoder(NeighbourRecord), body) is None
+
+
+def test_a_page_that_nests_without_end_is_refused() -> None:
+    node = lone_node()
+    node.handover.want(3.0, OTHER, 1)
+    node.handover.handle(3.0, OTHER, HandoverOffer(7, bytes(16), 9, bytes(16), seeking=True))
+    node.handover.handle(3.0, OTHER, HandoverPage(7, 0, 1, nested(Push(0, (), (), ()), 100_000)))
+    assert not node.handover.is_complete(OTHER)
 
 
 def test_the_highest_round_of_a_message() -> None:

@@ -135,6 +135,11 @@ def test_any_bytes_are_a_record_or_refused(data: bytes) -> None:
         decode_record(data, AUTHORITY)
 
 
+def test_a_record_that_nests_without_end_is_refused() -> None:
+    with pytest.raises(RecordRefused):
+        decode_record(b'{"more":' + b"[" * (LOCK_RECORD_BYTES_MAX - 8), AUTHORITY)
+
+
 ids = st.binary(min_size=16, max_size=16).map(PeerId)
 
 

@@ -35,7 +35,7 @@ from weavenet.core.commands import (
     RemovePeers,
     Result,
 )
-from weavenet.core.errors import Code, Failure
+from weavenet.core.errors import UNDECODABLE, Code, Failure
 from weavenet.core.plain import plain_lines
 from weavenet.core.report import Explanation, NodeReport
 from weavenet.core.types import mac_text
@@ -220,7 +220,7 @@ def _decode(body_type: type[_B]) -> Callable[[Request], _B | Failure]:
     def decode(request: Request) -> _B | Failure:
         try:
             return decoder.decode(request.body or b"{}")
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             # msgspec names the key: "Object missing required field `ident`", "Expected `str`, got `int` - at `$.x`".
             return _invalid(f"expected a JSON object with the keys: {keys}", str(error), "correct the request's body")
 

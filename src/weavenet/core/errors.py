@@ -6,6 +6,10 @@ from enum import StrEnum
 
 import msgspec
 
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for bytes that somebody else wrote: they are nothing of that kind, hold text that is not UTF-8,
+or nest without end in a field that this version would skip."""
+
 
 class Code(StrEnum):
     """Stable error codes; the CLI maps them to exit codes."""

@@ -26,6 +26,7 @@ from collections.abc import Callable
 import msgspec
 
 from weavenet.core.effects import Change, OfferRecord, Outbox, WithdrawRecord
+from weavenet.core.errors import UNDECODABLE
 from weavenet.core.events import RecordOffered
 from weavenet.core.limits import (
     ELECTORS_MAX,
@@ -81,7 +82,7 @@ def decode_record(data: bytes, authority: bytes) -> Genesis:
             raise RecordRefused(f"expected a record of format {FORMAT}; found {record.weave}; next: upgrade this host")
         ids = [[PeerId(_id(text)) for text in texts] for texts in (record.electors, record.owners)]
         genesis = Genesis(_id(record.cluster), record.ranges, tuple(ids[0]), tuple(ids[1]))
-    except (msgspec.DecodeError, ValueError) as error:
+    except (*UNDECODABLE, ValueError) as error:
         raise RecordRefused(f"expected a cluster record of weave; found something else ({error}); {_NEXT}") from error
     problem = genesis_problem(genesis)
     if not problem and not 0 < len(genesis.electors) <= ELECTORS_MAX:

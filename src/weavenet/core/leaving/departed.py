@@ -22,6 +22,7 @@ import msgspec
 
 from weavenet.core.deadlines import earliest
 from weavenet.core.effects import Change, Outbox
+from weavenet.core.errors import UNDECODABLE
 from weavenet.core.limits import CUSTODY_ROWS_MAX, DEPARTED_MAX, LEFT_PRESUMED_S, RECORD_ABSENT_EXPIRY_S
 from weavenet.core.messages.gossip import KIND_LEFT
 from weavenet.core.messages.leaving import CustodyAccepted, CustodyOffer, LeftRecord
@@ -153,7 +154,7 @@ class Departed:
         for body in sorted(fresh):
             try:
                 found.append(_record_decoder.decode(body))
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except UNDECODABLE:
                 self._outbox.note("warning", "leaving", f"{origin.hex()} publishes an unreadable departure")
         return found
 

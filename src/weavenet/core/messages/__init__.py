@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from weavenet.core.errors import UNDECODABLE
 from weavenet.core.messages.gossip import (
     LogPull,
     Prune,
@@ -52,7 +53,7 @@ def decode_message(data: bytes) -> Message:
     """Raises MalformedMessage for anything that is not exactly one valid message."""
     try:
         return _message_decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise MalformedMessage(str(error)) from error
 
 
@@ -60,7 +61,7 @@ def decode_body(data: bytes) -> Body:
     """Raises MalformedMessage for anything that is not exactly one valid unicast body."""
     try:
         return _body_decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise MalformedMessage(str(error)) from error
 
 

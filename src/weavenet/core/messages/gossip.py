@@ -15,6 +15,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from weavenet.core.errors import UNDECODABLE
 from weavenet.core.types import Bytes6, Bytes8, Label, LogEntry, Port, Segment, Uint, WirePeerId
 
 Body = TypeVar("Body")
@@ -24,7 +25,7 @@ def record_body(decoder: msgspec.msgpack.Decoder[Body], body: bytes) -> Body | N
     """None for the body of a faulty or newer peer: what one origin writes must stop nobody else."""
     try:
         return decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):  # text that is not UTF-8 raises the latter
+    except UNDECODABLE:
         return None
 
 

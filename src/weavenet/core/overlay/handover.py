@@ -18,6 +18,7 @@ from typing import Protocol
 import msgspec
 
 from weavenet.core.effects import Outbox
+from weavenet.core.errors import UNDECODABLE
 from weavenet.core.limits import HANDOVER_RETRY_S
 from weavenet.core.messages.gossip import Push
 from weavenet.core.messages.unicast import HandoverDone, HandoverOffer, HandoverPage, HandoverPull
@@ -172,7 +173,7 @@ class Handover:
             return
         try:
             page = _page_decoder.decode(message.body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNDECODABLE as error:
             self._outbox.note("warning", "handover", f"malformed page: {error}")
             return
         if not self._state.merge_page(now, page):

@@ -24,6 +24,7 @@ from typing import Protocol
 import msgspec
 
 from weavenet.core.effects import Change, Outbox
+from weavenet.core.errors import UNDECODABLE
 from weavenet.core.limits import COLLECT_RETRY_S, PAGE_BYTES_MAX
 from weavenet.core.messages.gossip import Push, RingDelta
 from weavenet.core.messages.unicast import (
@@ -282,7 +283,7 @@ class Collect:
             return
         try:
             page = _page_decoder.decode(message.body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNDECODABLE as error:
             self._outbox.note("warning", "removal", f"malformed page: {error}")
             return
         for delta in page.ring:  # nothing of it is merged while our log is behind; it is asked for again then

@@ -11,15 +11,13 @@ import random
 from collections.abc import Iterator
 
 from weavenet.core.effects import Outbox
-from weavenet.core.limits import LEAVE_RETRY_S, PAGE_BYTES_MAX
+from weavenet.core.limits import LEAVE_RETRY_S
 from weavenet.core.messages.gossip import RingDelta
 from weavenet.core.messages.unicast import StampPage
 from weavenet.core.ranges import placed
 from weavenet.core.ring.pages import delta_pages
 from weavenet.core.ring.segments import Ring
 from weavenet.core.types import PeerId
-
-_SEGMENTS_PER_PAGE = PAGE_BYTES_MAX // 96
 
 
 class Transfer:
@@ -59,7 +57,7 @@ class Transfer:
     def _pages(self, ring: Ring, log_length: int) -> Iterator[RingDelta]:
         confirmed = self._confirmed or Ring(ring.sizes)
         missing = confirmed.merge(ring.segments)[1]
-        yield from delta_pages(missing, log_length, _SEGMENTS_PER_PAGE)
+        yield from delta_pages(missing, log_length)
         if not missing and self._log_length < log_length:
             yield RingDelta(0, log_length, ())
 

@@ -18,15 +18,12 @@ from typing import Protocol
 import msgspec
 
 from weavenet.core.effects import Outbox
-from weavenet.core.errors import UNDECODABLE
 from weavenet.core.limits import HANDOVER_RETRY_S
+from weavenet.core.mesh.pages import read_page
+from weavenet.core.messages import MalformedMessage
 from weavenet.core.messages.gossip import Push
 from weavenet.core.messages.unicast import HandoverDone, HandoverOffer, HandoverPage, HandoverPull
 from weavenet.core.types import PeerId
-
-_page_decoder = msgspec.msgpack.Decoder(Push)
-PAGES_MAX = 256
-"""Of one handover: 256 pages of 64 kB hold the largest ring allowed."""
 
 
 class State(Protocol):
@@ -79,7 +76,7 @@ class Handover:
         self._exchanges: dict[PeerId, _Exchange] = {}
         self._unfinished: set[PeerId] = set()
         self.completed: set[PeerId] = set()
-        """Peers whose handover finished since the node last looked; the node clears it."""
+        """Peers whose handover finished since the data paths last looked; they clear it."""
 
     def deadline(self) -> float | None:
         if not self._unfinished:
@@ -168,13 +165,10 @@ class Handover:
         self._outbox.unicast(source, HandoverPull(offer.session, 0 if not same_log else state.log_length()))
 
     def _on_page(self, now: float, source: PeerId, exchange: _Exchange, message: HandoverPage) -> None:
-        if not 0 < message.pages <= PAGES_MAX or message.page >= message.pages:
-            self._outbox.note("warning", "handover", f"page {message.page} of {message.pages} refused")
-            return
         try:
-            page = _page_decoder.decode(message.body)
-        except UNDECODABLE as error:
-            self._outbox.note("warning", "handover", f"malformed page: {error}")
+            page = read_page(message)
+        except MalformedMessage as error:
+            self._outbox.note("warning", "handover", f"page of {source.hex()} refused: {error}")
             return
         if not self._state.merge_page(now, page):
             return

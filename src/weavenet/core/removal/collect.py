@@ -24,8 +24,9 @@ from typing import Protocol
 import msgspec
 
 from weavenet.core.effects import Change, Outbox
-from weavenet.core.errors import UNDECODABLE
-from weavenet.core.limits import COLLECT_RETRY_S, PAGE_BYTES_MAX
+from weavenet.core.limits import COLLECT_RETRY_S
+from weavenet.core.mesh.pages import read_page
+from weavenet.core.messages import MalformedMessage
 from weavenet.core.messages.gossip import Push, RingDelta
 from weavenet.core.messages.unicast import (
     AppliedAnswer,
@@ -43,9 +44,6 @@ from weavenet.core.types import Bytes16, PeerId, Remove, Uint
 
 TABLE = "collect"
 _DONE = b"done"
-_PAGES_MAX = 256
-_SEGMENTS_PER_PAGE = PAGE_BYTES_MAX // 96
-_page_decoder = msgspec.msgpack.Decoder(Push)
 
 CollectMessage = AppliedQuery | AppliedAnswer | RingPull | RingPage | StampPage | StampAnswer | HoldQuery
 
@@ -78,7 +76,7 @@ class _Answers(msgspec.Struct):
 
 class Collect:
     """``known()``: everybody who has to confirm, ourselves and the removed excluded. ``reachable()``: who can be asked.
-    ``spread(delta)`` passes on what a stamp taught us."""
+    ``spread(now, delta)`` passes on what a page taught us."""
 
     def __init__(
         self,
@@ -209,7 +207,7 @@ class Collect:
     def _stamp(self, now: float) -> None:
         self._ipam.inherit()
         segments = self._ipam.held_segments()
-        self._stamps = list(delta_pages(segments, self._state.log_length(), _SEGMENTS_PER_PAGE))
+        self._stamps = list(delta_pages(segments, self._state.log_length()))
         self._session = self._rng.getrandbits(62)
         for answers in self._answers.values():
             answers.stamped.clear()
@@ -271,20 +269,17 @@ class Collect:
                 elif not answers.applied:
                     self._outbox.unicast(source, RingPull(message.session))
             case RingPage():
-                self._on_page(now, answers, message)
+                self._on_page(now, source, answers, message)
             case StampAnswer():
                 if self._stamps is not None and message.page < len(self._stamps):
                     answers.stamped.add(message.page)
 
-    def _on_page(self, now: float, answers: _Answers, message: RingPage) -> None:
+    def _on_page(self, now: float, source: PeerId, answers: _Answers, message: RingPage) -> None:
         """Merge a page. Pages of two states of that ring do not add up to either, so they are counted apart."""
-        if not 0 < message.pages <= _PAGES_MAX or message.page >= message.pages:
-            self._outbox.note("warning", "removal", f"page {message.page} of {message.pages} refused")
-            return
         try:
-            page = _page_decoder.decode(message.body)
-        except UNDECODABLE as error:
-            self._outbox.note("warning", "removal", f"malformed page: {error}")
+            page = read_page(message)
+        except MalformedMessage as error:
+            self._outbox.note("warning", "removal", f"page of {source.hex()} refused: {error}")
             return
         for delta in page.ring:  # nothing of it is merged while our log is behind; it is asked for again then
             learnt = self._state.merge_ring(now, delta)

@@ -25,7 +25,7 @@ from weavenet.core.report import (
 )
 from weavenet.core.ring.reporting import range_reports
 from weavenet.core.types import PeerId, peer_text
-from weavenet.core.words import duration
+from weavenet.core.words import duration, titled
 
 if TYPE_CHECKING:
     from weavenet.core.node import Node
@@ -118,17 +118,17 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
         report,
         state=state,
         detail=detail,
-        electors=tuple(_titled(node, peer) for peer in electors),
+        electors=tuple(_title(node, peer) for peer in electors),
         is_elector=node.membership.is_elector if genesis else node.config.peer in electors,
         quorum=n // 2 + 1 if n else 0,
         electors_known=len(electors),
         electors_missing=() if genesis else node.mesh.missing_targets(),
-        voters=tuple(_titled(node, peer) for peer in node.log.voters),
+        voters=tuple(_title(node, peer) for peer in node.log.voters),
         role=membership.role if genesis else "",
         **_lease(node, now),
         removals=removals,
         held=tuple(_held(node)),
-        waiting_for=tuple(_titled(node, peer) for peer in membership.collect.waiting_for),
+        waiting_for=tuple(_title(node, peer) for peer in membership.collect.waiting_for),
         conflicts=address_conflicts(node),
         leaving=_leaving(node),
         leaving_needs=membership.leaving.needs,
@@ -197,7 +197,7 @@ def _consensus_detail(node: Node, now: float, known: int, waiting: bool) -> str:
         return "only observers are reachable; next: launch at least one peer that may vote (without --observer)"
     if not electorate.settled:
         return "trying each target once, to count the electors"
-    count = f"quorum {electorate.quorum} of {electorate.n} ({electorate.why(lambda peer: _titled(node, peer))})"
+    count = f"quorum {electorate.quorum} of {electorate.n} ({electorate.why(lambda peer: _title(node, peer))})"
     if known >= electorate.quorum:
         return f"{count}, reachable {known}; voting"
     refused = [each for each in node.mesh.connection_reports(now) if each.state == "refused"]
@@ -213,15 +213,14 @@ def _consensus_detail(node: Node, now: float, known: int, waiting: bool) -> str:
 def _held(node: Node) -> Iterator[str]:
     """Inherited ranges that are not usable yet."""
     area = node.ipam.estate.area
-    waiting = ", ".join(_titled(node, peer) for peer in node.membership.collect.waiting_for)
+    waiting = ", ".join(_title(node, peer) for peer in node.membership.collect.waiting_for)
     for low, high in node.ipam.held if area is not None else ():
         if area is not None:
             yield f"{area.address(low)}-{area.address(high - 1)}: {high - low} addresses, held until {waiting} confirms"
 
 
-def _titled(node: Node, peer: PeerId) -> str:
-    named = node.membership.named(peer)
-    return f"{named.name}({named.nickname})" if named.name else peer_text(peer)
+def _title(node: Node, peer: PeerId) -> str:
+    return node.membership.named(peer).short_title
 
 
 def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport, ...]) -> list[str]:
@@ -258,7 +257,7 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
     if not genesis and electorate.contradicted:
         warnings.append(
             f"--ipalloc-init consensus={electorate.contradicted} is not the count of electors here, which is "
-            f"{electorate.n} ({electorate.why(lambda peer: _titled(node, peer))}); next: launch all with one count"
+            f"{electorate.n} ({electorate.why(lambda peer: _title(node, peer))}); next: launch all with one count"
         )
     if genesis and node.config.range_explicit and node.config.ranges not in {(), genesis.ranges}:
         warnings.append(
@@ -273,7 +272,7 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
     warnings += _domain_warnings(node)
     dead = [report for report in connections if report.state == "established" and report.plane == "no data path"]
     for report in dead[:3]:
-        warnings.append(f"no data path to {report.name}({report.nickname}): {report.plane_reason}")
+        warnings.append(f"no data path to {titled(report.name, report.nickname)}: {report.plane_reason}")
     if node.ipam.seed_share.is_awaited:
         warnings.append(
             f"this seed has a blank store, and takes its share only after meeting {ipam.detail}; next: start them, "
@@ -298,7 +297,7 @@ def _minority(node: Node) -> list[str]:
     return [
         f"{present} of {len(voters)} voters within reach, {needed} are needed to decide: what is free here and at "
         "peers within reach is still given out; removals, new electors and the reset of voters wait; next: bring back "
-        f"{', '.join(_titled(node, voter) for voter in missing)}; if they are gone for good, `weave rmpeer` says how "
+        f"{', '.join(_title(node, voter) for voter in missing)}; if they are gone for good, `weave rmpeer` says how "
         "to go on without them"
     ]
 
@@ -307,7 +306,7 @@ def _domain_warnings(node: Node) -> list[str]:
     elsewhere = sorted(node.names.elsewhere.items())
     if not elsewhere:
         return []
-    peers = ", ".join(_titled(node, origin) for origin, _ in elsewhere[:OWNERS_NAMED])
+    peers = ", ".join(_title(node, origin) for origin, _ in elsewhere[:OWNERS_NAMED])
     more = f" and {len(elsewhere) - OWNERS_NAMED} more" if len(elsewhere) > OWNERS_NAMED else ""
     return [
         f"names of {peers}{more} are not below {node.names.domain} and not answered here ({elsewhere[0][1]}); "

@@ -30,6 +30,7 @@ from weavenet.core.removal.naming import Named
 from weavenet.core.ring.log import Log
 from weavenet.core.ring.segments import unreadable_row
 from weavenet.core.types import PeerId
+from weavenet.core.words import titled
 
 TABLE = "left"
 _CHECK_S = 1.0
@@ -136,7 +137,7 @@ class Departed:
         self._log.depart(record.peer, _heir(record))
         self._outbox.persist(Change(TABLE, record.peer, _encode(Row(True, record))))
         if known is None:
-            self._outbox.note("info", "leaving", f"{record.name}({record.nickname}) {record.peer.hex()} has left")
+            self._outbox.note("info", "leaving", f"{titled(record.name, record.nickname)} {record.peer.hex()} has left")
         self.fresh.add(record.peer)
         self._publish(now, record)
         self._schedule(now)

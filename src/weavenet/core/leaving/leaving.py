@@ -55,7 +55,6 @@ from weavenet.core.messages.unicast import StampAnswer
 from weavenet.core.removal.naming import Named
 from weavenet.core.ring import Ipam, Log
 from weavenet.core.types import Electors, PeerId, peer_text
-from weavenet.core.words import titled
 
 TABLE = "leaving"
 _STATE = b"state"
@@ -504,5 +503,4 @@ class Leaving:
         return True
 
     def _titles(self, peers: Iterable[PeerId]) -> str:
-        named = [self._around.named(peer) for peer in peers]
-        return ", ".join(sorted(titled(each.name, each.nickname) or peer_text(each.peer) for each in named))
+        return ", ".join(sorted(self._around.named(peer).short_title for peer in peers))

@@ -15,7 +15,7 @@ import msgspec
 
 from weavenet.core.messages.gossip import KIND_ENDPOINT, EndpointRecord, record_body
 from weavenet.core.names import EXPOSE
-from weavenet.core.types import PeerId, peer_text
+from weavenet.core.types import PeerId
 
 if TYPE_CHECKING:
     from weavenet.core.node import Node
@@ -33,7 +33,7 @@ def address_conflicts(node: Node) -> tuple[str, ...]:
     users = {address: [f"{container} on this host" for container, _ in holders] for address, holders in own.items()}
     for peer in sorted(node.planes.peers & node.mesh.reachable()):
         for address in _shared_with(node, peer, own.keys()):
-            users[address].append(f"{_holder(node, peer, address)} on {_title(node, peer)}")
+            users[address].append(f"{_holder(node, peer, address)} on {node.membership.named(peer).short_title}")
     found = sorted(address for address, names in users.items() if len(names) > 1)
     return tuple(
         f"{address} is used by {' and by '.join(users[address])}, and only one of them is reached; "
@@ -68,11 +68,6 @@ def _holder(node: Node, peer: PeerId, address: str) -> str:
         if record is not None and any(text.partition("/")[0] == address for text in record.addresses):
             return record.ident
     return "a container"
-
-
-def _title(node: Node, peer: PeerId) -> str:
-    named = node.membership.named(peer)
-    return f"{named.name}({named.nickname})" if named.name else peer_text(peer)
 
 
 def _way_out(container: str, text: str) -> str:

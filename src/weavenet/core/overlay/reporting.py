@@ -13,6 +13,7 @@ from weavenet.core.overlay.paths import PathState
 from weavenet.core.overlay.planes import FASTDP, SLEEVE, WIREGUARD
 from weavenet.core.report import ConnectionReport
 from weavenet.core.types import PeerId
+from weavenet.core.words import titled
 
 if TYPE_CHECKING:
     from weavenet.core.node import Node
@@ -51,7 +52,7 @@ def mtu_warnings(node: Node) -> list[str]:
     for peer in sorted(node.mesh.reachable() - {node.config.peer}):
         record = node.mesh.peer_record(peer)
         if record is not None and record.mtu != node.config.mtu:
-            others.setdefault(record.mtu, []).append(f"{record.name}({record.nickname})")
+            others.setdefault(record.mtu, []).append(titled(record.name, record.nickname))
     return [
         f"containers have MTU {node.config.mtu} here and {mtu} on {', '.join(names[:3])}"
         f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}, where larger packets are lost; "

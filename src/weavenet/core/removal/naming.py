@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from weavenet.core.errors import Code, Failure
 from weavenet.core.types import PeerId, peer_text
+from weavenet.core.words import titled
 
 
 class Named(NamedTuple):
@@ -22,8 +23,13 @@ class Named(NamedTuple):
 
     @property
     def title(self) -> str:
-        text = f"{self.name}({self.nickname})" if self.nickname else self.name
-        return f"{text} {peer_text(self.peer)}".strip()
+        """Names and PeerId."""
+        return f"{titled(self.name, self.nickname)} {peer_text(self.peer)}".strip()
+
+    @property
+    def short_title(self) -> str:
+        """Names; the PeerId only where none was ever heard."""
+        return titled(self.name, self.nickname) or peer_text(self.peer)
 
 
 def resolve(text: str, directory: Iterable[Named]) -> PeerId | Failure:

@@ -428,8 +428,7 @@ class Removals:
         return [voter for voter in missing if voter not in ids and not self._log.is_gone(voter)]
 
     def _title(self, peer: PeerId) -> str:
-        named = self._around.named(peer)
-        return f"{named.name}({named.nickname})" if named.name or named.nickname else peer_text(peer)
+        return self._around.named(peer).short_title
 
     def _titles(self, peers: Iterable[PeerId]) -> str:
         return ", ".join(self._title(peer) for peer in self._people(peers))

@@ -17,6 +17,7 @@ from weavenet.core.ring.estate import Estate
 from weavenet.core.ring.seeking import Need, Seeker
 from weavenet.core.ring.subnets import default_cidrs
 from weavenet.core.types import PeerId, peer_text
+from weavenet.core.words import titled
 
 PENDING_SHOWN_MAX = 50
 """Waiting requests spelt out; more are counted."""
@@ -124,7 +125,7 @@ class _Words:
 
     def name(self, peer: PeerId) -> str:
         name, nickname = self._label(peer)
-        return f"{name}({nickname})" if nickname else name or peer_text(peer)[:12]
+        return titled(name, nickname) or peer_text(peer)[:12]
 
     def state(self, waiting: list[Waiting]) -> tuple[str, str]:
         if not self._estate.is_on:

@@ -138,8 +138,8 @@ class Forget(msgspec.Struct, frozen=True):
 
 class Consense(msgspec.Struct, frozen=True):
     """Force the initial division of addresses; answered when genesis and ring are durable here. A peer that may vote
-    and is no elector yet becomes one by decree first. Result: ``Done`` whose text is ``elector`` or ``member, not
-    elector``."""
+    and is no elector yet becomes one by decree first. Result: ``Done`` whose text is the role: ``voter``, ``standby``
+    or ``member, not elector``."""
 
 
 class RemovePeers(msgspec.Struct, frozen=True):

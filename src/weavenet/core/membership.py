@@ -7,7 +7,7 @@ the removed are closed, their records dropped, before anything else of that even
 Fencing: a peer that meets its own removal, in its log or in words of a peer whose epoch is not below its own, says
 nothing any more but ``Fence``.
 
-What this does not do: the genesis (node), stamping (ring).
+What this does not do: the genesis (``Founding``), stamping (ring).
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ class Membership:
             {seed_owner(name, config.seed_salt): name for name in config.seeds},
         )
         self.reopen: set[PeerId] = set()
-        """Peers whose paths were closed for want of a confirmation; the node hands over to them again."""
+        """Peers whose paths were closed for want of a confirmation; the data paths hand over to them again."""
         self.withdraw: Callable[[float], str] = lambda now: ""
-        """Founding's: undo what it left outside of the cluster."""
+        """Set by ``Founding``: undo what it left outside of the cluster; what is still missing, in words."""
         self.fenced = ""
         """The reason, once this peer met its own removal."""
         self.gate = Gate(planes=planes, outbox=outbox, rng=rng)
@@ -169,7 +169,7 @@ class Membership:
             rng=rng,
         )
         self.has_promised: Callable[[], bool] = lambda: False
-        """Whether we voted on a genesis."""
+        """Set by ``Founding``: whether we voted on a genesis."""
 
     # --- the node's interface ---
 

@@ -71,8 +71,7 @@ class WireguardPlace(NamedTuple):
 
 class Datapath(Protocol):
     """What a life needs of the host. ``on_dns_addresses``, set before :meth:`open`, gets the (address, device) at
-    which containers may ask this host's DNS server, now and whenever they change; None: nobody serves
-    there."""
+    which containers may ask this host's DNS server, now and whenever they change; None: nobody serves there."""
 
     on_dns_addresses: Callable[[tuple[tuple[str, str], ...]], None] | None
 

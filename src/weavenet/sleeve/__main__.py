@@ -1,7 +1,7 @@
 """Runs a worker: ``python -m weavenet.sleeve --tap NAME --port N --socket PATH [--host ADDRESS]``.
 
-In the network namespace in which it is started. It prints why it could not start and, once a minute
-at most, which datagram it could not handle. It gets no secrets.
+In the network namespace in which it is started. It prints why it could not start and, once a minute at most, which
+datagram it could not handle. It gets no secrets.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
-"""Deciding: the cluster record by single-decree Paxos among electors that find each other or by
-a lock that all can reach, then one decree after the
-other among the voters that the log names."""
+"""Deciding: the cluster record by single-decree Paxos among electors that find each other, or by a lock that all can
+reach; then one decree after the other among the voters that the log names."""
 
 from weavenet.core.election.acceptor import Acceptor
 from weavenet.core.election.decrees import DecreeAcceptor, DecreeElection, DecreeMessage

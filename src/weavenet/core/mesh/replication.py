@@ -46,7 +46,7 @@ _FIRST_EXCHANGE_S = 10.0
 
 
 class Replication:
-    """``on_applied(origin, applied)`` is called for each set of records that changed, before it is forwarded."""
+    """``on_applied(now, origin, applied)`` is called for each set of records that changed, before it is forwarded."""
 
     def __init__(
         self,

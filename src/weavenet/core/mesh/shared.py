@@ -33,7 +33,7 @@ class HelloFields(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Shared(Protocol):
-    """Implemented by the node."""
+    """Implemented by :class:`weavenet.core.cluster.Cluster`."""
 
     def hello(self) -> HelloFields: ...
 

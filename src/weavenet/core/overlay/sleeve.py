@@ -15,9 +15,8 @@ needed.
 
 What the core decides, per peer:
 
-- ``is_open``: the handover to the peer is complete. While False only heartbeats and relayed datagrams pass: nothing
-of
-  the peer is delivered to containers here, and no frame of theirs is sent there.
+- ``is_open``: the handover to the peer is complete. While False only heartbeats and relayed datagrams pass:
+  nothing of the peer is delivered to containers here, and no frame of theirs is sent there.
 - ``carries``: sleeve is the plane to this peer now, so frames to ``macs`` leave over it. Frames *from* an open peer,
   group frames too, are delivered whatever ``carries`` says, because the two sides change planes at different moments;
   nothing arrives twice, since an origin sends each group frame (broadcast, multicast) once to each peer: over sleeve to

@@ -21,13 +21,14 @@ from weavenet.core.messages.unicast import AppliedAnswer, HandoverDone, Routed, 
 from weavenet.core.removal.proposal import Removals
 from weavenet.core.ring.estate import Estate
 from weavenet.core.ring.ipam import Ipam
+from weavenet.core.roster import Roster
 from weavenet.core.types import ZERO8, PeerId, Segment
 from weavenet.sim import driver, host
 
 
 def test_release_without_one_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
     """The heir does not wait for whoever is out of reach."""
-    monkeypatch.setattr(Membership, "witnesses", property(lambda self: self._mesh.reachable() - {self._config.peer}))
+    monkeypatch.setattr(Roster, "witnesses", property(lambda self: self._mesh.reachable() - {self._me}))
     hunt(["I4", "I5", "unique"], caught(play_remove_hides_grant), tries=5)
 
 
@@ -40,7 +41,7 @@ def test_release_without_the_second_round(monkeypatch: pytest.MonkeyPatch) -> No
 def test_pending_removal_not_validated_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody looks again whether the victim is there, neither the voters nor the proposer."""
     monkeypatch.setattr(Removals, "_is_attested", lambda self, now, proposal: True)
-    monkeypatch.setattr(Membership, "is_reachable", lambda self, peer: False)
+    monkeypatch.setattr(Roster, "is_reachable", lambda self, peer: False)
     hunt(["revalidated"], caught(play_pending_kills_the_living), tries=5)
 
 

@@ -51,7 +51,9 @@ def test_reset_before_the_hello_of_those_who_accepted_ours() -> None:
     stage.network.intercept = lambda source, message: source.host == leaver.host
     stage.start(leaver)
     stage.until(
-        lambda: all(host.node is not None and leaver.peer in host.node.membership.acquaintances for host in others),
+        lambda: all(
+            host.node is not None and leaver.peer in host.node.membership.roster.acquaintances for host in others
+        ),
         20,
         "the others to accept its hello",
         every_s=0.01,

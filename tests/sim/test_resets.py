@@ -289,7 +289,7 @@ def test_a_seed_that_leaves_votes_no_more_under_either_id() -> None:
     stage = formed(82, bootstrap=Bootstrap.SEED)
     leaver = stage.hosts[0]
     assert leaver.node is not None
-    ids = leaver.node.membership.own_ids
+    ids = leaver.node.membership.roster.own_ids
     assert len(ids) == 2
     has_left(stage, leaver, reset(stage, leaver))
     assert stage.hosts[1].node is not None

@@ -22,7 +22,7 @@ def voters(host: Host) -> int:
     """How many vote on decrees, of whom all are within reach."""
     assert host.node is not None
     membership, log = host.node.membership, host.node.log
-    assert all(membership.voter_address(voter) is not None for voter in log.voters)
+    assert all(membership.roster.voter_address(voter) is not None for voter in log.voters)
     return len(log.voters)
 
 
@@ -80,7 +80,7 @@ def test_a_seed_that_was_removed_comes_back_and_votes_again() -> None:
     stage.until(lambda: all(voters(host) == 3 for host in stage.hosts if host.node is not None), 120, "three voters")
     end(stage)
     assert victim.node is not None
-    assert victim.node.membership.votes_as() == victim.peer
+    assert victim.node.membership.roster.votes_as() == victim.peer
 
 
 def test_a_dead_seed_is_removed_by_name_after_everybody_else_was_started_anew() -> None:

@@ -7,7 +7,7 @@ the removed are closed, their records dropped, before anything else of that even
 Fencing: a peer that meets its own removal, in its log or in words of a peer whose epoch is not below its own, says
 nothing any more but ``Fence``.
 
-What this does not do: the genesis (``Founding``), stamping (ring).
+What this does not do: the genesis (``Founding``), stamping (ring). Who can be reached and who votes: ``Roster``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from weavenet.core.leaving import Departed, Leaving
 from weavenet.core.limits import ELECTORS_MAX, PENDING_REQUESTS_MAX
 from weavenet.core.mesh.changes import MeshChanges
 from weavenet.core.mesh.mesh import Mesh
-from weavenet.core.messages.gossip import KIND_LEFT, RingDelta
+from weavenet.core.messages.gossip import KIND_LEFT
 from weavenet.core.messages.lease import LapseAnswer, LapseQuery, LapseSettled, LeaseAnswer, LeaseRenew
 from weavenet.core.messages.leaving import LeavingBody
 from weavenet.core.messages.unicast import (
@@ -54,11 +54,11 @@ from weavenet.core.overlay.gate import Gate
 from weavenet.core.overlay.handover import Handover
 from weavenet.core.overlay.openplanes import OpenPlanes
 from weavenet.core.removal import Attests, Collect, Known, Removals
-from weavenet.core.removal.directory import Directory
 from weavenet.core.removal.naming import Named
-from weavenet.core.ring import Ipam, Log, seed_owner
+from weavenet.core.ring import Ipam, Log
+from weavenet.core.roster import Roster
 from weavenet.core.types import Electors, LogEntry, PeerId
-from weavenet.core.words import absence, decree_words
+from weavenet.core.words import decree_words
 
 
 class Membership:
@@ -90,10 +90,6 @@ class Membership:
         self._consensing: list[int] = []
         self._applied: frozenset[PeerId] = frozenset()
         self._seen_log = b""
-        self._directory = Directory(
-            Named(config.peer, config.name, config.nickname),
-            {seed_owner(name, config.seed_salt): name for name in config.seeds},
-        )
         self.reopen: set[PeerId] = set()
         """Peers whose paths were closed for want of a confirmation; the data paths hand over to them again."""
         self.withdraw: Callable[[float], str] = lambda now: ""
@@ -102,7 +98,16 @@ class Membership:
         """The reason, once this peer met its own removal."""
         self.gate = Gate(planes=planes, outbox=outbox, rng=rng)
         self.known = Known(config.peer, rows("known"), outbox)
-        self._directory.learn(self.known.names())
+        self.roster = roster = Roster(
+            config=config,
+            log=log,
+            ipam=ipam,
+            cluster=cluster,
+            mesh=mesh,
+            known=self.known,
+            is_leaving=lambda: self.leaving.is_leaving,
+            stand_ins=lambda: self.departed.stand_ins,
+        )
         self.decrees = DecreeElection(
             me=config.peer,
             log=log,
@@ -110,8 +115,8 @@ class Membership:
             outbox=outbox,
             rng=rng,
             wanted=self._wanted,
-            votes_as=self.votes_as,
-            address=self.voter_address,
+            votes_as=roster.votes_as,
+            address=roster.voter_address,
         )
         self.collect = Collect(
             me=config.peer,
@@ -121,16 +126,17 @@ class Membership:
             done_row=disk.get(Collect.disk_key()),
             outbox=outbox,
             rng=rng,
-            known=lambda: self.witnesses,
+            known=lambda: roster.witnesses,
             reachable=mesh.reachable,
-            spread=self._spread,
+            spread=mesh.push_ring,
         )
         self.attests = Attests(rows("unseen"), outbox)
         self.removals = Removals(
             me=config.peer,
             log=log,
             collect=self.collect,
-            around=self,
+            around=roster,
+            append=self.append,
             attests=self.attests,
             rows=rows("removals"),
             outbox=outbox,
@@ -141,28 +147,29 @@ class Membership:
             log=log,
             ipam=ipam,
             planes=planes,
-            around=self,
+            around=roster,
             attests=self.attests,
             rows=rows("leases"),
             outbox=outbox,
             rng=rng,
         )
-        self.reconfiguration = Reconfiguration(me=config.peer, log=log, around=self, outbox=outbox, rng=rng)
+        self.reconfiguration = Reconfiguration(me=config.peer, log=log, around=roster, outbox=outbox, rng=rng)
         self.departed = Departed(
             me=config.peer,
             log=log,
             rows=rows("left"),
             outbox=outbox,
             publisher=mesh,
-            unreachable_for=self.unreachable_for,
+            unreachable_for=roster.unreachable_for,
             owns_space=ipam.owns_space,
         )
         self.leaving = Leaving(
-            me=self._directory.me,
+            me=roster.me,
             log=log,
             ipam=ipam,
             departed=self.departed,
-            around=self,
+            around=roster,
+            duties=self,
             is_ephemeral=config.ephemeral_ttl_s > 0,
             row=disk.get(Leaving.disk_key()),
             outbox=outbox,
@@ -217,7 +224,7 @@ class Membership:
         self.departed.tick(now)
         if self._log.genesis is None:
             return
-        self.attests.review(now, self._log.is_gone, self.is_reachable)
+        self.attests.review(now, self._log.is_gone, self.roster.is_reachable)
         self.leasing.advance(now)
         self.removals.advance(now)
         self.reconfiguration.advance(now)
@@ -288,7 +295,7 @@ class Membership:
         """Records of ``peers`` changed."""
         for peer in sorted(peers):
             for left in self.departed.read(peer, self._mesh.records_of(peer, KIND_LEFT)):
-                if left.peer in self.own_ids:
+                if left.peer in self.roster.own_ids:
                     self.fence(now, "others know that this peer left the cluster by `weave reset`")
                 self.departed.learn(now, left)
             record = self._mesh.peer_record(peer)
@@ -297,10 +304,9 @@ class Membership:
                     self.known.forget((peer,))
                     self.leasing.others.forget((peer,))
                 continue
-            self.known.meet((self._directory.meet(peer, record),))
+            self.known.meet((self.roster.meet(peer, record),))
             self.leasing.met(now, peer, record)
-        if self._directory.is_crowded:
-            self._directory.keep(self._nameable())
+        self.roster.tidy()
 
     def command(self, now: float, request: int, command: RemovePeers) -> None:
         if self.leaving.is_leaving:
@@ -365,21 +371,8 @@ class Membership:
         if self._ipam.seed_share.is_awaited:
             return
         for request in self._consensing:
-            self._outbox.append(Reply(request, Done(self.role)))
+            self._outbox.append(Reply(request, Done(self.roster.role)))
         self._consensing.clear()
-
-    @property
-    def is_elector(self) -> bool:
-        return self._config.peer in self._log.electors or self._ipam.seed_share.bound_as in self._log.electors
-
-    @property
-    def role(self) -> str:
-        """``voter``, ``standby`` or ``member, not elector``."""
-        if self.votes_as() is not None:
-            return "voter"
-        if self.is_elector:
-            return "standby"
-        return "member, not elector"
 
     @property
     def wants_decree(self) -> bool:
@@ -391,7 +384,7 @@ class Membership:
             bool(self._consensing)
             and self._log.genesis is not None
             and self._cluster.is_elector_mode
-            and not self.is_elector
+            and not self.roster.is_elector
             and not self.leaving.is_leaving
             and len(self._log.electors) < ELECTORS_MAX
         )
@@ -441,8 +434,7 @@ class Membership:
     def _drop_departed(self, now: float) -> None:
         fresh, self.departed.fresh = frozenset(self.departed.fresh), set()
         self._drop(now, fresh, have_left=True)
-        self._directory.dismiss(fresh)
-        self._directory.learn(self.departed.names())
+        self.roster.dismiss(fresh, self.departed.names())
         self.collect.restart()
         self.departed.republish(now)
 
@@ -464,112 +456,26 @@ class Membership:
             self.fenced = reason
             self._outbox.append(Fence(reason))
 
-    # --- what removals ask (proposal.Surroundings) ---
-
-    def votes_as(self) -> PeerId | None:
-        voters = self._log.voters
-        if self._config.peer in voters:
-            return self._config.peer
-        bound = self._ipam.seed_share.bound_as
-        return bound if bound in voters else None
-
-    def voter_address(self, voter: PeerId) -> PeerId | None:
-        if voter == self.votes_as():
-            return self._config.peer
-        reachable = self._mesh.reachable()
-        if voter in reachable:
-            return voter
-        peer = self._directory.stand_ins.get(voter)
-        return peer if peer in reachable else None
-
-    def is_reachable(self, peer: PeerId) -> bool:
-        reachable = self._mesh.reachable()
-        return peer in reachable or self._directory.stand_ins.get(peer) in reachable
-
-    def unreachable_for(self, now: float, peer: PeerId) -> float | None:
-        stand_in = self._directory.stand_ins.get(peer)
-        if self.is_reachable(peer) or (stand_in is None and peer in self._directory.virtual):
-            return None
-        since = self._mesh.unreachable_since(stand_in or peer)
-        return None if since is None else max(0.0, now - since)
-
-    def last_seen(self, now: float, peer: PeerId) -> str:
-        absent_s = self.unreachable_for(now, peer)
-        return "" if absent_s is None else absence(absent_s, is_known=peer in self._mesh.known_peers())
-
-    def named(self, peer: PeerId) -> Named:
-        return self._directory.named(self._config.peer if peer == self._ipam.seed_share.bound_as else peer)
-
-    def directory(self) -> list[Named]:
-        return self._directory.listed(self._nameable())
-
-    def _nameable(self) -> set[PeerId]:
-        log = self._log
-        kept = {*self._mesh.known_peers(), *self.known.peers, *self._ipam.ring.shares}
-        return kept | {*log.electors, *log.removed, *log.departed}
-
-    def ids_of(self, peer: PeerId) -> tuple[PeerId, ...]:
-        return self._directory.ids_of(peer)
-
-    def eligible(self) -> frozenset[PeerId]:
-        """Reachable peers that may vote, ourselves included; without those who vote as the seed that they stand for."""
-        stays = self._cluster.is_elector_mode and not self.leaving.is_leaving
-        found = {self._config.peer} if stays and self._ipam.seed_share.bound_as not in self._log.electors else set()
-        for peer in self._mesh.reachable():
-            record = self._mesh.peer_record(peer)
-            if record is None or not record.elector or record.leaving:
-                continue
-            if record.votes_as not in self._log.electors:
-                found.add(peer)
-        return frozenset(found)
-
-    def heir(self, without: frozenset[PeerId]) -> PeerId | None:
-        if self._ipam.may_own:
-            return self._config.peer
-        reachable = self._mesh.reachable()
-        addresses = (self.voter_address(elector) for elector in self._log.electors if elector not in without)
-        candidates = [peer for peer in addresses if peer in reachable and peer not in without]
-        return min((peer for peer in candidates if peer is not None and self._stays(peer)), default=None)
-
-    def _stays(self, peer: PeerId) -> bool:
-        record = self._mesh.peer_record(peer)
-        return record is None or not record.leaving
+    # --- who is who (see Roster) ---
 
     @property
     def witnesses(self) -> frozenset[PeerId]:
-        """Everybody whose word we wait for: known and not removed, without us. Nobody is behind a seed that was never
-        started."""
-        confirmed = self.known.peers - self.known.unconfirmed
-        peers = {*confirmed, *self._mesh.known_peers(), *self._ipam.ring.shares, *self._log.electors}
-        peers |= self.departed.stand_ins
-        without = {self._config.peer, *self._log.removed, *self._log.departed}
-        return frozenset(peers - without - self._directory.virtual - self._directory.stand_ins.keys())
+        return self.roster.witnesses
 
-    # --- what leaving asks (leaving.Surroundings) ---
+    def named(self, peer: PeerId) -> Named:
+        return self.roster.named(peer)
 
-    @property
-    def acquaintances(self) -> frozenset[PeerId]:
-        return self.witnesses | self.known.unconfirmed
+    def directory(self) -> list[Named]:
+        return self.roster.directory()
+
+    # --- what is left to do here before this peer may leave (phases.Duties) ---
 
     @property
     def holds(self) -> bool:
         return self.collect.is_needed
-
-    @property
-    def own_ids(self) -> frozenset[PeerId]:
-        return frozenset(each for each in (self._config.peer, self._ipam.seed_share.bound_as) if each is not None)
-
-    def reachable(self) -> frozenset[PeerId]:
-        return self._mesh.reachable() - {self._config.peer}
-
-    def neighbours(self) -> frozenset[PeerId]:
-        return self._mesh.established_peers()
 
     def last_one_out(self, now: float) -> str:
         return self.withdraw(now)
 
     def give_up_removals(self) -> None:
         self.removals.forget()
-
-    def _spread(self, now: float, delta: RingDelta) -> None:
-        self._mesh.push_ring(now, delta)

@@ -119,12 +119,12 @@ def _ipam_report(node: Node, now: float) -> IpamReport:
         state=state,
         detail=detail,
         electors=tuple(_title(node, peer) for peer in electors),
-        is_elector=node.membership.is_elector if genesis else node.config.peer in electors,
+        is_elector=node.membership.roster.is_elector if genesis else node.config.peer in electors,
         quorum=n // 2 + 1 if n else 0,
         electors_known=len(electors),
         electors_missing=() if genesis else node.mesh.missing_targets(),
         voters=tuple(_title(node, peer) for peer in node.log.voters),
-        role=membership.role if genesis else "",
+        role=membership.roster.role if genesis else "",
         **_lease(node, now),
         removals=removals,
         held=tuple(_held(node)),
@@ -290,7 +290,7 @@ def _without_retry(info: str) -> str:
 def _minority(node: Node) -> list[str]:
     """Without a quorum of the voters: what works all the same, and what waits."""
     voters, membership = node.log.voters, node.membership
-    missing = [voter for voter in voters if membership.voter_address(voter) is None]
+    missing = [voter for voter in voters if membership.roster.voter_address(voter) is None]
     present, needed = len(voters) - len(missing), quorum(len(voters))
     if node.log.genesis is None or present >= needed or node.ipam.seed_share.is_awaited:
         return []

@@ -29,7 +29,7 @@ from weavenet.core.effects import Change, Depart, Outbox, Reply, Vacate
 from weavenet.core.election import quorum
 from weavenet.core.errors import Code, Failure, InvariantBroken
 from weavenet.core.leaving.departed import Departed
-from weavenet.core.leaving.phases import Phase, State, Surroundings, may_follow
+from weavenet.core.leaving.phases import Duties, Phase, State, Surroundings, may_follow
 from weavenet.core.leaving.prospects import Prospects
 from weavenet.core.leaving.transfer import Transfer
 from weavenet.core.limits import (
@@ -71,6 +71,7 @@ class Leaving:
         ipam: Ipam,
         departed: Departed,
         around: Surroundings,
+        duties: Duties,
         is_ephemeral: bool,
         row: bytes | None,
         outbox: Outbox,
@@ -81,6 +82,7 @@ class Leaving:
         self._ipam = ipam
         self._departed = departed
         self._around = around
+        self._duties = duties
         self._is_ephemeral = is_ephemeral
         self._outbox = outbox
         self._rng = rng
@@ -255,7 +257,7 @@ class Leaving:
     def _seek(self, now: float) -> None:
         others = self._around.acquaintances
         if self._log.genesis is None:
-            if others and self._around.has_promised():
+            if others and self._duties.has_promised():
                 self.needs = ("the first division of addresses, in which this peer voted, is not decided yet",)
                 return
             self._say_left(now, self._left(tuple(sorted(self._around.neighbours() & others))[:HEIRS_MAX]))
@@ -270,7 +272,7 @@ class Leaving:
     def _lacks(self, now: float) -> Iterable[str]:
         prospects = self._prospects
         missing = self._titles(prospects.missing(now)) or "peers that stay and have addresses to give"
-        if self._around.holds:
+        if self._duties.holds:
             yield "addresses inherited from removed peers are still on hold; `weave status ipam` says who is missing"
         if not prospects.heirs(now):
             yield f"nobody who could take over the addresses is reachable; missing: {missing}"
@@ -310,7 +312,7 @@ class Leaving:
     # --- step 2 ---
 
     def _commit(self, now: float) -> None:
-        self._around.give_up_removals()
+        self._duties.give_up_removals()
         self._outbox.note("info", "leaving", "from here on there is no way back: containers leave the network")
         self._step(Phase.VACATING)
         self._vacate_at = now
@@ -320,7 +322,7 @@ class Leaving:
             self._leave_last(now, "done: no other peer was known any more, so there was nothing to hand over")
             return
         needs: list[str] = list(self._lacks(now)) if self._is_elector else []
-        if self._around.holds and self._ipam.holds:
+        if self._duties.holds and self._ipam.holds:
             needs.append("addresses inherited from removed peers are still on hold")
         elif self._has_to_give:
             self._give(now)
@@ -420,7 +422,7 @@ class Leaving:
         self._end(now, f"done: what this peer owned is {heirs}'s now" if heirs else "done: nothing was owned here")
 
     def _leave_last(self, now: float, reason: str) -> None:
-        missing = self._around.last_one_out(now)
+        missing = self._duties.last_one_out(now)
         self.needs = (missing,) if missing else ()
         if not missing:
             self._end(now, reason)

@@ -42,20 +42,11 @@ class State(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Surroundings(Protocol):
-    """What a leaver needs to know of the rest of the node."""
+    """What a leaver needs to know of its peers."""
 
     @property
     def acquaintances(self) -> frozenset[PeerId]:
         """Everybody who may wait for our word: known and not gone, without us."""
-        ...
-
-    @property
-    def holds(self) -> bool:
-        """We stand for somebody removed whose addresses are not usable yet."""
-        ...
-
-    def has_promised(self) -> bool:
-        """We voted on a first division of addresses whose outcome we do not know."""
         ...
 
     @property
@@ -72,12 +63,26 @@ class Surroundings(Protocol):
         """Seconds since ``peer`` was last seen; None while it is reachable."""
         ...
 
-    def last_one_out(self, now: float) -> str:
-        """Nobody else is known: what is still missing before the cluster may be forgotten, or an empty text."""
-        ...
-
     def voter_address(self, voter: PeerId) -> PeerId | None: ...
     def named(self, peer: PeerId) -> Named: ...
+
+
+class Duties(Protocol):
+    """What else a leaver has begun and must see to."""
+
+    @property
+    def holds(self) -> bool:
+        """We stand for somebody removed whose addresses are not usable yet."""
+        ...
+
+    def has_promised(self) -> bool:
+        """We voted on a first division of addresses whose outcome we do not know."""
+        ...
+
     def give_up_removals(self) -> None:
         """Nobody will be left here to decide them."""
+        ...
+
+    def last_one_out(self, now: float) -> str:
+        """Nobody else is known: what is still missing before the cluster may be forgotten, or an empty text."""
         ...

@@ -16,7 +16,7 @@ does not do: decide (``DecreeElection``), collect (``Collect``), close links.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import msgspec
@@ -82,10 +82,6 @@ class Surroundings(Protocol):
         """The reachable peer that casts this vote."""
         ...
 
-    def append(self, now: float, entry: LogEntry) -> None:
-        """``entry`` is decided: make it part of the log, and spread it."""
-        ...
-
 
 class Proposal(msgspec.Struct):
     """Peers to be removed together. ``session``, ``asked_at``: the last question to the voters; ``unseen``: those who
@@ -113,7 +109,8 @@ class Waiter(msgspec.Struct):
 
 
 class Removals:
-    """``rows`` are those of table ``removals``."""
+    """``rows`` are those of table ``removals``. ``append(now, entry)``: make a decided entry part of the log, and
+    spread it."""
 
     def __init__(
         self,
@@ -122,6 +119,7 @@ class Removals:
         log: Log,
         collect: Collect,
         around: Surroundings,
+        append: Callable[[float, LogEntry], None],
         attests: Attests,
         rows: Iterable[tuple[bytes, bytes]],
         outbox: Outbox,
@@ -131,6 +129,7 @@ class Removals:
         self._log = log
         self._collect = collect
         self._around = around
+        self._append = append
         self._attests = attests
         self._outbox = outbox
         self._rng = rng
@@ -305,7 +304,7 @@ class Removals:
         position = Position(epoch, self._rng.randbytes(8), len(self._log))
         names = self._titles(remaining)
         self._outbox.note("warning", "removal", f"forced: epoch {epoch} begins without a quorum by removing {names}")
-        self._around.append(now, LogEntry(position, self._log.hash, Remove(tuple(sorted(removed)), heir)))
+        self._append(now, LogEntry(position, self._log.hash, Remove(tuple(sorted(removed)), heir)))
 
     def _ask(self, now: float, proposal: Proposal, remaining: frozenset[PeerId]) -> None:
         """Do you see one of them? Each session is one question; what it yielded is evidence from when it was asked."""

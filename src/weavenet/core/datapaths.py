@@ -29,7 +29,7 @@ from weavenet.core.overlay.sleeveplane import SleevePlane
 from weavenet.core.overlay.wireguardplane import WireguardPlane
 from weavenet.core.ring import Ipam
 from weavenet.core.seeding import Seeding
-from weavenet.core.types import PeerId, is_ip_address
+from weavenet.core.types import PeerId, is_ip_address, without_prefix
 
 _endpoint_decoder = msgspec.msgpack.Decoder(EndpointRecord)
 
@@ -306,7 +306,7 @@ class DataPaths:
     def _endpoints_of(self, peer: PeerId) -> tuple[Endpoint, ...]:
         bodies = (record_body(_endpoint_decoder, body) for body in self._mesh.records_of(peer, KIND_ENDPOINT))
         return tuple(
-            Endpoint(record.mac, tuple(text for text in record.addresses if is_ip_address(text.partition("/")[0])))
+            Endpoint(record.mac, tuple(text for text in record.addresses if is_ip_address(without_prefix(text))))
             for record in bodies
             if record is not None
         )

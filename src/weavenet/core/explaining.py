@@ -20,7 +20,7 @@ from weavenet.core.overlay.planes import FASTDP, SLEEVE, WIREGUARD
 from weavenet.core.overlay.reporting import NO_PATH, measured, plane_of
 from weavenet.core.removal.naming import resolve
 from weavenet.core.report import EndReport, Explanation, WayReport
-from weavenet.core.types import PeerId, mac_text, peer_text
+from weavenet.core.types import PeerId, mac_text, peer_text, without_prefix
 
 if TYPE_CHECKING:
     from weavenet.core.node import Node
@@ -78,7 +78,7 @@ def _find(node: Node, text: str) -> _End | Failure:
         addresses = named.addresses if isinstance(named, Addresses) else ()
     for address in addresses:
         for end in _endpoints(node, text):
-            if any(each.partition("/")[0] == address for each in end.addresses):
+            if any(without_prefix(each) == address for each in end.addresses):
                 return end
     if addresses:
         return Failure(

@@ -127,6 +127,11 @@ def mac_text(mac: bytes) -> str:
 
 
 @lru_cache(maxsize=8192)
+def without_prefix(text: str) -> str:
+    """``10.32.0.1`` of ``10.32.0.1/12``."""
+    return text.partition("/")[0]
+
+
 def is_ip_address(text: str) -> bool:
     """Whether ``text`` is an IPv4 or IPv6 address without prefix length. What others say is asked again and again."""
     try:

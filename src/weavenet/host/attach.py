@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Sequence
 
 from weavenet.core.errors import Code, Failure, WeaveError
-from weavenet.core.types import PeerId
+from weavenet.core.types import PeerId, without_prefix
 from weavenet.host import announce, ipv6, sysctl
 from weavenet.host.bridge import CONTAINER_PORT, Bridge, port_name
 from weavenet.host.kernel import Kernel
@@ -115,7 +115,7 @@ class Attacher:
             await self._undo(container, inner, interface, added, is_new)
             raise
         with contextlib.suppress(OSError):  # a courtesy to neighbours; they find out by themselves within seconds
-            moved = [(interface.mac, address.partition("/")[0]) for address in added]
+            moved = [(interface.mac, without_prefix(address)) for address in added]
             announce.send(container.namespace, INTERFACE, moved)
         return interface.mac
 

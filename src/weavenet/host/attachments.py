@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -41,6 +41,7 @@ from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.limits import DNS_DOMAIN_DEFAULT
 from weavenet.core.names import EXPOSE, absolute_name, is_below
 from weavenet.core.overlay.endpoints import is_named
+from weavenet.core.types import without_prefix
 from weavenet.host import hostsfile, naming, netns, requests
 from weavenet.host.attach import Attacher
 from weavenet.host.bridge import is_port_name, port_name
@@ -268,7 +269,7 @@ class Attachments:
             PutAttachment(old if old is not None else _begun(container.ident, container.reference, before))
         )
         if taken:
-            await self._request(Release(container.ident, tuple(a.partition("/")[0] for a in taken)))
+            await self._request(_release(container.ident, taken))
         if old is None:
             await self._request(RemoveAttachment(container.ident))
 
@@ -330,7 +331,7 @@ class Attachments:
             await self._must(PutAttachment(msgspec.structs.replace(new, kept=kept)))
             self._known[ident] = new
         if gone:
-            await self._must(Release(ident, tuple(address.partition("/")[0] for address in gone)))
+            await self._must(_release(ident, gone))
         await self._must(RemoveAttachment(ident) if not left else PutAttachment(new))
         return Addresses(gone)
 
@@ -402,7 +403,7 @@ class Attachments:
                 await self._must(Died(ident))
                 self._known.pop(ident, None)
             else:
-                await self._destroy(old)
+                await self._miss(old, Destroyed(ident))
 
     async def _is_there(self, old: Attachment) -> bool:
         """Whether it is, after all (the pair was made anew while we were told that it is gone); then watch on."""
@@ -415,10 +416,6 @@ class Attachments:
                 return False
             self._deaths.watch(old.ident, is_name=is_named(old.container), pidfd=found.pidfd)
             return True
-
-    async def _destroy(self, old: Attachment) -> None:
-        """Free everything; keep only what was asked for, if it can come back."""
-        await self._miss(old, Destroyed(old.ident))
 
     async def _miss(self, old: Attachment, word: Destroyed | Died) -> None:
         """The container is not there: say so, and keep what was asked for, if it can come back."""
@@ -492,7 +489,7 @@ class Attachments:
         self._known.pop(begun.ident, None)
         taken = sorted(await self._held(begun.ident) - set(begun.addresses))
         if taken:
-            await self._must(Release(begun.ident, tuple(a.partition("/")[0] for a in taken)))
+            await self._must(_release(begun.ident, taken))
         await self._must(RemoveAttachment(begun.ident))
 
     async def _settled(self, container: netns.Container, old: Attachment) -> Attachment:
@@ -501,7 +498,7 @@ class Attachments:
         taken = sorted(await self._held(old.ident) - set(old.kept))
         if taken:
             await self._attacher.unplug(container, taken)
-            await self._must(Release(old.ident, tuple(a.partition("/")[0] for a in taken)))
+            await self._must(_release(old.ident, taken))
         settled = msgspec.structs.replace(old, kept=())
         await self._must(PutAttachment(settled))
         self._known[old.ident] = settled
@@ -522,6 +519,10 @@ def _begun(ident: str, reference: str, held: frozenset[str]) -> Attachment:
     """Remembered while a call runs that attaches a container for the first time, or detaches it altogether: nothing is
     ``requested`` of it, as of no other, and ``addresses`` are those that it held before and keeps."""
     return Attachment(ident, reference, b"", (), tuple(sorted(held)), False, live=False)
+
+
+def _release(ident: str, addresses: Iterable[str]) -> Release:
+    return Release(ident, tuple(map(without_prefix, addresses)))
 
 
 def _stop(stop: Stop, why: Failure) -> None:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from weavenet.core.errors import WeaveError
 from weavenet.core.limits import BRIDGE, DNS_ADDRESS
+from weavenet.core.types import without_prefix
 from weavenet.host import dnsprobe, reversepath
 from weavenet.host.bridge import Bridge
 from weavenet.host.kernel import Kernel
@@ -128,7 +129,7 @@ class DnsAddress:
         if self._docker_state is not None:
             with contextlib.suppress(OSError):
                 found = await self._kernel.netlink.addresses(self._docker_state[0])
-        self._docker = next((text.partition("/")[0] for text in found if ":" not in text), "")
+        self._docker = next((without_prefix(text) for text in found if ":" not in text), "")
         return before != (self._docker, self._docker_state and self._docker_state[2])
 
     async def _ensure(self) -> None:

@@ -39,6 +39,7 @@ from weavenet.core.commands import (
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.limits import BRIDGE
 from weavenet.core.names import EXPOSE, absolute_name
+from weavenet.core.types import without_prefix
 from weavenet.host import announce, ipv6, requests, sysctl
 from weavenet.host.bridge import Bridge, is_port_name
 from weavenet.host.exposure_rules import Exposed
@@ -96,7 +97,7 @@ class Exposure:
                 await self._take_off(stale)
                 await self._firewall.set_exposed(())
             if stale:  # a call that never got as far as being remembered
-                await self._must(Release(EXPOSE, tuple(map(_bare, stale))))
+                await self._must(Release(EXPOSE, tuple(map(without_prefix, stale))))
         self._task = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
@@ -131,7 +132,7 @@ class Exposure:
                 async with self._lock:
                     taken = await self._expose(wanted, hidden, masquerade=masquerade)
                     if absolute:
-                        await self._must(AddName(absolute, EXPOSE, tuple(map(_bare, taken))))
+                        await self._must(AddName(absolute, EXPOSE, tuple(map(without_prefix, taken))))
             finally:
                 self._exposing.remove(hidden)
             return Addresses(taken)
@@ -161,7 +162,7 @@ class Exposure:
             raise
         self._known = new
         with contextlib.suppress(OSError):  # a courtesy to neighbours
-            announce.send(self._kernel.namespace, BRIDGE, [(new.mac, _bare(address)) for address in taken])
+            announce.send(self._kernel.namespace, BRIDGE, [(new.mac, without_prefix(address)) for address in taken])
         return taken
 
     async def _refuse_own(self, wanted: Sequence[requests.Wanted]) -> None:
@@ -171,9 +172,9 @@ class Exposure:
         for link in self._kernel.links.all():
             if link.name == BRIDGE or is_port_name(link.name):
                 continue
-            held = set(map(_bare, await self._kernel.netlink.addresses(link.index)))
+            held = set(map(without_prefix, await self._kernel.netlink.addresses(link.index)))
             for item in wanted:
-                if item.address and _bare(item.address) in held:
+                if item.address and without_prefix(item.address) in held:
                     expected = f"expected an address that no other device of this host has: {item.address}"
                     step = "choose one of the network, or let `weave expose` choose"
                     raise WeaveError(Failure(Code.CONFLICT, expected, f"{link.name} has it", step))
@@ -203,7 +204,7 @@ class Exposure:
             log.warning("the host's exposure could not be taken back: %s", error)
         await self._request(PutAttachment(old) if old.addresses else RemoveAttachment(EXPOSE))
         if taken:
-            await self._request(Release(EXPOSE, tuple(map(_bare, taken))))
+            await self._request(Release(EXPOSE, tuple(map(without_prefix, taken))))
 
     async def hide(self, requested: Sequence[str]) -> Addresses | Failure:
         """Take the given addresses away, or all; those that were."""
@@ -223,7 +224,7 @@ class Exposure:
         await self._apply(new if left else msgspec.structs.replace(self._known, addresses=()), gone)
         self._known = new
         await self._must(PutAttachment(new) if left else RemoveAttachment(EXPOSE))
-        await self._must(Release(EXPOSE, tuple(map(_bare, gone))))
+        await self._must(Release(EXPOSE, tuple(map(without_prefix, gone))))
         return Addresses(gone)
 
     async def _must(self, command: Command) -> Result:
@@ -277,7 +278,7 @@ class Exposure:
             await self._set(self._wanted)
 
     async def _set(self, wanted: Attachment) -> None:
-        shown = [address for address in wanted.addresses if _bare(address) not in self._blocked]
+        shown = [address for address in wanted.addresses if without_prefix(address) not in self._blocked]
         if wanted.addresses:
             bridge = await self._bridge.ensure()
             held = await self._kernel.netlink.addresses(bridge.index)
@@ -332,7 +333,3 @@ def _unmasqueraded(attachment: Attachment) -> frozenset[str]:
 
 def _subnet(address: str) -> str:
     return str(ipaddress.ip_interface(address).network)
-
-
-def _bare(address: str) -> str:
-    return address.partition("/")[0]

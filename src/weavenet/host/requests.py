@@ -14,6 +14,7 @@ import msgspec
 from weavenet.core.commands import Allocate, Attachment, Claim
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.core.limits import ADDRESSES_PER_IDENT_MAX, DNS_ADDRESS
+from weavenet.core.types import without_prefix
 
 DEFAULT = "net:default"
 EVERYTHING = "a subnet of all addresses; there would be no way to others"
@@ -110,14 +111,10 @@ def chosen(attachment: Attachment, texts: Sequence[str]) -> tuple[str, ...]:
         for request, address in zip(attachment.requested, attachment.addresses, strict=False):
             if _means(wanted, request, address):
                 found[address] = None
-            elif wanted.address and _bare(wanted.address) == _bare(address):
+            elif wanted.address and without_prefix(wanted.address) == without_prefix(address):
                 expected = f"expected an address that {attachment.container} has"
                 raise WeaveError(Failure(Code.NOT_FOUND, expected, f"{wanted.address}; it has {address}"))
     return tuple(found)
-
-
-def _bare(address: str) -> str:
-    return address.partition("/")[0]
 
 
 def _means(wanted: Wanted, request: str, address: str) -> bool:

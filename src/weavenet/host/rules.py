@@ -18,6 +18,7 @@ import json
 from collections.abc import Iterable
 
 from weavenet.core.limits import BRIDGE, VXLAN_PORT, WIREGUARD_DEVICE
+from weavenet.core.types import without_prefix
 from weavenet.host.bridge import port_name
 from weavenet.host.dnsaddress import ADDRESS as DNS_ADDRESS
 from weavenet.host.nft import Command
@@ -85,7 +86,7 @@ def _split(addresses: Iterable[str]) -> tuple[list[str], list[str]]:
 
 def bridge_table(blocked: Iterable[tuple[str, str]]) -> list[Command]:
     """``blocked``: (ident, address), with or without prefix."""
-    parsed = {(port_name(ident), ipaddress.ip_address(text.partition("/")[0])) for ident, text in blocked}
+    parsed = {(port_name(ident), ipaddress.ip_address(without_prefix(text))) for ident, text in blocked}
     pairs = sorted(parsed, key=lambda pair: (pair[0], pair[1].version, int(pair[1])))
     commands = delete_table("bridge")
     if not pairs:

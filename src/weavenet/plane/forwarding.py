@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from weavenet.core.effects import PlanePeer, VxlanUse
 from weavenet.core.limits import ENDPOINT_ADDRESSES_MAX
-from weavenet.core.types import PeerId
+from weavenet.core.types import PeerId, without_prefix
 
 NO_TUNNELS: Mapping[PeerId, str] = MappingProxyType({})
 TAP = 1
@@ -109,7 +109,7 @@ def wanted(
                 entries.add(Entry(Kind.DEVICE, family, endpoint.mac, host))
             entries.add(Entry(Kind.PIN, family if carries else TAP, endpoint.mac, ""))
             for text in endpoint.addresses[:ENDPOINT_ADDRESSES_MAX]:
-                address = canonical(text.partition("/")[0])
+                address = canonical(without_prefix(text))
                 if not _is_of_a_container(address):
                     complaints.append(f"address {address} announced by {peer.peer.hex()} is none of a container")
                 elif addresses.setdefault(address, endpoint.mac) == endpoint.mac:

@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 from weavenet.core.effects import PlanePeer, VxlanUse
 from weavenet.core.limits import WIREGUARD_DEVICE
 from weavenet.core.overlay.wireguard import tunnel_address
-from weavenet.core.types import PeerId, is_ip_address
+from weavenet.core.types import PeerId, is_ip_address, without_prefix
 from weavenet.host import sysctl, wireguardkernel, wireguardprocess
 from weavenet.host.kernel import Kernel
 from weavenet.host.links import Link, scoped
@@ -343,7 +343,7 @@ def _wanted(peers: Iterable[PlanePeer]) -> dict[bytes, _Wanted]:
 def _found(state: DeviceState, now: float) -> tuple[dict[bytes, _Wanted], set[bytes]]:
     """What an adopted device knows, and with whom it exchanged packets lately. ``now``: seconds since the epoch."""
     peers = {
-        peer.public: _Wanted(peer.endpoint or ("", 0), next((text.partition("/")[0] for text in peer.addresses), ""))
+        peer.public: _Wanted(peer.endpoint or ("", 0), next((without_prefix(text) for text in peer.addresses), ""))
         for peer in state.peers
     }
     return peers, {peer.public for peer in state.peers if now - RECENT_S < peer.handshake_at <= now}

@@ -24,7 +24,7 @@ from weavenet.core.effects import Change, Outbox
 from weavenet.core.errors import Code, Failure
 from weavenet.core.limits import ADDRESSES_PER_IDENT_MAX, NAME_REGISTRATIONS_MAX
 from weavenet.core.names.spelling import folded, name_problem
-from weavenet.core.types import Label
+from weavenet.core.types import Label, without_prefix
 
 TABLE = "names"
 EXTERNAL = "weave:external"
@@ -67,7 +67,7 @@ class Owners(Protocol):
 def packed(text: str) -> bytes:
     """``text`` with or without prefix. Raises ValueError, also for an address with the device that it belongs to
     (``fe80::1%eth0``): elsewhere it means another one, or none."""
-    address = ipaddress.ip_address(text.partition("/")[0])
+    address = ipaddress.ip_address(without_prefix(text))
     if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
         raise ValueError(f"{text!r} holds on one link only")
     return address.packed

@@ -15,7 +15,7 @@ import msgspec
 
 from weavenet.core.messages.gossip import KIND_ENDPOINT, EndpointRecord, record_body
 from weavenet.core.names import EXPOSE
-from weavenet.core.types import PeerId
+from weavenet.core.types import PeerId, without_prefix
 
 if TYPE_CHECKING:
     from weavenet.core.node import Node
@@ -48,7 +48,7 @@ def _explicit_addresses(node: Node) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {}
     for attachment in node.endpoints.all():
         for text in node.endpoints.shown(attachment.ident):
-            address = text.partition("/")[0]
+            address = without_prefix(text)
             if area is None or area.offset(address) is None:
                 found.setdefault(address, []).append((attachment.container, text))
     return found
@@ -58,14 +58,14 @@ def _shared_with(node: Node, peer: PeerId, addresses: Collection[str]) -> list[s
     row = node.planes.get(peer)
     if row is None:
         return []
-    announced = (text.partition("/")[0] for _, texts in row.endpoints for text in texts)
+    announced = (without_prefix(text) for _, texts in row.endpoints for text in texts)
     return [address for address in dict.fromkeys(announced) if address in addresses]
 
 
 def _holder(node: Node, peer: PeerId, address: str) -> str:
     for body in node.mesh.records_of(peer, KIND_ENDPOINT):
         record = record_body(_decoder, body)
-        if record is not None and any(text.partition("/")[0] == address for text in record.addresses):
+        if record is not None and any(without_prefix(text) == address for text in record.addresses):
             return record.ident
     return "a container"
 

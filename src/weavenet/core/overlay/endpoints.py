@@ -16,6 +16,7 @@ from weavenet.core.commands import Attachment
 from weavenet.core.effects import Change, Outbox
 from weavenet.core.limits import DEAD_KEEP_S
 from weavenet.core.messages.gossip import KIND_ENDPOINT, EndpointRecord
+from weavenet.core.types import without_prefix
 
 TABLE = "attachments"
 
@@ -73,7 +74,7 @@ class Endpoints:
 
     def _unblocked(self, attachment: Attachment) -> tuple[str, ...]:
         return tuple(
-            text for text in attachment.addresses if not self.is_blocked(attachment.ident, text.partition("/")[0])
+            text for text in attachment.addresses if not self.is_blocked(attachment.ident, without_prefix(text))
         )
 
     def deadline(self) -> float | None:

@@ -36,8 +36,9 @@ from weavenet.core.types import PeerId
 from weavenet.lab.waiting import wait_until
 from weavenet.runtime import daemon as daemon_module
 from weavenet.runtime import nameserver, sleeveworker
+from weavenet.runtime.applier import Applier, Blocked
 from weavenet.runtime.daemon import Daemon
-from weavenet.runtime.datapath import Applier, Blocked, NameOwner
+from weavenet.runtime.datapath import NameOwner
 from weavenet.runtime.foundation import Foundation
 from weavenet.runtime.identity import Me
 from weavenet.runtime.lock import AlreadyRunning

@@ -1,8 +1,8 @@
 """``python -m weavenet.runtime [--ready-fd N]``: settings as JSON on standard input, one line of JSON back.
 
-The line is ``{"ready": true, "name": …, "pid": …, "warnings": […]}`` or ``{"failure": {…}}`` on descriptor N (closed
-afterwards).
-Exit status: 0 after a clean stop, 1 after a failure, 3 when another daemon is running. Meant for ``weave launch``.
+The line is ``{"ready": true, "name": …, "pid": …, "warnings": […]}`` or ``{"failure": {…}}`` on descriptor N, which
+is closed afterwards. Exit status: 0 after a clean stop, 1 after a failure, 3 when another daemon is running. Meant for
+``weave launch``.
 """
 
 from __future__ import annotations

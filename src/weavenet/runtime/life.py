@@ -23,7 +23,8 @@ from weavenet.core.node import Node
 from weavenet.core.overlay.planes import FASTDP, WIREGUARD
 from weavenet.core.overlay.sleeve import SleeveDesired
 from weavenet.core.types import PeerId
-from weavenet.runtime.datapath import Blocked, Datapath
+from weavenet.runtime.applier import Blocked
+from weavenet.runtime.datapath import Datapath
 from weavenet.runtime.executor import Executor
 from weavenet.runtime.foundation import Foundation
 from weavenet.runtime.identity import Me, node_rows

@@ -311,13 +311,8 @@ class Mesh:
         """Addresses and peers that ``target`` is known to lead to."""
         aim = self._dialer.aims.get(target.text)
         endpoints = set(aim.addresses) if aim is not None else {(target.host, target.port or self.config.port)}
-        peers = {
-            peer
-            for endpoint in endpoints
-            for address in [self._dialer.addresses.get(endpoint)]
-            for peer in ([address.peer] if address is not None else [])
-            if peer is not None
-        }
+        addresses = (self._dialer.addresses.get(endpoint) for endpoint in endpoints)
+        peers = {address.peer for address in addresses if address is not None and address.peer is not None}
         peers |= {link.peer for link in self._links.established() if link.listening in endpoints}
         return Suppressed(tuple(sorted(endpoints)), tuple(sorted(peers)))
 

@@ -193,7 +193,13 @@ class Records:
             raise RecordRefused(f"own record of kind {kind} has {len(body)} bytes, at most {RECORD_BYTES_MAX} travel")
         if old is None and len(origin.live) >= RECORDS_PER_ORIGIN_MAX:
             raise RecordRefused(f"this peer already publishes {RECORDS_PER_ORIGIN_MAX} records")
+        return self._write(kind, key, body)
+
+    def _write(self, kind: int, key: bytes, body: bytes) -> Mark:
+        """Publish ``body`` under the next number, in place of what (kind, key) had. Returns the mark before."""
+        origin = self.origins[self.own]
         before = self.mark(self.own)
+        old = self._keys.get((kind, key))
         sequence = self._next_sequence()
         if old is not None:
             origin.remove(old)
@@ -226,17 +232,8 @@ class Records:
         self._beyond = self._reserved
         self._reserved += RECORDS_RESERVED
         self._reserve(self._reserved)
-        old = self._keys.pop((kind, key), None)
-        if old is None:
-            return None
-        origin = self.origins[self.own]
-        before, body = self.mark(self.own), origin.live[old].body
-        sequence = self._next_sequence()
-        origin.remove(old)
-        origin.add(Record(sequence, kind, body))
-        self._keys[kind, key] = sequence
-        self._advance(origin, sequence, (old,))
-        return before
+        old = self._keys.get((kind, key))
+        return None if old is None else self._write(kind, key, self.origins[self.own].live[old].body)
 
     def told_of_us(self, incarnation: int, top: int) -> None:
         """Somebody holds (incarnation, top) of our own records; what we cannot have published ends this life."""

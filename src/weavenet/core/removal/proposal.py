@@ -211,9 +211,8 @@ class Removals:
         return frozenset(each for peer in found for each in self._around.ids_of(peer))
 
     def _refuse_force(self, ids: frozenset[PeerId]) -> Failure | None:
-        _, lacking = self._missing()
         spared = self._spared(ids)
-        if not lacking or not spared:
+        if not spared or not self._lacking():
             return None
         return Failure(
             Code.CONFLICT,
@@ -285,8 +284,7 @@ class Removals:
         if now < proposal.ask_at:
             return
         proposal.ask_at = now + SEEN_RETRY_S
-        _, lacking = self._missing()
-        if lacking:
+        if self._lacking():
             proposal.asked_at = None
             if proposal.force and not self._spared(remaining):
                 self._open_epoch(now, remaining)
@@ -415,16 +413,18 @@ class Removals:
 
     # --- words ---
 
-    def _missing(self) -> tuple[list[PeerId], int]:
-        """(voters out of reach, how many of them a quorum lacks)."""
-        voters = self._log.voters
-        missing = [voter for voter in voters if self._around.voter_address(voter) is None]
-        return missing, max(0, quorum(len(voters)) - (len(voters) - len(missing)))
+    def _missing(self) -> list[PeerId]:
+        """Voters out of reach."""
+        return [voter for voter in self._log.voters if self._around.voter_address(voter) is None]
+
+    def _lacking(self) -> int:
+        """How many of the missing voters a quorum takes."""
+        count = len(self._log.voters)
+        return max(0, quorum(count) - (count - len(self._missing())))
 
     def _spared(self, ids: frozenset[PeerId]) -> list[PeerId]:
         """Voters out of reach that are not said to be dead: not among ``ids``, and did not leave by themselves."""
-        missing, _ = self._missing()
-        return [voter for voter in missing if voter not in ids and not self._log.is_gone(voter)]
+        return [voter for voter in self._missing() if voter not in ids and not self._log.is_gone(voter)]
 
     def _title(self, peer: PeerId) -> str:
         return self._around.named(peer).short_title
@@ -456,12 +456,12 @@ class Removals:
 
     def _pending_text(self, now: float, proposal: Proposal) -> str:
         """What a removal waits for and what one may do."""
-        missing, lacking = self._missing()
+        lacking = self._lacking()
         names = ", ".join(self._seen_title(now, peer) for peer in self._people(proposal.ids))
         if not lacking:
             waits_for = "being decided" if proposal.force else "asking the voters whether they see it"
             return f"removal of {names}: {waits_for}"
-        text = f"removal of {names} is pending: {lacking} more of the voters {self._titles(missing)} needed"
+        text = f"removal of {names} is pending: {lacking} more of the voters {self._titles(self._missing())} needed"
         if not self._spared(proposal.ids):
             text += f"; if they are dead: {self._force_line(proposal.ids)}"
         return text

@@ -17,7 +17,6 @@ import errno
 import ipaddress
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -219,25 +218,17 @@ def _root_of(process: int) -> int:
 def _among(theirs: int, action: Callable[[], None]) -> None:
     """Run ``action`` in the mount namespace ``theirs``. Raises OSError."""
     ours = _files_of_this_host()
-    trouble: list[BaseException] = []
 
     def run() -> None:
-        try:
-            # setns(2): a thread that shares its root directory with others cannot change its mount namespace
-            if _libc.unshare(CLONE_FS) != 0 or not netns.enter(theirs, CLONE_NEWNS):
-                code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code))
-            if ours & _which(Path("/")):
-                raise OSError("it sees the files of this host")
-            action()
-        except BaseException as error:
-            trouble.append(error)
+        # setns(2): a thread that shares its root directory with others cannot change its mount namespace
+        if _libc.unshare(CLONE_FS) != 0 or not netns.enter(theirs, CLONE_NEWNS):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        if ours & _which(Path("/")):
+            raise OSError("it sees the files of this host")
+        action()
 
-    thread = threading.Thread(target=run, name="hosts")
-    thread.start()
-    thread.join()
-    if trouble:
-        raise trouble[0]
+    netns.apart(run, "hosts")
 
 
 def _files_of_this_host() -> set[tuple[int, int]]:

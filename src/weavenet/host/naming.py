@@ -7,7 +7,6 @@ namespace is not ours). A path has no name. Whether a name fits into the domain 
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
 from weavenet.host import netns
@@ -39,14 +38,5 @@ def _hostname_of(pid: int) -> str:
 
 
 def _inside(namespace: int) -> str:
-    """Hostname in a UTS namespace, read by a thread that ends there."""
-    found: list[str] = []
-
-    def read() -> None:
-        if netns.enter(namespace, CLONE_NEWUTS):
-            found.append(os.uname().nodename)
-
-    thread = threading.Thread(target=read, name="uts")
-    thread.start()
-    thread.join()
-    return found[0] if found else ""
+    """Hostname in a UTS namespace; empty when it cannot be entered."""
+    return netns.apart(lambda: os.uname().nodename if netns.enter(namespace, CLONE_NEWUTS) else "", "uts")

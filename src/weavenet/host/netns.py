@@ -42,47 +42,47 @@ def enter(namespace: int, kind: int) -> bool:
     return bool(_libc.setns(namespace, kind) == 0)
 
 
-def call(namespace: int | None, function: Callable[[], T]) -> T:
-    """Run ``function`` inside ``namespace`` (a file descriptor; None: where we are) and hand back what it returns or
-    raises. Blocks the caller: for work that takes microseconds, or from a worker thread."""
-    if namespace is None:
-        return function()
+def apart(work: Callable[[], T], name: str) -> T:
+    """What ``work`` returns or raises, in a thread of that name which ends with it, so that nobody else is left in the
+    namespace it enters. Blocks the caller: for work that takes microseconds, or from a worker thread."""
     outcome: list[T] = []
     trouble: list[BaseException] = []
 
-    def inside() -> None:
+    def run() -> None:
         try:
-            _check(_libc.setns(namespace, CLONE_NEWNET), "setns")
-            outcome.append(function())
+            outcome.append(work())
         except BaseException as error:
             trouble.append(error)
 
-    thread = threading.Thread(target=inside, name="netns")
+    thread = threading.Thread(target=run, name=name)
     thread.start()
     thread.join()
     if trouble:
         raise trouble[0]
     return outcome[0]
+
+
+def call(namespace: int | None, function: Callable[[], T]) -> T:
+    """What ``function`` returns or raises inside the network ``namespace`` (a file descriptor; None: where we are).
+    Blocks like :func:`apart`."""
+    if namespace is None:
+        return function()
+
+    def inside() -> T:
+        _check(_libc.setns(namespace, CLONE_NEWNET), "setns")
+        return function()
+
+    return apart(inside, "netns")
 
 
 def create() -> int:
     """A fresh namespace without a name, as a file descriptor; it lives as long as the descriptor or what is in it."""
-    outcome: list[int] = []
-    trouble: list[BaseException] = []
 
-    def inside() -> None:
-        try:
-            _check(_libc.unshare(CLONE_NEWNET), "unshare")
-            outcome.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
-        except BaseException as error:
-            trouble.append(error)
+    def inside() -> int:
+        _check(_libc.unshare(CLONE_NEWNET), "unshare")
+        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
-    thread = threading.Thread(target=inside, name="netns-create")
-    thread.start()
-    thread.join()
-    if trouble:
-        raise trouble[0]
-    return outcome[0]
+    return apart(inside, "netns-create")
 
 
 @contextmanager

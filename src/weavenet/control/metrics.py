@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from weavenet.control.report import warnings_of
 from weavenet.control.service import Identity
-from weavenet.core.report import ConnectionReport, IpamReport, NodeReport
+from weavenet.core.report import NO_PATH, ConnectionReport, IpamReport, NodeReport
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -102,7 +102,7 @@ def _paths(connections: tuple[ConnectionReport, ...]) -> Iterator[Metric]:
         "weave_path_info",
         "Data path in use to a peer; always 1.",
         (*labels, "plane"),
-        [((*who, each.plane or "no data path"), 1) for who, each in named],
+        [((*who, each.plane or NO_PATH), 1) for who, each in named],
     )
     yield _gauge(
         "weave_link_round_trip_seconds",

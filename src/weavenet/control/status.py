@@ -18,7 +18,7 @@ from weavenet.control.service import Identity
 from weavenet.core.errors import Failure
 from weavenet.core.limits import PROTOCOL_MAX, PROTOCOL_MIN
 from weavenet.core.plain import plain
-from weavenet.core.report import ConnectionReport, DnsReport, IpamReport, NodeReport, RangeReport, TargetReport
+from weavenet.core.report import NO_PATH, ConnectionReport, DnsReport, IpamReport, NodeReport, RangeReport, TargetReport
 from weavenet.core.words import duration, titled
 
 _S = TypeVar("_S", bound=msgspec.Struct)
@@ -210,10 +210,10 @@ def _connection_line(connection: ConnectionReport, width: int) -> str:
     start = f"{arrow} {connection.address:<{width}} {connection.state:<11} "
     if connection.state != "established":
         path = ""
-        if connection.plane not in ("", "no data path"):
+        if connection.plane not in ("", NO_PATH):
             path = f"data path: {connection.plane} ({connection.plane_reason})"
         return (start + _joined([connection.info, _known(connection), path])).rstrip() + "\n"
-    plane = connection.plane or "no data path"
+    plane = connection.plane or NO_PATH
     measured = [
         _figure("rtt", connection.link_rtt_ms, "ms"),
         _figure("path-rtt", connection.plane_rtt_ms, "ms"),

@@ -17,9 +17,9 @@ from weavenet.core.errors import Code, Failure
 from weavenet.core.messages.gossip import KIND_ENDPOINT, EndpointRecord, record_body
 from weavenet.core.names import EXPOSE
 from weavenet.core.overlay.planes import FASTDP, SLEEVE, WIREGUARD
-from weavenet.core.overlay.reporting import NO_PATH, measured, plane_of
+from weavenet.core.overlay.reporting import measured, plane_of
 from weavenet.core.removal.naming import resolve
-from weavenet.core.report import EndReport, Explanation, WayReport
+from weavenet.core.report import NO_PATH, EndReport, Explanation, WayReport
 from weavenet.core.types import PeerId, mac_text, peer_text, without_prefix
 
 if TYPE_CHECKING:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import msgspec
 
+NO_PATH = "no data path"
+"""In place of a plane."""
+
 
 class TargetReport(msgspec.Struct, frozen=True):
     """``state``: resolving, connecting, connected, waiting, self, unresolved. ``origin``: conf, cli."""

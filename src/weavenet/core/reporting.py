@@ -15,6 +15,7 @@ from weavenet.core.overlay.conflicts import address_conflicts
 from weavenet.core.overlay.reporting import mtu_warnings, with_plane
 from weavenet.core.ranges import RANGE_BITS, Ranges
 from weavenet.core.report import (
+    NO_PATH,
     ConnectionReport,
     DnsReport,
     IpamReport,
@@ -270,7 +271,7 @@ def _warnings(node: Node, ipam: IpamReport, connections: tuple[ConnectionReport,
     warnings += node.datapaths.sleeve.warnings
     warnings += mtu_warnings(node)
     warnings += _domain_warnings(node)
-    dead = [report for report in connections if report.state == "established" and report.plane == "no data path"]
+    dead = [report for report in connections if report.state == "established" and report.plane == NO_PATH]
     for report in dead[:3]:
         warnings.append(f"no data path to {titled(report.name, report.nickname)}: {report.plane_reason}")
     if node.ipam.seed_share.is_awaited:

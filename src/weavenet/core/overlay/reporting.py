@@ -11,14 +11,13 @@ from weavenet.core.overlay.choice import in_common
 from weavenet.core.overlay.openplanes import OpenPlane
 from weavenet.core.overlay.paths import PathState
 from weavenet.core.overlay.planes import FASTDP, SLEEVE, WIREGUARD
-from weavenet.core.report import ConnectionReport
+from weavenet.core.report import NO_PATH, ConnectionReport
 from weavenet.core.types import PeerId
 from weavenet.core.words import titled
 
 if TYPE_CHECKING:
     from weavenet.core.node import Node
 
-NO_PATH = "no data path"
 VXLAN_IPV4_BYTES, VXLAN_IPV6_BYTES = 50, 70
 """Around the packets of containers: Ethernet 14, VXLAN 8, UDP 8, IP 20 or 40 (RFC 7348)."""
 UDP_IPV4_BYTES, UDP_IPV6_BYTES = 28, 48

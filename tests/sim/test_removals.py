@@ -178,7 +178,7 @@ def test_rmpeer_during_a_partition_in_the_minority_is_pending_and_decided_after_
     stage.advance(10)
     assert not removed(minority)
     assert minority.node is not None
-    assert "needed" in minority.node.membership.removals.reports(stage.scheduler.now)[0]
+    assert "it needs" in minority.node.membership.removals.reports(stage.scheduler.now)[0]
     minority.kill()
     stage.reunite()
     minority.start()

@@ -95,7 +95,7 @@ def test_refusals_exit_with_1_and_keep_their_words(code: Code, found: str, fake:
 
 def test_pending_shows_the_quorum_and_exits_with_2(fake: RunningDaemon, capfd: CapFd) -> None:
     voters = tuple(f"h{number}" for number in (1, 2, 3))
-    text = "removal of h3 is pending: 1 more of the voters h2, h3 needed"
+    text = "removal of h3 is pending: it needs 1 more of the voters h2, h3"
     waiting(fake, removals=(text,), removal_state="pending", voters=voters)
     assert run(["rmpeer", "--timeout", "300ms", "h3"]) == 2
     captured = capfd.readouterr()

@@ -195,7 +195,16 @@ class Connection(asyncio.Protocol):
         if path in _WAITS:
             if len(self._listener.waiters) >= WAITERS_MAX:
                 waiting = f"{WAITERS_MAX} others wait for an address"
-                self._answered(failed(Failure(Code.BUSY, "expected fewer to wait", waiting, "see `weave status ipam`")))
+                self._answered(
+                    failed(
+                        Failure(
+                            Code.BUSY,
+                            "expected fewer clients to wait for addresses",
+                            waiting,
+                            "see `weave status ipam`",
+                        )
+                    )
+                )
                 return
             self._listener.waiters.add(self)
         cancel = self._listener.api.submit(request, self._answered)

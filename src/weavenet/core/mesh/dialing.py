@@ -96,7 +96,7 @@ class Aim(msgspec.Struct):
 
 class Dialer:
     """``is_suppressed(host, port, peer)``: the operator forgot it, so discovery leaves it alone.
-    ``is_reachable(peer)``: over links of whomever."""
+    ``is_reachable(peer)``: over anybody's links."""
 
     def __init__(
         self,

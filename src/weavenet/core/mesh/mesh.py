@@ -63,7 +63,7 @@ from weavenet.core.types import ZERO8, Genesis, PeerId
 _neighbour_decoder = msgspec.msgpack.Decoder(NeighbourRecord)
 _encoder = msgspec.msgpack.Encoder()
 _PROMISE_WAIT_S = 1.0
-"""Promises of this time are told of together."""
+"""Promises made within this time are published together."""
 
 
 class Mesh:
@@ -150,7 +150,7 @@ class Mesh:
         self._follow_targets(now)
 
     def handle(self, now: float, event: Event) -> None:
-        """What is due is seen to with any event, also one that is not for the mesh."""
+        """Whatever is due is done with any event, even with one that is not for the mesh."""
         self._now = now
         self._sessions.notice_pause(now)
         match event:
@@ -176,7 +176,7 @@ class Mesh:
         self._around.follow_reachability(now)
 
     def tick(self, now: float) -> None:
-        """See to what is due."""
+        """Do what is due."""
         self.handle(now, Tick())
 
     def deadline(self) -> float | None:
@@ -262,7 +262,7 @@ class Mesh:
             self._replication.push_records(now, before, wait_s=wait_s)
 
     def mark_promises(self, now: float) -> None:
-        """If this event makes promises to others durable: let them know a number that comes with it."""
+        """If this event makes promises to others durable, publish a sequence number that shows it."""
         if not self._outbox.effects:
             return
         persists = (effect for effect in self._outbox.effects if isinstance(effect, Persist))
@@ -525,10 +525,10 @@ class Mesh:
             case Routed():
                 self._route(now, link, message)
             case Hello() | Refusal():
-                raise InvariantBroken("a hello or refusal is seen to before")
+                raise InvariantBroken("hellos and refusals are handled before anything is dispatched")
 
     def _route(self, now: float, link: Link, message: Routed) -> None:
-        """Deliver or pass on; whatever cannot be is dropped, its initiator tries again."""
+        """Deliver or pass on. What can be neither is dropped: whoever sent it tries again."""
         link.used_at = now
         if message.source == self.config.peer:
             return

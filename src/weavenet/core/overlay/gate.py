@@ -5,7 +5,7 @@ still show addresses of the removed, or of whoever the removed gave them to. Wit
 twice. So the new path waits until each of them has confirmed; whoever has not within CONFIRM_PATIENCE_S is closed, and
 handed over anew later. Where nobody waits for a path, a removal closes nothing but the removed.
 
-Which of the waiting peers a removal came from is not asked: it holds for each of them that its path opens behind it.
+It does not matter which of the waiting peers a removal came from: the path to each of them opens behind it.
 """
 
 from __future__ import annotations

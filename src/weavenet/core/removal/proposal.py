@@ -157,7 +157,9 @@ class Removals:
             return
         remaining = frozenset(peer for peer in ids if not self._is_over(peer))
         if len(self._proposals) >= REMOVALS_MAX or len(self._waiters) >= PENDING_REQUESTS_MAX:
-            self._reply(request, Failure(Code.BUSY, f"at most {REMOVALS_MAX} removals at once", "", "wait for those"))
+            self._reply(
+                request, Failure(Code.BUSY, f"at most {REMOVALS_MAX} removals at once", "", "wait for those to finish")
+            )
             return
         if remaining and command.force:
             refusal = self._refuse_force(remaining)
@@ -461,7 +463,7 @@ class Removals:
         if not lacking:
             waits_for = "being decided" if proposal.force else "asking the voters whether they see it"
             return f"removal of {names}: {waits_for}"
-        text = f"removal of {names} is pending: {lacking} more of the voters {self._titles(self._missing())} needed"
+        text = f"removal of {names} is pending: it needs {lacking} more of the voters {self._titles(self._missing())}"
         if not self._spared(proposal.ids):
             text += f"; if they are dead: {self._force_line(proposal.ids)}"
         return text

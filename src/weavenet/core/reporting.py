@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from weavenet.core.election import quorum
+from weavenet.core.election import turnout
 from weavenet.core.limits import MTU_DEFAULT
 from weavenet.core.names import EXPOSE
 from weavenet.core.overlay.conflicts import address_conflicts
@@ -290,16 +290,16 @@ def _without_retry(info: str) -> str:
 
 def _minority(node: Node) -> list[str]:
     """Without a quorum of the voters: what works all the same, and what waits."""
-    voters, membership = node.log.voters, node.membership
-    missing = [voter for voter in voters if membership.roster.voter_address(voter) is None]
-    present, needed = len(voters) - len(missing), quorum(len(voters))
-    if node.log.genesis is None or present >= needed or node.ipam.seed_share.is_awaited:
+    voters = node.log.voters
+    missing, lacking = turnout(voters, node.membership.roster.voter_address)
+    if node.log.genesis is None or not lacking or node.ipam.seed_share.is_awaited:
         return []
+    present = len(voters) - len(missing)
     return [
-        f"{present} of {len(voters)} voters within reach, {needed} are needed to decide: what is free here and at "
-        "peers within reach is still given out; removals, new electors and the reset of voters wait; next: bring back "
-        f"{', '.join(_title(node, voter) for voter in missing)}; if they are gone for good, `weave rmpeer` says how "
-        "to go on without them"
+        f"{present} of {len(voters)} voters within reach, {present + lacking} are needed to decide: what is free here "
+        "and at peers within reach is still given out; removals, new electors and the reset of voters wait; next: "
+        f"bring back {', '.join(_title(node, voter) for voter in missing)}; if they are gone for good, `weave rmpeer` "
+        "says how to go on without them"
     ]
 
 

@@ -3,7 +3,7 @@ reach; then one decree after the other among the voters that the log names."""
 
 from weavenet.core.election.acceptor import Acceptor
 from weavenet.core.election.decrees import DecreeAcceptor, DecreeElection, DecreeMessage
-from weavenet.core.election.electorate import Electorate, quorum
+from weavenet.core.election.electorate import Electorate, Turnout, quorum, turnout
 from weavenet.core.election.locking import LockedGenesis
 from weavenet.core.election.proposer import GenesisElection
 from weavenet.core.election.reconfiguration import Reconfiguration
@@ -17,5 +17,7 @@ __all__ = [
     "GenesisElection",
     "LockedGenesis",
     "Reconfiguration",
+    "Turnout",
     "quorum",
+    "turnout",
 ]

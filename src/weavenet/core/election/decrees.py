@@ -27,7 +27,7 @@ import msgspec
 
 from weavenet.core.effects import Change, Outbox
 from weavenet.core.election.acceptor import TABLE
-from weavenet.core.election.electorate import quorum
+from weavenet.core.election.electorate import quorum, turnout
 from weavenet.core.election.proposer import RESEND_S, Phase
 from weavenet.core.limits import DECREE_PATIENCE_S, ELECTION_RETRY_S
 from weavenet.core.messages.unicast import (
@@ -134,15 +134,9 @@ class DecreeElection:
         self.decided: LogEntry | None = None
 
     @property
-    def missing(self) -> tuple[PeerId, ...]:
-        """Voters that cannot be asked now."""
-        return tuple(voter for voter in self._log.voters if self._address(voter) is None)
-
-    @property
     def lacking(self) -> int:
-        """How many of the missing voters would have to come back for a quorum."""
-        voters = self._log.voters
-        return max(0, quorum(len(voters)) - (len(voters) - len(self.missing)))
+        """How many voters would have to come back for a quorum."""
+        return turnout(self._log.voters, self._address).lacking
 
     def deadline(self) -> float | None:
         if self._phase is Phase.IDLE:

@@ -7,7 +7,8 @@ the first promise or proposal. N never shrinks within a start: a quorum counted 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -33,6 +34,20 @@ class Heard(msgspec.Struct, frozen=True, array_like=True):
 def quorum(n: int) -> int:
     """Majority of ``n`` electors."""
     return n // 2 + 1
+
+
+class Turnout(NamedTuple):
+    """``missing``: voters that cannot be asked now. ``lacking``: how many of them would have to come back for a
+    quorum."""
+
+    missing: tuple[PeerId, ...]
+    lacking: int
+
+
+def turnout(voters: Collection[PeerId], address: Callable[[PeerId], PeerId | None]) -> Turnout:
+    """``address(voter)``: the reachable peer that casts this vote, or None."""
+    missing = tuple(voter for voter in voters if address(voter) is None)
+    return Turnout(missing, max(0, quorum(len(voters)) - (len(voters) - len(missing))))
 
 
 class Electorate:

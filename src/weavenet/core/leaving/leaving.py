@@ -26,7 +26,7 @@ import msgspec
 
 from weavenet.core.commands import Done, Reset
 from weavenet.core.effects import Change, Depart, Outbox, Reply, Vacate
-from weavenet.core.election import quorum
+from weavenet.core.election import turnout
 from weavenet.core.errors import Code, Failure, InvariantBroken
 from weavenet.core.leaving.departed import Departed
 from weavenet.core.leaving.phases import Duties, Phase, State, Surroundings, may_follow
@@ -279,11 +279,9 @@ class Leaving:
         elif prospects.lacks_witness(now):
             yield f"a second peer has to remember what was handed over; missing: {missing}"
         elif self._is_elector:
-            voters = self._log.voters
-            absent = [voter for voter in voters if self._around.voter_address(voter) is None]
             text = "the voters have not decided yet to go on without this peer"
-            lacking = quorum(len(voters)) - (len(voters) - len(absent))
-            if lacking > 0:
+            absent, lacking = turnout(self._log.voters, self._around.voter_address)
+            if lacking:
                 text += f"; {lacking} more of {self._titles(absent)} needed for a quorum"
             yield text
 
@@ -303,8 +301,8 @@ class Leaving:
         while remaining:
             decree = Electors(tuple(sorted(remaining)))
             voters = self._log.chain.with_decree(self._log.chain.next_position, decree).voters
-            absent = [voter for voter in voters if self._around.voter_address(voter) is None]
-            if len(voters) - len(absent) >= quorum(len(voters)):
+            absent, lacking = turnout(voters, self._around.voter_address)
+            if not lacking:
                 return decree
             remaining.remove(absent[0])
         return Electors((next(iter(heirs)),))

@@ -23,7 +23,7 @@ import msgspec
 
 from weavenet.core.commands import Done, RemovePeers, Result
 from weavenet.core.effects import Change, Outbox, Reply
-from weavenet.core.election import quorum
+from weavenet.core.election import Turnout, quorum, turnout
 from weavenet.core.errors import Code, Failure
 from weavenet.core.limits import HOLD_RETRY_S, PENDING_REQUESTS_MAX, REMOVALS_MAX, SEEN_RETRY_S, SEEN_VALID_S
 from weavenet.core.messages.unicast import HoldAnswer, HoldQuery, SeenAnswer, SeenQuery
@@ -214,7 +214,7 @@ class Removals:
 
     def _refuse_force(self, ids: frozenset[PeerId]) -> Failure | None:
         spared = self._spared(ids)
-        if not spared or not self._lacking():
+        if not spared or not self._turnout().lacking:
             return None
         return Failure(
             Code.CONFLICT,
@@ -286,7 +286,7 @@ class Removals:
         if now < proposal.ask_at:
             return
         proposal.ask_at = now + SEEN_RETRY_S
-        if self._lacking():
+        if self._turnout().lacking:
             proposal.asked_at = None
             if proposal.force and not self._spared(remaining):
                 self._open_epoch(now, remaining)
@@ -415,18 +415,12 @@ class Removals:
 
     # --- words ---
 
-    def _missing(self) -> list[PeerId]:
-        """Voters out of reach."""
-        return [voter for voter in self._log.voters if self._around.voter_address(voter) is None]
-
-    def _lacking(self) -> int:
-        """How many of the missing voters a quorum takes."""
-        count = len(self._log.voters)
-        return max(0, quorum(count) - (count - len(self._missing())))
+    def _turnout(self) -> Turnout:
+        return turnout(self._log.voters, self._around.voter_address)
 
     def _spared(self, ids: frozenset[PeerId]) -> list[PeerId]:
         """Voters out of reach that are not said to be dead: not among ``ids``, and did not leave by themselves."""
-        return [voter for voter in self._missing() if voter not in ids and not self._log.is_gone(voter)]
+        return [voter for voter in self._turnout().missing if voter not in ids and not self._log.is_gone(voter)]
 
     def _title(self, peer: PeerId) -> str:
         return self._around.named(peer).short_title
@@ -458,12 +452,12 @@ class Removals:
 
     def _pending_text(self, now: float, proposal: Proposal) -> str:
         """What a removal waits for and what one may do."""
-        lacking = self._lacking()
+        missing, lacking = self._turnout()
         names = ", ".join(self._seen_title(now, peer) for peer in self._people(proposal.ids))
         if not lacking:
             waits_for = "being decided" if proposal.force else "asking the voters whether they see it"
             return f"removal of {names}: {waits_for}"
-        text = f"removal of {names} is pending: it needs {lacking} more of the voters {self._titles(self._missing())}"
+        text = f"removal of {names} is pending: it needs {lacking} more of the voters {self._titles(missing)}"
         if not self._spared(proposal.ids):
             text += f"; if they are dead: {self._force_line(proposal.ids)}"
         return text

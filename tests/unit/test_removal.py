@@ -64,17 +64,31 @@ def test_fencing_twice_changes_nothing_more() -> None:
     assert fenced(once) == once
 
 
+def nobody(peer: PeerId) -> bool:
+    return False
+
+
 def test_names() -> None:
     directory = [Named(A, "00:00:00:00:00:01", "web"), Named(B, "00:00:00:00:00:02", "web")]
-    assert resolve("00:00:00:00:00:01", directory) == A
-    assert resolve(B.hex().upper(), directory) == B
-    ambiguous = resolve("web", directory)
+    assert resolve("00:00:00:00:00:01", directory, nobody) == A
+    assert resolve(B.hex().upper(), directory, nobody) == B
+    ambiguous = resolve("web", directory, nobody)
     assert isinstance(ambiguous, Failure)
     assert A.hex() in ambiguous.found
     assert B.hex() in ambiguous.found
-    unknown = resolve("mail", directory)
+    unknown = resolve("mail", directory, nobody)
     assert isinstance(unknown, Failure)
     assert unknown.code is Code.NOT_FOUND
+
+
+def test_a_host_that_was_removed_and_came_back_is_called_as_before() -> None:
+    directory = [Named(A, "00:00:00:00:00:01", "web"), Named(B, "00:00:00:00:00:01", "web")]
+    for text in ("web", "00:00:00:00:00:01"):
+        assert resolve(text, directory, {A}.__contains__) == B
+    assert resolve(A.hex(), directory, {A}.__contains__) == A
+    both_gone = resolve("web", directory, {A, B}.__contains__)
+    assert isinstance(both_gone, Failure)
+    assert A.hex() in both_gone.found
 
 
 def test_names_of_hosts_that_come_and_go_are_not_kept_for_ever() -> None:

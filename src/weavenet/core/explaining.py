@@ -106,11 +106,9 @@ def _find(node: Node, text: str) -> _End | Failure:
 
 
 def _peer(node: Node, text: str) -> PeerId | Failure:
-    """Who is there goes before who has left or was removed: a host that comes back is a new peer under the old name."""
-    directory = node.membership.directory()
+    """Who is there goes before who is not, has left or was removed: a host comes back as a new peer of the old name."""
     present = {node.config.peer, *node.mesh.reachable()}
-    peer = resolve(text, (known for known in directory if known.peer in present))
-    return resolve(text, directory) if isinstance(peer, Failure) and peer.code is Code.NOT_FOUND else peer
+    return resolve(text, node.membership.directory(), lambda peer: peer not in present)
 
 
 def _own_endpoints(node: Node, asked: str) -> Iterator[_End]:

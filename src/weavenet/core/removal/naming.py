@@ -1,11 +1,13 @@
 """Which peer an operator means: by label, nickname or hex PeerId, never by guessing.
 
 Labels may repeat (a reinstalled host keeps its name), so a name that fits several peers is refused with their PeerIds.
+Only peers that nothing is left to do about step back behind one that is there: a host that was removed, or left, and
+came back is called as before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from weavenet.core.errors import Code, Failure
@@ -32,8 +34,8 @@ class Named(NamedTuple):
         return titled(self.name, self.nickname) or peer_text(self.peer)
 
 
-def resolve(text: str, directory: Iterable[Named]) -> PeerId | Failure:
-    """The one peer of ``directory`` that ``text`` names."""
+def resolve(text: str, directory: Iterable[Named], is_over: Callable[[PeerId], bool]) -> PeerId | Failure:
+    """The one peer of ``directory`` that ``text`` names; of several, the one that is not over."""
     wanted = text.strip().lower()
     fitting = {
         known.peer: known
@@ -47,6 +49,8 @@ def resolve(text: str, directory: Iterable[Named]) -> PeerId | Failure:
             repr(text),
             "see `weave status peers` and `weave status ipam`",
         )
+    if len(fitting) > 1:
+        fitting = {peer: known for peer, known in fitting.items() if not is_over(peer)} or fitting
     if len(fitting) > 1:
         listed = ", ".join(fitting[peer].title for peer in sorted(fitting))
         return Failure(

@@ -185,7 +185,7 @@ class Removals:
         directory = self._around.directory()
         found: set[PeerId] = set()
         for name in command.names:
-            peer = resolve(name, directory)
+            peer = resolve(name, directory, self._is_over)
             if isinstance(peer, Failure):
                 return peer
             found.add(peer)

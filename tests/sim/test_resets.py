@@ -83,6 +83,25 @@ def end(stage: Stage, *gone: Host) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_reset_names_those_who_got_something(seed: int) -> None:
+    stage = formed(5 + seed)
+    leaver, *others = stage.hosts
+    before = dict(others[0].node.ring.shares)
+    left = has_left(stage, leaver, reset(stage, leaver))
+    after = others[0].node.ring.shares
+    assert leaver.peer not in after
+    for host in others:
+        has_more = after[host.peer] > before[host.peer]
+        assert (f"({host.label})" in left.text) == has_more, left.text
+
+
+def test_reset_of_a_peer_that_owns_nothing_says_so() -> None:
+    stage = formed(3, 5, electors=3)
+    leaver = next(host for host in stage.hosts if host.peer not in stage.hosts[0].node.ring.shares)
+    assert has_left(stage, leaver, reset(stage, leaver)).text == "done: nothing was owned here"
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_reset_hands_everything_over(seed: int) -> None:
     stage = formed(seed)
     leaver = stage.hosts[seed]

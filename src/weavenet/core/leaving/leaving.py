@@ -98,6 +98,8 @@ class Leaving:
         self._vacate_at = 0.0
         self._depart_at: float | None = None
         self._reason = ""
+        self._takers: dict[PeerId, None] | None = None
+        """Who was given space, if all of this is known: not after a restart in between. For words only."""
         self.needs: tuple[str, ...] = ()
         """What it waits for, in words."""
         state = State(Phase.STAYING, ()) if row is None else msgspec.msgpack.decode(row, type=State)
@@ -312,6 +314,7 @@ class Leaving:
     def _commit(self, now: float) -> None:
         self._duties.give_up_removals()
         self._outbox.note("info", "leaving", "from here on there is no way back: containers leave the network")
+        self._takers = {}
         self._step(Phase.VACATING)
         self._vacate_at = now
 
@@ -341,7 +344,9 @@ class Leaving:
         chosen = dict(list(heirs.items())[:HEIRS_MAX])
         if not chosen:
             return
-        self._ipam.surrender(chosen)
+        taken = self._ipam.surrender(chosen)
+        if self._takers is not None:
+            self._takers |= dict.fromkeys(peer for peer in chosen if peer in taken)
         shares = self._ipam.ring.shares
         given = [peer for peer in chosen if shares.get(peer)] or list(chosen)[:1]
         self._heirs = tuple(dict.fromkeys((*self._heirs, *given)))
@@ -416,7 +421,8 @@ class Leaving:
         for peer in sorted({*record.custodians, *self._around.neighbours()} & self._around.reachable()):
             if peer != self._me.peer:
                 self._outbox.unicast(peer, LeftNotice(record))
-        heirs = self._titles(dict.fromkeys(self._log.heir(heir) for heir in self._heirs))
+        takers = self._heirs if self._takers is None else self._takers
+        heirs = self._titles(dict.fromkeys(self._log.heir(heir) for heir in takers))
         self._end(now, f"done: what this peer owned is {heirs}'s now" if heirs else "done: nothing was owned here")
 
     def _leave_last(self, now: float, reason: str) -> None:

@@ -269,9 +269,11 @@ class Ipam:
         self.allocation.close(now)
         self._pump(now)
 
-    def surrender(self, heirs: Mapping[PeerId, Sequence[int]]) -> None:
-        """Give all our space to ``heirs`` (→ their free addresses of each range)."""
-        self._news.extend(self.estate.surrender(heirs))
+    def surrender(self, heirs: Mapping[PeerId, Sequence[int]]) -> frozenset[PeerId]:
+        """Give all our space to ``heirs`` (→ their free addresses of each range); those of them that got some."""
+        given = self.estate.surrender(heirs)
+        self._news.extend(given)
+        return frozenset(piece.stamp.owner for piece in given)
 
     def succeed(self, now: float) -> None:
         """Take what strayed to peers that left in our favour."""

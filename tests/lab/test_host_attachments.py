@@ -258,6 +258,37 @@ def test_restart_adopts_replugs_and_misses(names: Callable[[], str]) -> None:
     drive(scenario)
 
 
+def test_what_a_container_that_does_not_come_back_held_is_given_back(names: Callable[[], str]) -> None:
+    """Of one that was there when the machine went down: by a detach, or by the node once it was told in each start."""
+
+    async def scenario() -> None:
+        gone, other, node = names(), names(), FakeNode()
+        async with Pair(firewalled=False) as (host, _):
+            attachments = await opened(host, node)
+            for name in (gone, other):
+                make(name)
+                taken = addresses(await attachments.attach(f"netns:{name}", ["net:default", "10.41.0.7/16"]))
+            await attachments.close()
+            for name in (gone, other):
+                run(host.namespace, "ip", "netns", "delete", name)
+            for _ in range(2):
+                node.log.clear()
+                attachments = await opened(host, node)
+                assert Died(gone) in node.log and Died(other) in node.log
+                await attachments.close()
+            attachments = await opened(host, node)
+            wrong = refused(await attachments.detach(f"netns:{gone}", ["10.41.0.8/16"]))
+            assert wrong.code is Code.NOT_FOUND and "10.41.0.7/16" in wrong.found
+            assert addresses(await attachments.detach(f"netns:{gone}", ["10.41.0.7/16"])) == ("10.41.0.7/16",)
+            assert node.attachments[gone].requested == ("net:default",)
+            assert addresses(await attachments.detach(f"netns:{gone}")) == ("10.32.0.1/12",)
+            assert set(addresses(await attachments.detach(f"netns:{other}"))) == set(taken)
+            assert not any(node.held.values()) and node.attachments == {}
+            await attachments.close()
+
+    drive(scenario)
+
+
 def test_waiting_call_ends_when_its_container_goes(names: Callable[[], str]) -> None:
     async def scenario() -> None:
         name, node = names(), FakeNode()

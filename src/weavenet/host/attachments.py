@@ -307,12 +307,12 @@ class Attachments:
         old = self._known.get(ident)
         if old is None:
             raise WeaveError(Failure(Code.NOT_FOUND, f"{container} must be attached", "it is not", "see `weave ps`"))
+        if not old.live and not old.addresses:
+            return await self._detach_absent(old, addresses)
         wanted = addresses or (requests.DEFAULT,)  # the reverse of an attach that names none
         gone = requests.chosen(old, wanted)
-        if not gone and (addresses or old.addresses):  # one that is gone is forgotten
-            expected, has = f"{container} must have {' '.join(wanted)}", " ".join(old.addresses) or "none"
-            step = f"weave detach ADDR… {container}, with those to take away"
-            raise WeaveError(Failure(Code.NOT_FOUND, expected, f"it has {has}", step))
+        if not gone:
+            raise _lacks(container, wanted, old.addresses)
         requested, left = requests.without(old, gone)
         new = msgspec.structs.replace(old, requested=requested, addresses=left, live=True)
         if not left:
@@ -333,6 +333,25 @@ class Attachments:
         if gone:
             await self._must(_release(ident, gone))
         await self._must(RemoveAttachment(ident) if not left else PutAttachment(new))
+        return Addresses(gone)
+
+    async def _detach_absent(self, old: Attachment, addresses: Sequence[str]) -> Addresses:
+        """The reverse of an attach whose container is not there by now; without ``addresses`` it is forgotten."""
+        held = tuple(sorted(await self._held(old.ident)))
+        requested, gone = requests.of_absent(old, held, addresses)
+        if not gone and requested == old.requested:
+            raise _lacks(old.container, addresses, held)
+        if gone:
+            await self._must(Release(old.ident, tuple(address.partition("/")[0] for address in gone)))
+        if requested:
+            self._known[old.ident] = new = msgspec.structs.replace(old, requested=requested)
+            await self._must(PutAttachment(new))
+            return Addresses(gone)
+        await self._clear_hosts(old)
+        self._deaths.forget(old.ident)
+        await self._attacher.remove(old.ident)
+        self._known.pop(old.ident, None)
+        await self._must(RemoveAttachment(old.ident))
         return Addresses(gone)
 
     async def _clear_hosts(self, old: Attachment) -> None:
@@ -474,6 +493,8 @@ class Attachments:
                 # After a reboot names come back one by one: who is back soon finds its address again.
                 is_expected = old.live and is_named(old.container)
                 await self._miss(old, Died(old.ident) if is_expected else Destroyed(old.ident))
+            else:
+                await self._must(Died(old.ident))  # what it holds was to be freed by the daemon before this one
             return
         with found:
             try:
@@ -513,6 +534,12 @@ class Attachments:
             await self._attacher.plug(container, old.addresses, multicast_route=old.multicast_route)
         self._deaths.watch(old.ident, is_name=is_named(old.container), pidfd=container.pidfd)
         await self._put(old, old.requested, old.addresses, live=True)
+
+
+def _lacks(container: str, wanted: Sequence[str], has: Sequence[str]) -> WeaveError:
+    expected, found = f"{container} must have {' '.join(wanted)}", f"it has {' '.join(has) or 'none'}"
+    step = f"weave detach ADDR… {container}, with those to take away"
+    return WeaveError(Failure(Code.NOT_FOUND, expected, found, step))
 
 
 def _begun(ident: str, reference: str, held: frozenset[str]) -> Attachment:

@@ -147,3 +147,14 @@ def without(old: Attachment, gone: Iterable[str]) -> tuple[tuple[str, ...], tupl
     """(requested, addresses) of ``old`` after ``gone`` were taken away."""
     left = [(r, a) for r, a in zip(old.requested, old.addresses, strict=False) if a not in set(gone)]
     return tuple(r for r, _ in left), tuple(a for _, a in left)
+
+
+def of_absent(old: Attachment, held: Sequence[str], texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(requested, of ``held`` what goes) when ``texts`` are detached, or all, from a container that is not there. Which
+    of the requests an address was for is not known then: without any address the rest goes, too. Raises WeaveError."""
+    wanted = tuple(parse(text) for text in texts)
+    gone = tuple(address for address in held if any(_means(each, "", address) for each in wanted))
+    requested = tuple(text for text in old.requested if parse(text) not in wanted)
+    if not texts or not requested or (gone and len(gone) == len(held)):
+        return (), tuple(held)
+    return requested, gone

@@ -39,7 +39,8 @@ def launch(output: str | None, peers: tuple[str, ...], **flags: Any) -> None:
     that does not resolve is tried again. Without peers the remembered ones are used; given ones replace them.
 
     Every flag can be given as a WEAVE_… variable or as a key in /etc/weave.conf (TOML; the flag without dashes, and
-    peers = ["host1", …], or WEAVE_PEERS). A flag beats a variable beats the file beats what is remembered.
+    peers = ["host1", …], or WEAVE_PEERS). A flag beats a variable beats the file. Of an earlier launch
+    only peers and --name are remembered.
 
     \b
     Example:  weave launch host1 host2 host3

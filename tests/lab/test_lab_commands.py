@@ -70,6 +70,8 @@ def test_list_shows_hosts_and_faults(lab: Lab, capsys: pytest.CaptureFixture[str
     assert main(["partition", *of_lab, "h1,h2", "/", "h3"]) == 0
     assert main(["cut", *of_lab, "h2", "h1"]) == 0
     assert main(["loss", *of_lab, "h1", "h3", "2.5%"]) == 0
+    assert main(["mtu", *of_lab, "h3", "h1", "1280"]) == 0
+    assert main(["nat", *of_lab, "h2"]) == 0
     assert main(["list"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{lab.name} ")]
     assert lines == [
@@ -79,10 +81,13 @@ def test_list_shows_hosts_and_faults(lab: Lab, capsys: pytest.CaptureFixture[str
         f"{lab.name} partition h1,h2 / h3",
         f"{lab.name} cut h1 h2",
         f"{lab.name} loss h1 h3 2.5%",
+        f"{lab.name} mtu h1 h3 1280",
+        f"{lab.name} nat h2 cone",
     ]
     assert main(["list", "-o", "json"]) == 0
     mine = next(each for each in json.loads(capsys.readouterr().out) if each["name"] == lab.name)
     assert mine["partition"] == [["h1", "h2"], ["h3"]]
+    assert main(["nat", *of_lab, "h2", "--off"]) == 0
     assert main(["heal", *of_lab]) == 0
 
 

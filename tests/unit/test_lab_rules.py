@@ -13,7 +13,17 @@ from weavenet.lab.nat import Nat
 from weavenet.lab.nat import rules as nat_rules
 from weavenet.lab.pings import Count, count
 from weavenet.lab.state import LabState, Loss, Narrow
-from weavenet.lab.topology import HostEntry, LinkEntry, Topology, of_count, parse_loss, parse_mtu, plan, read
+from weavenet.lab.topology import (
+    HostEntry,
+    LinkEntry,
+    Topology,
+    of_count,
+    parse_count,
+    parse_loss,
+    parse_mtu,
+    plan,
+    read,
+)
 from weavenet.lab.underlay import rules
 
 
@@ -33,6 +43,16 @@ def test_a_lab_has_1_to_50_hosts(number: int) -> None:
     with pytest.raises(WeaveError) as caught:
         of_count(number)
     assert caught.value.failure.found == str(number)
+
+
+@pytest.mark.parametrize("text", [None, "", "x", "-1", "1.5", "٣", "1" * 5000])
+def test_numbers_of_hosts_that_are_none(text: str | None) -> None:
+    with pytest.raises(WeaveError, match="a number of hosts"):
+        parse_count(text)
+
+
+def test_a_number_of_hosts_may_begin_with_zeros() -> None:
+    assert parse_count("03") == 3
 
 
 @pytest.mark.parametrize(

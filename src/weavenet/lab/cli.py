@@ -22,7 +22,7 @@ from weavenet.lab.interruption import Interrupted, interruptible
 from weavenet.lab.lab import Lab
 from weavenet.lab.nat import Nat
 from weavenet.lab.state import HostState, LabState
-from weavenet.lab.topology import of_count, parse_loss, parse_mtu, read
+from weavenet.lab.topology import of_count, parse_count, parse_loss, parse_mtu, read
 
 EXIT_ERROR = 1
 EXIT_ABSENT = 4
@@ -126,12 +126,11 @@ def up(count: str | None, name: str, topology: Path | None, docker: bool) -> Non
                 "leave it out; `weave lab run` starts containers that are network namespaces",
             )
         )
-    if topology is None and (count is None or not count.isdecimal()):
-        raise WeaveError(Failure(Code.INVALID, "a number of hosts", repr(count or ""), "weave lab up 3"))
-    shape = of_count(int(count or "0")) if topology is None else read(topology)
-    if count is not None and count != str(len(shape.hosts)):
+    number = parse_count(count) if count is not None or topology is None else None
+    shape = of_count(number or 0) if topology is None else read(topology)
+    if number is not None and number != len(shape.hosts):
         raise WeaveError(
-            Failure(Code.INVALID, f"{topology} describes {len(shape.hosts)} hosts", count, "leave the number out")
+            Failure(Code.INVALID, f"{topology} describes {len(shape.hosts)} hosts", str(number), "leave the number out")
         )
     with interruptible():
         lab = Lab.up(name, shape)
@@ -180,12 +179,14 @@ class LabSummary(msgspec.Struct, frozen=True):
     partition: list[list[str]]
     cuts: list[tuple[str, str]]
     loss: list[tuple[str, str, str]]
+    mtu: list[tuple[str, str, int]]
+    nat: dict[str, str]
 
 
 @group.command("list")
 @click.option("-o", "output", type=click.Choice(["text", "json"]), default="text", help="text or json")
 def list_(output: str) -> None:
-    """List labs: one line per host with its lab, address, state and containers.
+    """List labs: one line per host with its lab, address, state and containers, and one per fault.
 
     \b
     Example:  weave lab list
@@ -207,10 +208,12 @@ def list_(output: str) -> None:
 def _summary(name: str) -> LabSummary:
     current = state.load(name)
     if current is None:
-        return LabSummary(name, _condition(name, current), [], [], [], [])
+        return LabSummary(name, _condition(name, current), [], [], [], [], [], {})
     hosts = [_host_summary(name, host) for host in current.hosts.values()]
     loss = [(loss.a, loss.b, f"{loss.per_100k / 1000:g}%") for loss in current.loss]
-    return LabSummary(name, _condition(name, current), hosts, current.partition, current.cuts, loss)
+    mtu = [(narrow.a, narrow.b, narrow.mtu) for narrow in current.narrow]
+    nat = {host: kind.value for host, kind in current.nats.items()}
+    return LabSummary(name, _condition(name, current), hosts, current.partition, current.cuts, loss, mtu, nat)
 
 
 def _condition(name: str, current: LabState | None) -> str:
@@ -241,6 +244,10 @@ def _print_summary(summary: LabSummary) -> None:
         print(f"{name} cut {a} {b}")
     for a, b, share in summary.loss:
         print(f"{name} loss {a} {b} {share}")
+    for a, b, size in summary.mtu:
+        print(f"{name} mtu {a} {b} {size}")
+    for behind, kind in summary.nat.items():
+        print(f"{name} nat {behind} {kind}")
 
 
 @group.command("exec", context_settings={"allow_interspersed_args": False})
@@ -315,7 +322,7 @@ def partition(name: str | None, sides: tuple[str, ...]) -> None:
 @group.command()
 @_of_lab
 def heal(name: str | None) -> None:
-    """End partition, cuts and loss.
+    """End partition, cuts, loss and small MTUs.
 
     \b
     Example:  weave lab heal
@@ -444,7 +451,8 @@ def reboot(name: str | None, host: str) -> None:
     \b
     Example:  weave lab reboot h2
     """
-    _open(name).reboot(host)
+    with interruptible():
+        _open(name).reboot(host)
 
 
 @group.command()
@@ -458,7 +466,8 @@ def clone(name: str | None, source: str, target: str, *, new_machine_id: bool) -
     \b
     Example:  weave lab clone h1 h3; weave lab exec h3 -- weave launch
     """
-    _open(name).clone(source, target, new_machine_id=new_machine_id)
+    with interruptible():
+        _open(name).clone(source, target, new_machine_id=new_machine_id)
 
 
 @group.command()

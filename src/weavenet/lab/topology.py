@@ -75,6 +75,13 @@ def read(file: Path) -> Topology:
     return topology
 
 
+def parse_count(text: str | None) -> int:
+    """How many hosts; whether a lab may have so many is another question."""
+    if text is None or not re.fullmatch(r"[0-9]{1,9}", text):
+        raise _refused(f"a number of hosts, 1 to {HOSTS_MAX}", repr(text or ""), "weave lab up 3")
+    return int(text)
+
+
 def parse_loss(text: str) -> int:
     """``5%`` or ``0.1%`` -> thousandths of a percent."""
     found = re.fullmatch(r"(\d{1,3}(?:\.\d{1,3})?)%?", text)

@@ -9,7 +9,8 @@ import pytest
 
 from lab.fresh import MakeLab
 from weavenet.core.errors import Code, WeaveError
-from weavenet.lab import processes
+from weavenet.lab import lab as labs
+from weavenet.lab import processes, underlay
 from weavenet.lab.lab import Lab
 from weavenet.lab.pings import Pings
 from weavenet.lab.waiting import wait_until
@@ -80,6 +81,24 @@ def test_loss_between_two_hosts_only_and_in_both_directions(lab: Lab) -> None:
     assert lost("h2", "h1") == 0
 
 
+def test_small_mtu_ends_with_the_last_path_that_has_it(lab: Lab) -> None:
+    def units() -> dict[str, str]:
+        found = {}
+        for host in lab.hosts:
+            words = host.run(["ip", "-d", "link", "show", "eth0"], check=True).stdout.split()
+            found[host.name] = words[words.index("gso_max_segs") + 1]
+        return found
+
+    before = units()
+    lab.mtu("h1", "h2", 1280)
+    lab.mtu("h2", "h3", 1280)
+    assert units() == {**before, "h1": "1", "h2": "1", "h3": "1"}
+    lab.mtu("h2", "h1", 0)
+    assert units() == {**before, "h2": "1", "h3": "1"}
+    lab.heal()
+    assert units() == before
+
+
 def test_faults_need_hosts_that_exist(lab: Lab) -> None:
     for fault, code in (
         (lambda: lab.partition([["h1"], ["h9"]]), Code.NOT_FOUND),
@@ -111,6 +130,35 @@ def test_reboot_keeps_disk_machine_id_and_mac_but_not_boot_id_run_and_processes(
     assert host.run(["ls", "/run/mark", "/tmp/mark"]).stdout == ""
     assert host.container_names() == []
     assert reachable(lab) == ALL - {"h3h4"}  # the fault outlives the port it was at
+
+
+def inits(lab: Lab, host: str) -> list[int]:
+    return [pid for pid in processes.marked(lab.name) if processes.arguments(pid)[-1] == host]
+
+
+def test_a_reboot_that_is_interrupted_leaves_the_host_down(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(underlay, "connect", interrupt)
+        lab.reboot("h2")
+    assert inits(lab, "h2") == []
+    assert not lab.state.hosts["h2"].is_running
+    lab.reboot("h2")
+    assert reachable(lab) == ALL
+
+
+def test_a_disk_has_one_host_also_after_a_reboot_was_killed(lab: Lab) -> None:
+    lab.kill("h3")
+    labs._start_hosts(lab.state, [lab.state.hosts["h3"]])  # and its process id was never written down
+    assert len(inits(lab, "h3")) == 1
+    lab.reboot("h3")
+    assert inits(lab, "h3") == [lab.host("h3").pid]
+    lab.kill("h3")
+    assert inits(lab, "h3") == []
+    lab.reboot("h3")
+    assert reachable(lab) == ALL
 
 
 def test_a_host_without_power_says_so_and_comes_back(lab: Lab) -> None:

@@ -23,6 +23,7 @@ from weavenet.lab.host import Container, Host
 from weavenet.lab.nat import Nat
 from weavenet.lab.state import HostState, LabState, Loss, Narrow, pair
 from weavenet.lab.topology import Topology, plan
+from weavenet.lab.waiting import wait_until
 
 START_TIMEOUT_S = 30.0
 PINGS_AT_ONCE = 8
@@ -170,8 +171,10 @@ class Lab:
 
         def change(current: LabState) -> None:
             self._check_two(current, a, b)
+            before = current.narrowed_hosts()
             others = [narrow for narrow in current.narrow if (narrow.a, narrow.b) != pair(a, b)]
             current.narrow = [*others, Narrow(*pair(a, b), size)] if size else others
+            underlay.hand_over_units(current, before - current.narrowed_hosts())
 
         self._change(change)
 
@@ -197,8 +200,7 @@ class Lab:
         """Ends partition, cuts, loss and small MTUs; what the topology says stays."""
 
         def change(current: LabState) -> None:
-            if current.narrow:
-                underlay.hand_over_units(current)
+            underlay.hand_over_units(current, current.narrowed_hosts())
             current.partition, current.cuts, current.loss, current.narrow = [], [], [], []
 
         self._change(change)
@@ -220,10 +222,7 @@ class Lab:
             host = current.hosts[name]
             _stop_host(current, host)
             state.save(current)
-            _start_hosts(current, [host])
-            underlay.connect(current, [host])
-            underlay.apply_faults(current)
-            state.save(current)
+            _switch_on(current, host)
         self.host(name).run([sys.executable, "-I", "-S", str(_BOOT)], check=True)
 
     def clone(self, source: str, target: str, *, new_machine_id: bool = False) -> None:
@@ -247,10 +246,7 @@ class Lab:
             if not new_machine_id:
                 host.machine_id = model.machine_id
             (state.disk_folder(self.name) / target / "etc/machine-id").write_text(f"{host.machine_id}\n")
-            _start_hosts(current, [host])
-            underlay.connect(current, [host])
-            underlay.apply_faults(current)
-            state.save(current)
+            _switch_on(current, host)
 
     def unreachable(self, containers: Sequence[tuple[Container, str]]) -> list[str]:
         """Pings all ordered pairs of (container, its address); the pairs without an answer, as sentences."""
@@ -334,8 +330,12 @@ def _make_disk(wanted: LabState, host: HostState) -> None:
 
 
 def _copy_disk(source: Path, target: Path) -> None:
+    """A copy that ends halfway leaves the target's own data."""
+    fresh = target / "data.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(source / "data", fresh)
     shutil.rmtree(target / "data")
-    shutil.copytree(source / "data", target / "data")
+    fresh.rename(target / "data")
     shutil.copy2(source / "etc/weave.conf", target / "etc/weave.conf")
 
 
@@ -376,6 +376,14 @@ def _begin(current: LabState, host: str, spec: dict[str, object]) -> subprocess.
     return process
 
 
+def _end_inits(lab: str, host: str) -> bool:
+    """Ends every PID 1 of a host, and whoever is just starting one; False when there was none."""
+    found = [pid for pid in processes.marked(lab) if processes.arguments(pid)[-3:] == ["weave-lab", lab, host]]
+    for pid in found:
+        processes.end_tree(pid)
+    return bool(found)
+
+
 def _collect(lab: str, host: str, process: subprocess.Popen[str]) -> int:
     try:
         out, err = process.communicate(timeout=START_TIMEOUT_S)
@@ -394,8 +402,21 @@ def _collect(lab: str, host: str, process: subprocess.Popen[str]) -> int:
     return int(out)
 
 
+def _switch_on(current: LabState, host: HostState) -> None:
+    """A host that is down; on any failure or interruption it stays down."""
+    try:
+        _start_hosts(current, [host])
+        underlay.connect(current, [host])
+        underlay.apply_faults(current)
+    except BaseException:
+        _stop_host(current, host)
+        state.save(current)
+        raise
+    state.save(current)
+
+
 def _stop_host(current: LabState, host: HostState) -> None:
-    if host.is_running:
-        processes.end_tree(host.pid)
+    """Also ends what a killed ``reboot`` started and did not note: two hosts would share one disk."""
+    wait_until(lambda: not _end_inits(current.name, host.name), processes.END_DEADLINE_S, f"host {host.name} to end")
     host.pid = host.started = 0
     underlay.disconnect(current, host)

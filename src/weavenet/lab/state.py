@@ -83,6 +83,10 @@ class LabState(msgspec.Struct, kw_only=True):
     def underlay_is_running(self) -> bool:
         return self.underlay_pid != 0 and processes.start_time(self.underlay_pid) == self.underlay_started
 
+    def narrowed_hosts(self) -> set[str]:
+        """Hosts at an end of a path on which large packets are dropped."""
+        return {name for narrow in self.narrow for name in (narrow.a, narrow.b)}
+
     def blocked_pairs(self) -> set[tuple[str, str]]:
         """Pairs, alphabetical, between which nothing passes."""
         names = sorted(self.hosts)

@@ -8,7 +8,7 @@ to the receiver's MAC: an input hook on the host would see merged units instead 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.lab import nat, requirements
@@ -143,8 +143,7 @@ def disconnect(state: LabState, host: HostState) -> None:
 def apply_faults(state: LabState) -> None:
     """Where a size is looked at, hosts hand over single packets: units of many would all count as too large."""
     in_network(state.underlay_pid, ["nft", "-f", "-"], rules(state))
-    narrowed = {name for narrow in state.narrow for name in (narrow.a, narrow.b)}
-    for name in narrowed:
+    for name in state.narrowed_hosts():
         _hand_over(state.hosts[name], 1)
     for name, kind in state.nats.items():
         translate(state.hosts[name], kind)
@@ -156,10 +155,10 @@ def translate(host: HostState, kind: nat.Nat | None) -> None:
         in_network(host.pid, ["nft", "-f", "-"], nat.rules(kind))
 
 
-def hand_over_units(state: LabState) -> None:
-    """Undo the above for all hosts."""
-    for host in state.hosts.values():
-        _hand_over(host, SEGMENTS_MAX)
+def hand_over_units(state: LabState, names: Iterable[str]) -> None:
+    """Undo the above for hosts of which no size is looked at any more."""
+    for name in names:
+        _hand_over(state.hosts[name], SEGMENTS_MAX)
 
 
 def _hand_over(host: HostState, segments: int) -> None:

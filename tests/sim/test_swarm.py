@@ -8,13 +8,17 @@ failure prints the seed, the command that replays it and the end of its trace.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
 
+import click
 import pytest
 
+from weavenet.sim import scale
 from weavenet.sim.cli import Job, describe_failure, main, replay, run_job
+from weavenet.sim.scale import ScaleOptions, ScaleWorld
 from weavenet.sim.trace import TAIL_LINES
 from weavenet.sim.world import STEPS_DEFAULT
 
@@ -83,3 +87,26 @@ def test_a_violation_names_seed_and_replay(capsys: pytest.CaptureFixture[str], m
 def test_scale_run_prints_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--peers", "12", "--links", "4"]) == 0
     assert "copies of it per peer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("peers", [1, 2, 3, 10])
+def test_in_a_small_mesh_everybody_is_linked_to_everybody(peers: int) -> None:
+    targets = ScaleWorld(ScaleOptions(peers=peers, links=20)).targets
+    pairs = {frozenset((index, other)) for index, chosen in enumerate(targets) for other in chosen}
+    assert pairs == {frozenset(pair) for pair in itertools.combinations(range(peers), 2)}
+
+
+def test_a_scale_run_that_does_not_form_says_how_to_see_it_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScaleWorld, "_all_know_all", lambda self: False)
+    monkeypatch.setattr(scale, "FORM_MAX_S", 1.0)
+    assert main(["--peers", "3", "--links", "2", "--seed", "5"]) == 1
+    out = capsys.readouterr().out
+    assert "liveness: 3 peers did not agree" in out
+    assert "replay: weave sim --seed 5 --peers 3 --links 2" in out
+
+
+def test_a_trace_is_of_one_history() -> None:
+    with pytest.raises(click.UsageError, match="expected --seed N with --trace"):
+        main(["--trace"])

@@ -17,6 +17,7 @@ import click
 from weavenet.sim.scale import ScaleOptions, run_scale
 from weavenet.sim.swarm import PEERS_MAX, PEERS_MIN, WORDS, draw_swarm, minimise, without
 from weavenet.sim.trace import TAIL_LINES, Trace
+from weavenet.sim.violation import Violation
 from weavenet.sim.world import STEPS_DEFAULT, HistoryOptions, draw_options, run_seed
 
 _TAIL_SHOWN = 60
@@ -170,6 +171,16 @@ def _run_one(job: Job, with_trace: bool, smallest: bool) -> int:
     return 0
 
 
+def _run_scale(options: ScaleOptions) -> int:
+    try:
+        click.echo(run_scale(options).text())
+    except Violation as violation:
+        click.echo(f"seed {options.seed}: {violation}")
+        click.echo(f"replay: weave sim --seed {options.seed} --peers {options.peers} --links {options.links}")
+        return 1
+    return 0
+
+
 @click.command("sim")
 @click.option("--seeds", default=200, show_default=True, type=click.IntRange(1), help="how many histories")
 @click.option("--first-seed", default=1, show_default=True, type=click.IntRange(0), help="seed of the first one")
@@ -214,9 +225,9 @@ def sim_command(  # noqa: PLR0917
     if peers is None:
         peers = (PEERS_MIN, PEERS_MAX) if swarm else (5, 7)
     if links is not None:
-        options = ScaleOptions(peers=peers[1], links=links, seed=first_seed if seed is None else seed)
-        click.echo(run_scale(options).text())
-        return 0
+        return _run_scale(ScaleOptions(peers=peers[1], links=links, seed=first_seed if seed is None else seed))
+    if trace and seed is None:
+        raise click.UsageError("expected --seed N with --trace, which is about one history; found none")
     if seed is not None:
         return _run_one(Job(seed, *peers, steps, swarm, gone), trace, smallest)
     many = [Job(first_seed + index, *peers, steps, swarm, gone) for index in range(seeds)]

@@ -139,11 +139,15 @@ class ScaleWorld:
         peers = self.options.peers
         chosen: list[set[int]] = [set() for _ in range(peers)]
         for index in range(peers):
-            chosen[index].add((index + 1) % peers)
-            while len(chosen[index]) < min(self.options.links / 2, peers - 1):
+            if peers > 1:
+                chosen[index].add((index + 1) % peers)
+            # In a small mesh everybody may be linked to this one before it has dialled its share.
+            linked = {index, *chosen[index], *(other for other in range(peers) if index in chosen[other])}
+            while len(chosen[index]) < self.options.links / 2 and len(linked) < peers:
                 other = self.rng.randrange(peers)
                 if other != index and index not in chosen[other]:
                     chosen[index].add(other)
+                    linked.add(other)
         return chosen
 
     def _configure(self, host: Host) -> NodeConfig:

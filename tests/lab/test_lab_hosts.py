@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -151,3 +152,25 @@ def test_a_topology_gives_addresses_and_links(make_lab: MakeLab) -> None:
     assert reach == {("left", "middle"): True, ("left", "right"): False, ("middle", "right"): False}
     line.heal()  # what the topology says is no fault
     assert line.host("left").run(["ping", "-c1", "-W1", "-q", "right"]).returncode != 0
+
+
+def test_a_host_takes_nothing_from_the_weave_of_the_machine(lab_name: str, tmp_path: Path) -> None:
+    """Nor from that of a machine whose own unit starts one: variables, and files of containers of the same name."""
+    script = """
+        mount -t tmpfs none "$0" && mkdir "$0/upper" "$0/work"
+        mount -t overlay -o "lowerdir=/etc,upperdir=$0/upper,workdir=$0/work" overlay /etc
+        mkdir -p /etc/default /etc/netns/web
+        echo WEAVE_PEERS=elsewhere >/etc/default/weave
+        echo 192.0.2.1 machine >/etc/netns/web/hosts
+        exec "$1" lab up 1 --name "$2"
+    """
+    launcher = Path(__file__).parents[2] / "weave"
+    subprocess.run(
+        ["unshare", "--mount", "sh", "-e", "-c", script, tmp_path, launcher, lab_name], capture_output=True, check=True
+    )
+    host = Lab.open(lab_name).host("h1")
+    assert host.run(["ls", "/etc/default/weave", "/etc/netns"]).stdout == ""
+    assert "machine" not in host.start_container("web").run(["cat", "/etc/hosts"], check=True).stdout
+    host.run(["sh", "-c", "echo WEAVE_LOG_LEVEL=debug >/etc/default/weave"], check=True)
+    Lab.open(lab_name).reboot("h1")
+    assert "debug" in host.run(["cat", "/etc/default/weave"], check=True).stdout

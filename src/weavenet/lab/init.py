@@ -39,6 +39,7 @@ MS_PRIVATE = 0x4_0000
 
 UNIT = "/etc/systemd/system/weave.service"
 UNIT_LINK = "/etc/systemd/system/multi-user.target.wants/weave.service"
+VARIABLES = "/etc/default/weave"
 HIDDEN = ("/run", "/tmp", "/dev/shm", "/var/log")  # what a host sees something of its own at
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -89,9 +90,11 @@ def _own_etc(disk: str) -> None:
             subprocess.run(["cp", "-a", f"{layer}/.", f"{copy}.new"], check=True)
             os.rename(f"{copy}.new", copy)
         _bind(copy, "/etc")
-    for path in (UNIT, UNIT_LINK) if is_new else ():  # the machine's own: a fresh host starts nothing
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+    if is_new:  # nothing of the machine's own weave: a fresh host starts nothing, and its containers have their files
+        for path in (UNIT, UNIT_LINK, VARIABLES):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        shutil.rmtree("/etc/netns", ignore_errors=True)
 
 
 def _own_var_lib(disk: str) -> None:

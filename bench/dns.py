@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import re
 import statistics
 import subprocess
@@ -39,7 +40,8 @@ CHANGES_PER_S = 50
 
 
 class Load(NamedTuple):
-    """What dnsperf found. ``longest_s``: the slowest answer."""
+    """What dnsperf found. ``longest_s``: the slowest answer. ``latencies_us``: of every query, infinite where it was
+    lost; empty unless asked for."""
 
     rate: float
     lost: int
@@ -49,7 +51,11 @@ class Load(NamedTuple):
 
 def dnsperf(host: Host, port: int, queries: str, *arguments: str, verbose: bool = False) -> Load:
     argv = ["dnsperf", "-s", SERVER, "-p", str(port), "-d", queries, "-c", str(CLIENTS), *arguments]
-    text = run(host.in_container(CONTAINER, *argv, *(["-v"] if verbose else [])), timeout_s=10 * DEADLINE_S)
+    return read(run(host.in_container(CONTAINER, *argv, *(["-v"] if verbose else [])), timeout_s=10 * DEADLINE_S))
+
+
+def read(text: str) -> Load:
+    """The output of dnsperf. Raises Failed when there were other answers than NOERROR."""
     found = re.search(r"Queries per second:\s+([\d.]+)", text)
     lost = re.search(r"Queries lost:\s+(\d+)", text)
     longest = re.search(r"Average Latency \(s\):.*max ([\d.]+)\)", text)
@@ -58,6 +64,8 @@ def dnsperf(host: Host, port: int, queries: str, *arguments: str, verbose: bool 
     if "NXDOMAIN" in text or "SERVFAIL" in text:
         raise Failed("dnsperf: not every query was answered with NOERROR")
     latencies = [float(value) * 1e6 for value in re.findall(r"^> NOERROR \S+ \S+ ([\d.]+)", text, re.MULTILINE)]
+    if latencies:  # a query that was never answered is no fast one
+        latencies += [math.inf] * int(lost[1])
     return Load(float(found[1]), int(lost[1]), float(longest[1]), latencies)
 
 
@@ -99,12 +107,13 @@ def dnsmasq(host: Host) -> Iterator[None]:
 
 
 def worker_memory_mb(host: Host) -> float:
+    """Resident megabytes (10^6 bytes); proc(5) counts in KiB."""
     for pid in processes.inside(host.pid):
         if "weavenet.dns" in processes.arguments(pid):
             text = Path(f"/proc/{pid}/status").read_text()
             found = re.search(r"VmRSS:\s+(\d+) kB", text)
             if found:
-                return int(found[1]) / 1000
+                return int(found[1]) * 1024 / 1e6
     raise Failed(f"no DNS worker runs in {host.name}")
 
 

@@ -129,7 +129,8 @@ def lab(count: int, gate: Gate) -> Iterator[list[Host]]:
                 _show_log(host)
             raise
     finally:
-        run([WEAVE, "lab", "down", "--lab", LAB])
+        if LAB in lab_state.existing():  # else a lab that could not be made would be reported as one that is not there
+            run([WEAVE, "lab", "down", "--lab", LAB])
 
 
 def _show_log(host: Host) -> None:

@@ -93,7 +93,7 @@ def test_mounts_of_its_own_are_not_yet_a_file_of_its_own() -> None:
 @contextmanager
 def seen_by(command: list[str], script: str) -> Iterator[netns.Container]:
     """A process that has run ``script``."""
-    command = [*command, "sh", "-c", f"{script}; echo ready; read end"]
+    command = [*command, "sh", "-c", f"set -e; {script}; echo ready; read end"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -129,7 +129,8 @@ def test_what_an_unprivileged_user_mounts_there_is_not_changed(tmp_path: Path) -
             parent.chmod(0o755)
     (tmp_path / "hosts").write_text("of root\n")
     refused = pytest.raises(WeaveError, match="does not belong")
-    with seen_by(command, f"mount --bind {tmp_path}/hosts /etc/hosts") as container, refused:
+    mounted = f"{OWN_ETC}; : > /etc/hosts; mount --bind {tmp_path}/hosts /etc/hosts"
+    with seen_by(command, mounted) as container, refused:
         hostsfile.write(container, ATTACHMENT)
     assert (tmp_path / "hosts").read_text() == "of root\n"
     (tmp_path / "hosts").unlink()

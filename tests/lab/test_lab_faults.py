@@ -132,10 +132,6 @@ def test_reboot_keeps_disk_machine_id_and_mac_but_not_boot_id_run_and_processes(
     assert reachable(lab) == ALL - {"h3h4"}  # the fault outlives the port it was at
 
 
-def inits(lab: Lab, host: str) -> list[int]:
-    return [pid for pid in processes.marked(lab.name) if processes.arguments(pid)[-1] == host]
-
-
 def test_a_reboot_that_is_interrupted_leaves_the_host_down(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -143,7 +139,7 @@ def test_a_reboot_that_is_interrupted_leaves_the_host_down(lab: Lab, monkeypatch
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(underlay, "connect", interrupt)
         lab.reboot("h2")
-    assert inits(lab, "h2") == []
+    assert processes.inits(lab.name, "h2") == []
     assert not lab.state.hosts["h2"].is_running
     lab.reboot("h2")
     assert reachable(lab) == ALL
@@ -152,11 +148,11 @@ def test_a_reboot_that_is_interrupted_leaves_the_host_down(lab: Lab, monkeypatch
 def test_a_disk_has_one_host_also_after_a_reboot_was_killed(lab: Lab) -> None:
     lab.kill("h3")
     labs._start_hosts(lab.state, [lab.state.hosts["h3"]])  # and its process id was never written down
-    assert len(inits(lab, "h3")) == 1
+    assert len(processes.inits(lab.name, "h3")) == 1
     lab.reboot("h3")
-    assert inits(lab, "h3") == [lab.host("h3").pid]
+    assert processes.inits(lab.name, "h3") == [lab.host("h3").pid]
     lab.kill("h3")
-    assert inits(lab, "h3") == []
+    assert processes.inits(lab.name, "h3") == []
     lab.reboot("h3")
     assert reachable(lab) == ALL
 

@@ -93,6 +93,24 @@ def test_down_after_paused_killed_and_broken_parts(lab_name: str) -> None:
     remains.expect_nothing_added(lab_name, before)
 
 
+def test_down_ends_what_entered_the_underlay_and_lost_its_marks(lab_name: str) -> None:
+    before = remains.snapshot(lab_name)
+    Lab.up(lab_name, of_count(1))
+    namespaces = remains.namespaces_of(lab_name)
+    entered = subprocess.Popen(
+        [LAUNCHER, "lab", "exec", "--lab", lab_name, "underlay", "--", "env", "-i", "sleep", "999"]
+    )
+    try:
+        wait_until(lambda: processes.arguments(entered.pid)[:1] == ["sleep"], 20, "the command to run")
+        assert entered.pid not in processes.marked(lab_name)
+        labs.down(lab_name)
+        remains.expect_nothing_added(lab_name, before, namespaces)
+        assert entered.wait(20) == -signal.SIGKILL
+    finally:
+        entered.kill()
+        entered.wait()
+
+
 @pytest.mark.parametrize("step", ["build", "connect", "apply_faults"])
 def test_up_that_fails_leaves_nothing(lab_name: str, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:

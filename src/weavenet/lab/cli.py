@@ -264,9 +264,9 @@ def exec_(name: str | None, place: str, command: tuple[str, ...]) -> None:
     """
     lab = _open(name)
     argv = list(command[1:] if command[:1] == ("--",) else command) or ["sh"]
-    if place == labs.UNDERLAY:
+    if place == processes.UNDERLAY:
         entering = [requirements.tool("nsenter"), "-t", str(lab.state.underlay_pid), "-n", "--", *argv]
-        environment = {**os.environ, **processes.marks(lab.name, labs.UNDERLAY)}
+        environment = {**os.environ, **processes.marks(lab.name, processes.UNDERLAY)}
     else:
         host_name, _, container = place.partition(":")
         host = lab.host(host_name)

@@ -21,13 +21,13 @@ from weavenet.core.errors import Code, Failure, WeaveError
 from weavenet.lab import processes, requirements, state, underlay
 from weavenet.lab.host import Container, Host
 from weavenet.lab.nat import Nat
+from weavenet.lab.processes import UNDERLAY
 from weavenet.lab.state import HostState, LabState, Loss, Narrow, pair
 from weavenet.lab.topology import Topology, plan
 from weavenet.lab.waiting import wait_until
 
 START_TIMEOUT_S = 30.0
 PINGS_AT_ONCE = 8
-UNDERLAY = "underlay"
 
 _BOOT = Path(__file__).with_name("boot.py")
 _INIT = Path(__file__).with_name("init.py")
@@ -377,8 +377,8 @@ def _begin(current: LabState, host: str, spec: dict[str, object]) -> subprocess.
 
 
 def _end_inits(lab: str, host: str) -> bool:
-    """Ends every PID 1 of a host, and whoever is just starting one; False when there was none."""
-    found = [pid for pid in processes.marked(lab) if processes.arguments(pid)[-3:] == ["weave-lab", lab, host]]
+    """False when there was none."""
+    found = processes.inits(lab, host)
     for pid in found:
         processes.end_tree(pid)
     return bool(found)

@@ -1,8 +1,8 @@
 """Which processes belong to a lab, and ending them: the one thing a lab leaves on the machine.
 
 Every process of a lab has ``WEAVELAB=<lab>/<host>`` in its environment, from its PID 1 down, and which machine the lab
-belongs to. Nothing without these marks, and outside the hosts' PID namespaces, is ever signalled: a container on this
-machine may have labs of the same names.
+belongs to. Nothing without these marks, and outside the hosts' PID namespaces and the underlay's network namespace, is
+ever signalled: a container on this machine may have labs of the same names.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from weavenet.lab.waiting import wait_until
 MARK = "WEAVELAB"
 MACHINE = "WEAVELAB_MACHINE"
 """The PID namespace in which ``weave lab`` was run."""
+UNDERLAY = "underlay"
+"""In the place of a host: the namespace of the network between them."""
 TOKEN = "WEAVELAB_TOKEN"  # distinguishes one command that runs in a host from the others
 END_DEADLINE_S = 20.0
 
@@ -95,6 +97,11 @@ def marked(lab: str | None = None) -> dict[int, str]:
     return found
 
 
+def inits(lab: str, host: str) -> list[int]:
+    """Every PID 1 of a host, or the keeper of the ``underlay``, and whoever is just starting one."""
+    return [pid for pid in marked(lab) if arguments(pid)[-3:] == ["weave-lab", lab, host]]
+
+
 def inside_host() -> bool:
     """Whether this process runs in a host of a lab, and so sees neither the machine's processes nor its labs."""
     return MARK in environment(1)
@@ -107,10 +114,17 @@ def send(pids: Iterable[int], number: signal.Signals) -> None:
 
 
 def end_all(lab: str) -> None:
-    """SIGKILL to everything of the lab until nothing is left; works on stopped processes too."""
+    """SIGKILL to everything of the lab until nothing is left; works on stopped processes too.
+
+    Also to what entered the underlay and lost its marks, as `sudo` drops them: it would keep the namespace.
+    """
+    keepers = (namespace(pid, "net") for pid in inits(lab, UNDERLAY))
+    underlays = set(keepers) - {"", namespace(os.getpid(), "net"), namespace(1, "net")}
 
     def gone() -> bool:
-        alive = marked(lab)
+        alive = set(marked(lab))
+        if underlays:
+            alive.update(pid for pid in all_pids() if namespace(pid, "net") in underlays and start_time(pid))
         send(alive, signal.SIGKILL)
         return not alive
 

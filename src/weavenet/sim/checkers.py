@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from weavenet.core.effects import Change
+from weavenet.core.node import Node
 from weavenet.core.ranges import RANGE_BITS, Ranges, base
 from weavenet.core.ring.segments import Ring
 from weavenet.core.types import PeerId, Position, Segment, Stamp, entry_hash
@@ -231,9 +232,7 @@ class Checker:
     def _check_ring(self, host: Host, ledger: Ledger, ring: Ring) -> None:
         node = host.node
         assert node is not None
-        self._check_canonical(host, ring)
-        if node.log.genesis is not None and ring.segments and not _covers(ring, self._area):
-            raise Violation("I1", f"{host.label}: ring is not full after genesis")
+        self._check_fullness(host, node)
         limit = node.log.position
         changed = _differences(ledger.ring.segments if ledger.ring is not None else (), ring.segments)
         for low, high, before, after in changed:
@@ -242,12 +241,31 @@ class Checker:
             if limit is None or after.position > limit:
                 raise Violation("I3", f"{host.label}: {low}..{high} is stamped {after.position}, log ends at {limit}")
         before_own = set(ledger.own)
-        owned = [(s.start, s.end) for s in ring.segments if s.stamp.owner == host.peer]
-        has_ended = node.membership.fenced or node.membership.leaving.has_offered
-        ledger.own = [] if has_ended else _without(owned, ledger.held)
+        ledger.own = self._own(host, node)
         self._check_sole_owner(host, [interval for interval in ledger.own if interval not in before_own])
         for address in list(ledger.alloc):
             self._check_held(host, address, ring)
+
+    @staticmethod
+    def _own(host: Host, node: Node) -> list[tuple[int, int]]:
+        """What ``host`` takes for its own and may use."""
+        if node.membership.fenced or node.membership.leaving.has_offered:
+            return []
+        owned = [(s.start, s.end) for s in node.ring.segments if s.stamp.owner == host.peer]
+        return _without(owned, node.ipam.held)
+
+    def _check_fullness(self, host: Host, node: Node) -> None:
+        self._check_canonical(host, node.ring)
+        if node.log.genesis is not None and node.ring.segments and not _covers(node.ring, self._area):
+            raise Violation("I1", f"{host.label}: ring is not full after genesis")
+
+    def _check_state(self, host: Host, node: Node) -> None:
+        """I1 and I3, as far as a ring by itself shows them."""
+        self._check_fullness(host, node)
+        limit = node.log.position
+        for segment in node.ring.segments:
+            if limit is None or segment.stamp.position > limit:
+                raise Violation("I3", f"{host.label}: {segment} is ahead of the log, which ends at {limit}")
 
     def _check_canonical(self, host: Host, ring: Ring) -> None:
         previous: Segment | None = None
@@ -378,21 +396,27 @@ class Checker:
 
     def full_scan(self) -> None:
         """Raises Violation; ``checker`` when the incremental state disagrees with the world."""
-        shown: dict[str, list[int]] = {}
+        shown: dict[str, dict[int, PeerId]] = {}
         for host in self._hosts:
             node, ledger = host.node, self._ledgers[host.index]
             if node is not None:
                 if node.log.hash != ledger.log_hash or node.ring is not ledger.ring:
                     raise Violation("checker", f"{host.label} changed its log or ring unnoticed")
-                if node.ring.segments:
-                    self._check_canonical(host, node.ring)
+                if ledger.own != self._own(host, node) or ledger.alloc != _allocations(host.disk.written()):
+                    raise Violation("checker", f"{host.label} owns or holds something else than is remembered")
+                self._check_state(host, node)
                 self._check_sole_owner(host, ledger.own)
                 for address in ledger.alloc:
                     self._check_held(host, address)
             for address in ledger.alloc:
                 if self._offset(address) is not None and self._is_visible(host, address):
-                    shown.setdefault(address, []).append(host.index)
-        if {address: sorted(holders) for address, holders in self._shown.items() if holders} != shown:
+                    shown.setdefault(address, {})[host.index] = host.kernel_peer
+        remembered = {
+            address: {index: self._ledgers[index].shown.get(address) for index in holders}
+            for address, holders in self._shown.items()
+            if holders
+        }
+        if remembered != shown:
             raise Violation("checker", "the index of visible addresses is wrong")
         for address, holders in shown.items():
             if len(holders) > 1:

@@ -40,10 +40,17 @@ class Disk:
             self._begin()
         self.on_append(changes)
 
+    def written(self) -> dict[tuple[str, bytes], bytes]:
+        """What it will hold when all that it was given is durable."""
+        rows = dict(self.durable)
+        for changes in self._queue:
+            _apply(rows, changes)
+        return rows
+
     def crash(self) -> dict[tuple[str, bytes], bytes]:
         """Lose what is not durable, except a random prefix of it; the survivors are returned for the next start."""
         for _ in range(self._rng.randint(0, len(self._queue)) if self._queue else 0):
-            self._apply(self._queue.popleft())
+            _apply(self.durable, self._queue.popleft())
         self._queue.clear()
         self._committing = 0
         self._generation += 1
@@ -53,7 +60,7 @@ class Disk:
     def write_now(self, changes: tuple[Change, ...]) -> None:
         """One commit of a program that does nothing else meanwhile."""
         self.crash()
-        self._apply(changes)
+        _apply(self.durable, changes)
 
     def wipe(self) -> None:
         """The disk is gone; an empty one takes its place."""
@@ -73,17 +80,18 @@ class Disk:
         if generation != self._generation:
             return
         for _ in range(self._committing):
-            self._apply(self._queue.popleft())
+            _apply(self.durable, self._queue.popleft())
         self.acknowledged += self._committing
         self._committing = 0
         if self._queue:
             self._begin()
         self.on_durable()
 
-    def _apply(self, changes: tuple[Change, ...]) -> None:
-        for change in changes:
-            key = (change.table, change.key)
-            if change.value is None:
-                self.durable.pop(key, None)
-            else:
-                self.durable[key] = change.value
+
+def _apply(rows: dict[tuple[str, bytes], bytes], changes: tuple[Change, ...]) -> None:
+    for change in changes:
+        key = (change.table, change.key)
+        if change.value is None:
+            rows.pop(key, None)
+        else:
+            rows[key] = change.value

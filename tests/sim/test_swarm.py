@@ -17,7 +17,7 @@ import click
 import pytest
 
 from weavenet.sim import scale
-from weavenet.sim.cli import Job, describe_failure, main, replay, run_job
+from weavenet.sim.cli import Job, describe_failure, main, replay, run_job, run_jobs
 from weavenet.sim.scale import ScaleOptions, ScaleWorld
 from weavenet.sim.trace import TAIL_LINES
 from weavenet.sim.world import STEPS_DEFAULT
@@ -82,6 +82,14 @@ def test_a_violation_names_seed_and_replay(capsys: pytest.CaptureFixture[str], m
     arguments = ["--seeds", "20", "--first-seed", "1", "--peers", "3", "--steps", "40", "--failures", "2"]
     assert main(arguments) == 1
     assert capsys.readouterr().out.count("replay: weave sim --seed") == 2
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_failure_of_the_simulator_itself_names_the_seed(processes: int) -> None:
+    job = Job(4, 3, 3, steps=None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError) as caught:
+        list(run_jobs([job], processes))
+    assert "weave sim --seed 4 --peers 3-3" in caught.value.__notes__[0]
 
 
 def test_scale_run_prints_its_figures(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,8 +50,13 @@ class Outcome(NamedTuple):
 
 
 def run_job(job: Job) -> Outcome:
-    """One history without a trace; ``violation`` is empty when it was fine."""
-    world, violation = run_seed(job.seed, job.options())
+    """One history without a trace; ``violation`` is empty when it was fine. What the simulator itself raises says in
+    which history."""
+    try:
+        world, violation = run_seed(job.seed, job.options())
+    except Exception as error:
+        error.add_note(f"the simulator failed in seed {job.seed}; replay: {replay_command(job)}")
+        raise
     return Outcome(job.seed, world.steps, str(violation) if violation else "")
 
 

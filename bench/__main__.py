@@ -9,7 +9,7 @@ import sys
 from typing import Protocol
 
 from bench import document
-from bench.gate import Gate
+from bench.gate import Gate, adopt_orphans
 from bench.options import Options
 from bench.table import Result
 
@@ -39,6 +39,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(f"expected one of {', '.join(BENCHES)}; found: {', '.join(unknown)}")
     if parsed.quick and parsed.write:
         parser.error("--quick figures are not worth writing down")
+    if parsed.repeat < 0:
+        parser.error(f"expected --repeat of at least 1; found: {parsed.repeat}")
     if (parsed.rows or parsed.columns) and (parsed.write or parsed.names != ["planes"]):
         parser.error("--rows and --columns are for planes alone, and without --write")
     return parsed
@@ -57,19 +59,19 @@ def main(arguments: list[str]) -> int:
         return 1
     rows, columns = (tuple(filter(None, text.split(","))) for text in (parsed.rows, parsed.columns))
     options = Options(parsed.quick, parsed.repeat, rows, columns)
+    adopt_orphans()
     failed = 0
     for name in names:
         bench: Bench = importlib.import_module(f"bench.{name}")
         try:
             result = bench.measure(options, Gate(attempts_max=1 if parsed.no_gate else 6))
+            text = document.section(f"bench/run {name}", result)
+            print(f"{name}: {text}")
+            if parsed.write:
+                document.write(name, text)
         except Exception as problem:  # the other benches still have something to say
             print(f"bench: {name}: {type(problem).__name__}: {problem}", file=sys.stderr)
             failed = 1
-            continue
-        text = document.section(f"bench/run {name}", result)
-        print(f"{name}: {text}")
-        if parsed.write:
-            document.write(name, text)
     return failed
 
 

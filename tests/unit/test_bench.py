@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from bench import dns, hosts
+from bench.__main__ import parse
 from bench.gate import Gate
 from bench.table import percentile
 
@@ -31,3 +32,10 @@ def test_a_lab_that_cannot_be_made_is_reported_with_the_reason(tmp_path: Path, m
 def test_a_lost_query_is_no_fast_one() -> None:
     assert dns.read(DNSPERF.format(lost=0)).latencies_us == pytest.approx([50, 70])
     assert percentile(dns.read(DNSPERF.format(lost=1)).latencies_us, 99) == math.inf
+
+
+@pytest.mark.parametrize("arguments", [["nothing"], ["ring", "--repeat", "-1"], ["ring", "--quick", "--write"]])
+def test_bad_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(arguments)
+    assert "error: " in capsys.readouterr().err

@@ -137,6 +137,16 @@ def test_a_second_lab_of_the_same_name_is_refused_and_harmless(lab: Lab) -> None
     assert lab.host("h1").run(["ping", "-c1", "-W2", "-q", "h2"]).returncode == 0
 
 
+def test_a_host_may_be_called_like_a_word_of_the_tools(make_lab: MakeLab) -> None:
+    odd = make_lab(Topology(hosts=[HostEntry(name) for name in ("a", "up", "eth0", "master")]))
+    odd.cut("a", "up")
+    odd.loss("up", "eth0", 1)
+    odd.mtu("up", "master", 1280)
+    odd.reboot("up")
+    reached = {name: odd.host("up").run(["ping", "-c1", "-W1", "-q", name]).returncode for name in odd.state.hosts}
+    assert reached == {"a": 1, "up": 0, "eth0": 0, "master": 0}
+
+
 def test_a_topology_gives_addresses_and_links(make_lab: MakeLab) -> None:
     shape = Topology(
         hosts=[HostEntry("left", "172.30.0.10"), HostEntry("middle"), HostEntry("right")],

@@ -30,10 +30,13 @@ from weavenet.lab.state import HostState, LabState, Loss, pair
 HOSTS_MAX = 50
 UNDERLAY = "192.168.77.0/24"
 WEAVE_RANGE = ipaddress.IPv4Network("10.32.0.0/12")
+UNFIT = (WEAVE_RANGE, *map(ipaddress.IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.53.53/32", "224.0.0.0/3")))
+"""Weave's own, its DNS server's, and what no host on a network has (RFC 6890)."""
 MTU_MIN, MTU_MAX = 576, 65_535
 """What every IPv4 host takes, and the largest there is (RFC 791)."""
 HOST_NAME = re.compile(r"[a-z][a-z0-9-]{0,11}")  # also the name of its port, which the kernel bounds to 15
-RESERVED = frozenset({"underlay", "localhost", "lo"})
+RESERVED = frozenset({"underlay", "localhost", "lo", "all", "default"})
+"""Taken in the underlay or in /etc/hosts, or no name of a device: the kernel has settings of these names for all."""
 
 
 class HostEntry(msgspec.Struct, forbid_unknown_fields=True):
@@ -104,9 +107,9 @@ def plan(name: str, topology: Topology) -> LabState:
         network = ipaddress.IPv4Network(topology.address)
     except ValueError as problem:
         raise _refused("address is an IPv4 network", str(problem), f'address = "{UNDERLAY}"') from None
-    if network.overlaps(WEAVE_RANGE) or network.num_addresses < len(topology.hosts) + 3:
+    if any(map(network.overlaps, UNFIT)) or network.num_addresses < len(topology.hosts) + 3:
         raise _refused(
-            f"the underlay has room for {len(topology.hosts)} hosts and lies outside {WEAVE_RANGE}",
+            f"the underlay has room for {len(topology.hosts)} hosts and lies outside {', '.join(map(str, UNFIT))}",
             str(network),
             f'address = "{UNDERLAY}"',
         )

@@ -109,7 +109,7 @@ def connect(state: LabState, hosts: Sequence[HostState]) -> None:
     """A cable from the bridge to ``eth0`` of each host, made in the namespaces it belongs to, and its address."""
     cables = "".join(
         f"link add name {host.port} type veth peer name eth0 address {host.mac} netns {host.pid}\n"
-        f"link set {host.port} master {BRIDGE} up\n"
+        f"link set dev {host.port} master {BRIDGE} up\n"  # without "dev", a host "a" is short for "address"
         for host in hosts
     )
     in_network(state.underlay_pid, ["ip", "-batch", "-"], cables)
@@ -132,6 +132,7 @@ def disconnect(state: LabState, host: HostState) -> None:
             requirements.tool("ip"),
             "link",
             "del",
+            "dev",
             host.port,
         ],
         capture_output=True,  # "Cannot find device": the kernel was faster

@@ -65,6 +65,27 @@ def test_run_exec_in_and_rm_of_a_container(lab: Lab, capsys: pytest.CaptureFixtu
     assert refused(capsys, "rm", "h1", "web", "--lab", lab.name)[0] == 4
 
 
+def test_options_of_a_containers_command_are_its_own(lab: Lab) -> None:
+    whole = [
+        LAUNCHER,
+        "lab",
+        "run",
+        "h1",
+        "--name",
+        "own",
+        "--lab",
+        lab.name,
+        "--",
+        "sh",
+        "-c",
+        "echo hello; sleep 500",
+    ]
+    assert subprocess.run(whole, capture_output=True, text=True, check=False).stdout == "netns:own\n"
+    log = lab.host("h1").disk / "log/container-own.log"
+    wait_until(lambda: log.exists() and log.read_text() == "hello\n", 20, "the command to speak")
+    lab.host("h1").container("own").remove()
+
+
 def test_list_shows_hosts_and_faults(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     of_lab = ["--lab", lab.name]
     assert main(["partition", *of_lab, "h1,h2", "/", "h3"]) == 0

@@ -6,7 +6,8 @@ import importlib
 
 import click
 
-_PASS_ON = {"ignore_unknown_options": True, "help_option_names": []}
+# Not interspersed: from the verb on nothing is looked at, so that `--` arrives, too.
+_PASS_ON = {"ignore_unknown_options": True, "help_option_names": [], "allow_interspersed_args": False}
 
 
 @click.command(context_settings=_PASS_ON)
